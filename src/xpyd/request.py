@@ -1,0 +1,55 @@
+"""A request, the stages of its way, and the timeline that every latency is computed from.
+
+Everything here is plain data: no tensors, no ranks to talk to. Stamps are integer nanoseconds on the client's clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Stage(StrEnum):
+    """The stages of a request, in order. ``TRANSFER_BEGIN`` may precede ``PREFILL_END`` (layerwise hand-off)."""
+
+    ARRIVED = "arrived"  # due at the client: the open-loop arrival time, not the time it was sent
+    ROUTED = "routed"  # sent to a worker
+    PREFILL_BEGIN = "prefill_begin"
+    PREFILL_END = "prefill_end"
+    TRANSFER_BEGIN = "transfer_begin"  # first span posted by the source
+    TRANSFER_END = "transfer_end"  # last byte landed at the destination
+    DECODE_ADMIT = "decode_admit"  # in a decode batch
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as the workload made it. Lengths in tokens; ``arrival_offset_ns`` counts from its block's begin."""
+
+    request_id: int
+    arrival_offset_ns: int
+    input_len: int
+    output_len: int
+    class_name: str = "default"
+    seed: int = 0
+
+    def prompt(self, vocab_size: int) -> NDArray[np.int32]:
+        """The prompt's token ids, shape [input_len], made from ``seed`` alone: both arms see the same prompt."""
+        generator = np.random.default_rng(self.seed)
+        return generator.integers(0, vocab_size, size=self.input_len, dtype=np.int32)
+
+
+@dataclass(slots=True)
+class Timeline:
+    """What is known of one request so far: a stamp per stage and one per token (client's clock, ns)."""
+
+    stages: dict[Stage, int] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        return Stage.FINISHED in self.stages or Stage.FAILED in self.stages

@@ -1,0 +1,92 @@
+"""What a transport is: it moves spans between registered buffers of two ranks, and knows nothing of requests.
+
+Two-sided: the source posts a send, the destination a receive, and the tag pairs them. No thread: a transport moves
+only inside ``progress()``, which the worker calls between layers and between steps. Names follow UCX.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+TAG_LIMIT = 2**31  # tags are below it: MPI promises no more
+
+
+class Span(NamedTuple):
+    """One contiguous piece of the registered buffer, in bytes."""
+
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a transport declares; checked before anything starts."""
+
+    cross_node: bool
+    peer_errors: bool  # a dead peer is reported by the transport itself, within seconds
+    names_device: bool  # endpoints can say which transport and device they use
+
+
+class TransportError(RuntimeError):
+    """A transfer failed; the message names the peer and what to do."""
+
+
+class Ticket(ABC):
+    """One posted send or receive."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """True when complete. Raises TransportError when it failed. Never blocks; does not progress."""
+
+
+class Transport(ABC):
+    """Spans between the registered buffers of ranks. Create, ``register``, ``address``, ``connect``, post, ``close``."""
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    @abstractmethod
+    def register(self, buffer: Bytes) -> None:
+        """Take ``buffer`` (shape [nbytes], uint8, a view of the pool) as the memory that spans refer to."""
+
+    @abstractmethod
+    def address(self) -> bytes:
+        """What a peer needs to reach this rank; exchanged over MPI by the caller."""
+
+    @abstractmethod
+    def connect(self, addresses: Mapping[int, bytes]) -> None:
+        """Create an endpoint to each rank of ``addresses`` and leave it warm (first message already exchanged).
+
+        Collective among the ranks concerned: each lists the others.
+        """
+
+    @abstractmethod
+    def send(self, peer: int, span: Span, tag: int) -> Ticket:
+        """Post a send of ``span`` to ``peer``; no copy is made, the span must stay unchanged until done."""
+
+    @abstractmethod
+    def recv(self, peer: int, span: Span, tag: int) -> Ticket:
+        """Post a receive from ``peer`` straight into ``span``."""
+
+    @abstractmethod
+    def progress(self) -> bool:
+        """Move what can be moved without blocking; True when something moved."""
+
+    @abstractmethod
+    def route(self, peer: int) -> str:
+        """The transport and device really used towards ``peer``, such as ``tcp/eth0``; "unknown" where it can't tell."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release endpoints and memory. Safe to call twice."""
+
+    def __init__(self) -> None:
+        self.sent_bytes = 0  # counted when posted
+        self.received_bytes = 0

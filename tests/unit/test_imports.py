@@ -1,0 +1,105 @@
+"""Imports point down: the floor table of the design, enforced on the source of every module."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# The longest matching prefix gives a module its floor; a module imports only from floors below, or its own package.
+FLOORS = {
+    "xpyd.units": 0,
+    "xpyd.request": 0,
+    "xpyd.placement": 0,
+    "xpyd.model.spec": 0,
+    "xpyd.records": 1,
+    "xpyd.metrics": 1,
+    "xpyd.clock": 1,
+    "xpyd.kv.blocks": 1,
+    "xpyd.workload": 1,
+    "xpyd.economics": 1,
+    "xpyd.kv": 2,
+    "xpyd.scheduler": 2,
+    "xpyd.router": 2,
+    "xpyd.run_dir": 2,
+    "xpyd.transport": 3,
+    "xpyd.model": 3,
+    "xpyd.worker": 4,
+    "xpyd.config": 5,
+    "xpyd.launcher": 5,
+    "xpyd.entry": 5,
+    "experiments": 6,
+    "analysis": 6,
+}
+ANALYSIS_MAY_IMPORT = ("xpyd.records", "xpyd.metrics", "xpyd.units", "xpyd.request", "xpyd.economics", "analysis")
+# A library stays in the places that need it.
+ONLY_IN = {
+    "hydra": ("xpyd.config", "xpyd.entry", "experiments"),
+    "pandas": ("analysis",),
+    "torch": ("xpyd.kv.cache", "xpyd.kv.codec", "xpyd.model"),
+    "mpi4py": ("xpyd.placement", "xpyd.clock", "xpyd.run_dir", "xpyd.transport.mpi", "xpyd.worker", "xpyd.entry"),
+    "ucxx": ("xpyd.transport.ucx",),
+    "ucp": ("xpyd.transport.ucx",),
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for base, folder in (("xpyd", ROOT / "src/xpyd"), ("experiments", ROOT / "experiments"), ("analysis", ROOT / "analysis")):
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            name = ".".join((base, *parts)).removesuffix(".__init__")
+            found[name] = path
+    return found
+
+
+def floor_of(name: str) -> int | None:
+    best = max((prefix for prefix in FLOORS if within(name, prefix)), key=len, default=None)
+    return None if best is None else FLOORS[best]
+
+
+def within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def imported(path: Path, known: dict[str, Path]) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if inner in known else node.module)
+    return names
+
+
+KNOWN = modules()
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_imports_point_down(name: str) -> None:
+    mine = floor_of(name)
+    assert mine is not None or name == "xpyd", f"{name} has no floor in the table: add it"
+    for other in imported(KNOWN[name], KNOWN):
+        if not other.startswith(("xpyd.", "experiments", "analysis")):
+            continue
+        if within(name, "analysis"):
+            assert any(within(other, allowed) for allowed in ANALYSIS_MAY_IMPORT), f"{name} imports {other}"
+            continue
+        assert not within(other, "analysis"), f"{name} imports {other}"
+        theirs = floor_of(other)
+        assert theirs is not None, f"{other} has no floor"
+        same_package = name.rsplit(".", 1)[0] == other.rsplit(".", 1)[0]
+        assert theirs < mine or (theirs == mine and same_package), f"{name} (floor {mine}) imports {other} (floor {theirs})"
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_libraries_stay_in_their_places(name: str) -> None:
+    for other in imported(KNOWN[name], KNOWN):
+        allowed = ONLY_IN.get(other.split(".")[0])
+        if allowed is not None:
+            assert any(within(name, place) for place in allowed), f"{name} imports {other}; only {allowed} may"
