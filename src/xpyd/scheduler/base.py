@@ -1,12 +1,52 @@
 """What every scheduler shares: sequences, the plan of one step, admission by free blocks, preemption by recompute.
 
 Pure policy: ints and dataclasses only, no tensors and no ranks. A concrete scheduler decides one thing, how a step's
-token budget is filled (``fill``). The engine's loop is ``plan = schedule(); run(plan); commit(...)``.
+token budget is filled (``schedule``). The engine's loop is ``plan = schedule(); run(plan); commit(...)``.
+
+No live-lock: waiting sequences are admitted in order and none is overtaken, the youngest running one is preempted
+first, and the oldest therefore always moves. A preempted sequence goes back to the front, and its blocks fit again
+only after some older sequence has ended.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Gt
+
+from xpyd.kv.blocks import BlockAllocator
+
+Policy = Literal["chunked", "prefill_first"]
+
+
+class NeverFits(ValueError):
+    """A request that the whole pool could not hold; waiting would not help. The message says what would."""
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """One engine's limits, as vLLM names them. ``policy`` is for instances that prefill; decode has one of its own.
+
+    ``max_num_batched_tokens`` bounds a step: it is the chunk size of ``chunked``; under ``prefill_first`` a longer
+    prompt runs alone.
+    """
+
+    policy: Policy
+    max_num_seqs: Annotated[int, Gt(0)]
+    max_num_batched_tokens: Annotated[int, Gt(0)]
+    block_size: Annotated[int, Gt(0)]
+    num_kv_blocks: Annotated[int, Gt(0)]
+
+    def __post_init__(self) -> None:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} is below max_num_seqs={self.max_num_seqs}: a "
+                "step could not hold one token of every decode; raise the former or lower the latter"
+            )
 
 
 @dataclass(slots=True, eq=False)
@@ -23,6 +63,7 @@ class Sequence:
     outputs: list[int] = field(default_factory=list)
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
+    seed: int = 0  # for sampling
 
     @property
     def num_tokens(self) -> int:
@@ -32,6 +73,16 @@ class Sequence:
     def num_to_compute(self) -> int:
         """Known tokens without KV: 1 while decoding, more while (re)computing a prompt."""
         return self.num_tokens - self.num_computed
+
+    @property
+    def decoding(self) -> bool:
+        """Only its newest output has no KV yet. (The last single token of a prompt is still prefill.)"""
+        return bool(self.outputs) and self.num_to_compute == 1
+
+    @property
+    def max_kv_tokens(self) -> int:
+        """Tokens whose KV is ever needed: the last output's is not."""
+        return len(self.prompt) + self.max_output_tokens - 1
 
     @property
     def finished(self) -> bool:
@@ -65,3 +116,176 @@ class StepPlan:
     @property
     def empty(self) -> bool:
         return not self.prefills and not self.decodes
+
+
+class Scheduler(ABC):
+    """Queues, blocks and seats of one engine. Oldest first in ``waiting`` and ``running``.
+
+    A sequence ends in ``commit`` but keeps its blocks until ``release``: a prefill instance still has to send them.
+    """
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self._blocks = BlockAllocator(config.num_kv_blocks, config.block_size)
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._known: dict[int, Sequence] = {}  # every sequence that waits, runs or holds blocks
+        self._num_reserved = 0  # tables handed out by reserve() whose sequence is not admitted yet
+
+    @abstractmethod
+    def schedule(self) -> StepPlan:
+        """Decide the next step: admits, allocates blocks, preempts. Empty when nothing can run now."""
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._blocks.num_free
+
+    @property
+    def waiting(self) -> tuple[Sequence, ...]:
+        return tuple(self._waiting)
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        return tuple(self._running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence. Raises NeverFits when prompt and output together exceed the pool."""
+        assert sequence.prompt, f"request {sequence.request_id} has an empty prompt"
+        assert not sequence.block_table, f"request {sequence.request_id} has blocks already: admit it"
+        self._register(sequence)
+        self._waiting.append(sequence)
+
+    def reserve(self, num_blocks: int) -> list[int] | None:
+        """Blocks for KV that is about to arrive, to be admitted later; None while there is no room (back-pressure).
+
+        Room is a free seat, no sequence waiting (a preempted one goes first), and ``num_blocks`` free blocks beside
+        one for every sequence that may still grow. Raises NeverFits when the pool has not as many blocks.
+        """
+        if num_blocks > self._blocks.num_blocks:
+            raise NeverFits(
+                f"{num_blocks} KV blocks are to arrive, the pool has {self._blocks.num_blocks}; raise "
+                "scheduler.num_kv_blocks or shorten the request"
+            )
+        if self._waiting or not self._seat_free() or num_blocks + self._headroom() > self.num_free_blocks:
+            return None
+        self._num_reserved += 1
+        return self._blocks.allocate(num_blocks)
+
+    def admit(self, sequence: Sequence) -> None:
+        """Run a sequence whose prompt's KV arrived in a reserved table. Raises NeverFits, see ``add``."""
+        assert self._num_reserved, f"request {sequence.request_id} is admitted without a reserved table"
+        assert sequence.decoding, f"request {sequence.request_id} is not ready to decode"
+        self._register(sequence)
+        self._num_reserved -= 1
+        self._running.append(sequence)
+
+    def commit(self, plan: StepPlan, new_tokens: Mapping[int, int]) -> list[Sequence]:
+        """Record a step that was run: ``new_tokens[request_id]`` for each chunk that samples.
+
+        Returns the sequences that are finished; they run no more and hold their blocks until ``release``.
+        """
+        finished = []
+        for chunk in (*plan.decodes, *plan.prefills):
+            sequence, samples = chunk.sequence, chunk.samples
+            sequence.num_computed += chunk.num_tokens
+            if samples:
+                sequence.outputs.append(new_tokens[sequence.request_id])
+            if sequence.finished:
+                self._running.remove(sequence)
+                finished.append(sequence)
+        return finished
+
+    def release(self, sequence: Sequence) -> None:
+        """Forget a sequence, wherever it is, and free its blocks. Not between ``schedule`` and ``commit``."""
+        del self._known[sequence.request_id]
+        if sequence in self._running:
+            self._running.remove(sequence)
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        self._free(sequence)
+
+    def abort(self, request_id: int) -> bool:
+        """Release a request by its id; False when it is not known here (it may have ended already)."""
+        sequence = self._known.get(request_id)
+        if sequence is not None:
+            self.release(sequence)
+        return sequence is not None
+
+    def _plan_decodes(self) -> tuple[list[Chunk], list[Sequence]]:
+        """One token for every decoding sequence, oldest first, and the sequences preempted to make room."""
+        decodes: list[Chunk] = []
+        preempted: list[Sequence] = []
+        todo = deque(sequence for sequence in self._running if sequence.decoding)
+        while todo:
+            sequence = todo.popleft()
+            while not self._grow(sequence):
+                victim = self._preempt_youngest()
+                preempted.append(victim)
+                if victim is sequence:
+                    break
+                if todo and todo[-1] is victim:
+                    todo.pop()
+            else:
+                decodes.append(Chunk(sequence, sequence.num_computed, 1))
+        return decodes, preempted
+
+    def _next_admitted(self) -> Sequence | None:
+        """Move the first waiting sequence to running, with blocks for all its known tokens; None when it must wait.
+
+        The blocks of a whole prompt are taken at once, so that a prompt under way never has to preempt.
+        """
+        if not self._waiting or not self._seat_free():
+            return None
+        num_blocks = self._blocks.blocks_for(self._waiting[0].num_tokens)
+        if num_blocks + self._headroom() > self.num_free_blocks:
+            return None
+        sequence = self._waiting.popleft()
+        sequence.block_table = self._blocks.allocate(num_blocks)
+        self._running.append(sequence)
+        return sequence
+
+    def _register(self, sequence: Sequence) -> None:
+        assert sequence.request_id not in self._known, f"request {sequence.request_id} is here already"
+        needed = self._blocks.blocks_for(sequence.max_kv_tokens)
+        if needed > self._blocks.num_blocks:
+            raise NeverFits(
+                f"request {sequence.request_id} needs {needed} KV blocks of {self._blocks.block_size} tokens "
+                f"({len(sequence.prompt)} input, {sequence.max_output_tokens} output tokens), the pool has "
+                f"{self._blocks.num_blocks}; raise scheduler.num_kv_blocks or shorten the request"
+            )
+        self._known[sequence.request_id] = sequence
+
+    def _seat_free(self) -> bool:
+        return len(self._running) + self._num_reserved < self.config.max_num_seqs
+
+    def _headroom(self) -> int:
+        """Blocks to leave free: one for each sequence that will still grow, so that admitting is not soon regretted."""
+        return sum(sequence.max_output_tokens > 1 for sequence in self._running) + self._num_reserved
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Make sure that the newest token has a slot; False when a block is needed and none is free."""
+        missing = self._blocks.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+        if missing > self.num_free_blocks:
+            return False
+        sequence.block_table.extend(self._blocks.allocate(missing))
+        return True
+
+    def _preempt_youngest(self) -> Sequence:
+        """Take the youngest running sequence's blocks; it computes all its known tokens again, before anyone new."""
+        victim = self._running.pop()
+        self._free(victim)
+        victim.num_computed = 0
+        self._waiting.appendleft(victim)
+        return victim
+
+    def _free(self, sequence: Sequence) -> None:
+        self._blocks.free(sequence.block_table)
+        sequence.block_table = []  # a new list: a message or a transfer may still refer to the old one

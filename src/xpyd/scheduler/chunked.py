@@ -1,0 +1,25 @@
+"""Chunked prefill: every decode first, then prompt chunks in what is left of the token budget.
+
+Sarathi-Serve's stall-free batching, and vLLM v1's default: a decode never waits for more than one step of at most
+``max_num_batched_tokens`` tokens, however long the prompt beside it.
+"""
+
+from __future__ import annotations
+
+from xpyd.scheduler.base import Chunk, Scheduler, Sequence, StepPlan
+
+
+class ChunkedScheduler(Scheduler):
+    def schedule(self) -> StepPlan:
+        decodes, preempted = self._plan_decodes()
+        budget = self.config.max_num_batched_tokens - len(decodes)
+        unfinished = iter([sequence for sequence in self._running if not sequence.decoding])
+        prefills: list[Chunk] = []
+        while budget > 0:
+            sequence: Sequence | None = next(unfinished, None) or self._next_admitted()
+            if sequence is None:
+                break
+            num_tokens = min(budget, sequence.num_to_compute)
+            prefills.append(Chunk(sequence, sequence.num_computed, num_tokens))
+            budget -= num_tokens
+        return StepPlan(prefills, decodes, preempted)

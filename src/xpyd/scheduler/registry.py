@@ -1,0 +1,19 @@
+"""Which scheduler an instance gets: the configured policy where prompts are computed, decode-only elsewhere."""
+
+from __future__ import annotations
+
+from xpyd.placement import Role
+from xpyd.scheduler.base import Scheduler, SchedulerConfig
+from xpyd.scheduler.chunked import ChunkedScheduler
+from xpyd.scheduler.decode_only import DecodeOnlyScheduler
+from xpyd.scheduler.prefill_first import PrefillFirstScheduler
+
+SCHEDULERS: dict[str, type[Scheduler]] = {
+    "chunked": ChunkedScheduler,
+    "prefill_first": PrefillFirstScheduler,
+}
+
+
+def build_scheduler(config: SchedulerConfig, role: Role) -> Scheduler:
+    """A fresh scheduler, with an empty pool, for an instance of ``role``."""
+    return (DecodeOnlyScheduler if role is Role.DECODE else SCHEDULERS[config.policy])(config)
