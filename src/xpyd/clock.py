@@ -1,0 +1,64 @@
+"""One clock for all ranks: stamps taken anywhere are given on the client's (rank 0's) monotonic clock.
+
+The offset is half of the fastest round trip's asymmetry, unknown; its bound is half of that round trip. Both are
+stored with the run. Ranks of one node share CLOCK_MONOTONIC, and the measurement must then agree with 0 within the bound.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any
+
+TAG = 7001
+
+
+@dataclass(frozen=True)
+class Clock:
+    """``now_ns()`` = this rank's monotonic clock + ``offset_ns``, right within ``error_ns``."""
+
+    offset_ns: int = 0
+    error_ns: int = 0
+
+    def now_ns(self) -> int:
+        return perf_counter_ns() + self.offset_ns
+
+    def at(self, local_ns: int) -> int:
+        """A stamp of this rank's ``perf_counter_ns`` on the client's clock."""
+        return local_ns + self.offset_ns
+
+
+def synchronise(comm: Any, rounds: int = 32) -> Clock:
+    """Measure this rank's offset to rank 0; collective. The fastest of ``rounds`` round trips counts (Cristian 1989)."""
+    clock = Clock()
+    for peer in range(1, comm.size):
+        if comm.rank == 0:
+            _answer(comm, peer, rounds)
+        elif comm.rank == peer:
+            clock = _ask(comm, rounds)
+        comm.Barrier()
+    return clock
+
+
+def _answer(comm: Any, peer: int, rounds: int) -> None:
+    buffer = bytearray(8)
+    for _ in range(rounds):
+        comm.Recv(buffer, source=peer, tag=TAG)
+        comm.Send(struct.pack("<q", perf_counter_ns()), dest=peer, tag=TAG)
+
+
+def _ask(comm: Any, rounds: int) -> Clock:
+    buffer = bytearray(8)
+    best = None
+    offset = 0
+    for _ in range(rounds):
+        sent = perf_counter_ns()
+        comm.Send(buffer, dest=0, tag=TAG)
+        comm.Recv(buffer, source=0, tag=TAG)
+        received = perf_counter_ns()
+        if best is None or received - sent < best:
+            best = received - sent
+            offset = struct.unpack("<q", buffer)[0] - (sent + received) // 2
+    assert best is not None
+    return Clock(offset, best // 2 + 1)
