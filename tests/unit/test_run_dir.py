@@ -1,0 +1,57 @@
+"""The run folder: nothing overwritten, streams readable before the end, DONE last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from xpyd.records import StageRow
+from xpyd.run_dir import RowWriter, RunDir
+
+
+def stage(request_id: int) -> StageRow:
+    return StageRow(block=0, request_id=request_id, stage="arrived", rank=0, t_ns=5)
+
+
+def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
+    RunDir.create(tmp_path, "compare", "mine")
+    with pytest.raises(FileExistsError, match=r"run\.name"):
+        RunDir.create(tmp_path, "compare", "mine")
+
+
+def test_folders_are_private(tmp_path: Path) -> None:
+    assert RunDir.create(tmp_path, "compare", None).path.stat().st_mode & 0o077 == 0
+
+
+def test_flushed_rows_are_readable_while_the_run_goes_on(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path, "compare", "r")
+    rows = RowWriter(run_dir, rank=3)
+    rows.write(stage(7))
+    rows.flush()
+    with pa.OSFile(str(run_dir.path / "streams/stages.rank3.arrow")) as file:
+        batch = pa.ipc.open_stream(file).read_next_batch()
+    assert batch.to_pylist()[0]["request_id"] == 7
+    rows.close()
+
+
+def test_finish_merges_ranks_and_writes_done_last(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path, "compare", "r")
+    for rank in (1, 2):
+        with RowWriter(run_dir, rank) as rows:
+            rows.write(stage(rank))
+    assert not run_dir.done
+    run_dir.finish()
+    assert run_dir.done
+    assert sorted(pq.read_table(run_dir.path / "stages.parquet")["request_id"].to_pylist()) == [1, 2]
+
+
+def test_muted_rows_are_dropped(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path, "compare", "r")
+    with RowWriter(run_dir, 1) as rows:
+        rows.muted = True
+        rows.write(stage(1))
+    run_dir.finish()
+    assert not (run_dir.path / "stages.parquet").exists()
