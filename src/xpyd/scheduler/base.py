@@ -204,7 +204,7 @@ class Scheduler(ABC):
         return finished
 
     def release(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it is, and free its blocks. Not between ``schedule`` and ``commit``."""
+        """Forget a sequence, wherever it is, and free its blocks. It must not be part of a step that still runs."""
         del self._known[sequence.request_id]
         if sequence in self._running:
             self._running.remove(sequence)
