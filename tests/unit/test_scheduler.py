@@ -84,18 +84,28 @@ def test_admission_leaves_a_block_for_those_that_grow_and_nobody_overtakes() -> 
     assert [s.request_id for s in scheduler.waiting] == [1, 2]
 
 
+def test_prompts_of_a_prefill_instance_may_fill_the_pool() -> None:
+    scheduler = build_scheduler(config(blocks=5), Role.PREFILL)
+    scheduler.add(sequence(0, input_len=7, output_len=1))
+    scheduler.add(sequence(1, input_len=9, output_len=1))
+    assert shape(step(scheduler)) == ([(0, 0, 7), (1, 0, 1)], [])
+
+
 def test_preemption_takes_the_youngest_and_recomputes_its_outputs_too() -> None:
     scheduler = ChunkedScheduler(config(tokens=16, blocks=4))
     old, young = sequence(0, input_len=4, output_len=6), sequence(1, input_len=4, output_len=8)
     scheduler.add(old)
     scheduler.add(young)
-    for _ in range(5):
+    step(scheduler)
+    behind = sequence(2, input_len=8)
+    scheduler.add(behind)
+    for _ in range(4):
         assert not step(scheduler).preempted
     plan = step(scheduler)  # both have 8 tokens with KV and need a third block; all four are taken
     assert shape(plan) == ([], [0])
     assert plan.preempted == [young]
     assert (young.num_computed, young.block_table, len(young.outputs)) == (0, [], 5)
-    assert scheduler.waiting == (young,)
+    assert scheduler.waiting == (young, behind)
     assert shape(step(scheduler)) == ([(1, 0, 9)], [])  # request 0 ended; prompt and five outputs once more
     assert len(young.outputs) == 6
 
