@@ -1,0 +1,55 @@
+# Everything a newcomer needs; each target does its own set-up. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.setup
+SETUP_DEV := $(VENV)/.setup-dev
+RUN = $(BIN)/python -m
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types check report economics bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(SETUP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded]'
+	touch $@
+
+$(SETUP_DEV): $(SETUP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	touch $@
+
+setup: $(SETUP) ## make the virtual environment and install xpyd with its embedded MPI and UCX (pip only, no root)
+
+demo: $(SETUP) ## run the main job on this machine: 1P1D against 2 colocated workers; table and HTML report
+	$(RUN) experiments.compare +preset=demo
+
+economics: $(SETUP) ## closed form, no ranks: both ledgers over prompt length and link rate
+	$(RUN) experiments.economics
+
+test: $(SETUP_DEV) ## the whole test suite; what needs root, Slurm or a GPU skips with the reason
+	$(RUN) pytest
+
+lint: $(SETUP_DEV) ## ruff, format check, shellcheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck $$(git ls-files '*.sh' '*.sbatch' '.ci/run')
+
+types: $(SETUP_DEV) ## mypy, strict
+	$(BIN)/mypy
+
+check: lint types test ## lint, types and tests
+
+format: $(SETUP_DEV) ## format and sort imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+report: $(SETUP) ## rebuild report.html of a run folder: make report RUN=runs/compare/...  (default: the latest)
+	$(RUN) analysis.report $(or $(RUN_FOLDER),$(shell ls -dt runs/*/*/ 2>/dev/null | head -n 1))
+
+clean: ## remove caches; keeps runs and the virtual environment
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -exec rm -rf {} +

@@ -1,0 +1,22 @@
+"""Closed form, no ranks: the transfer bill and the interference win over prompt length and link rate.
+
+    python -m experiments.economics model=llama3_70b 'economics.rates_gbps=[25,100,400]'
+"""
+
+from __future__ import annotations
+
+from xpyd.config import Economics
+from xpyd.economics.sweep import sweep
+from xpyd.entry import Job, main
+from xpyd.run_dir import RowWriter
+
+
+def run(job: Job) -> None:
+    config: Economics = job.config
+    with RowWriter(job.run_dir, rank=0) as rows:
+        for row in sweep(config.model, config.economics):
+            rows.write(row)
+
+
+if __name__ == "__main__":
+    main("economics", run)

@@ -1,0 +1,21 @@
+"""The bill alone: KV patterns between prefill and decode ranks without a model; fits alpha, gamma and bandwidth.
+
+    python -m experiments.transfer placement.allow_shared_node=true transport=ucx
+    mpirun -n 3 python -m experiments.transfer transport=mpi
+"""
+
+from __future__ import annotations
+
+from xpyd.config import Transfer
+from xpyd.entry import Job, main
+from xpyd.trial import finish, run_transfer
+
+
+def run(job: Job) -> None:
+    config: Transfer = job.config
+    run_transfer(config, job)
+    finish(job)
+
+
+if __name__ == "__main__":
+    main("transfer", run)

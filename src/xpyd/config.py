@@ -1,0 +1,241 @@
+"""The typed schema of every experiment, and its validation: Hydra composes, this module refuses.
+
+A typo, a wrong type, an out-of-range value or two settings that contradict each other fail here, before any rank
+starts, with the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+
+from annotated_types import Ge, Gt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from xpyd.economics.sweep import EconomicsConfig
+from xpyd.model.checkpoint_config import resolve_spec
+from xpyd.model.runner import SamplingConfig
+from xpyd.model.spec import ModelSpec
+from xpyd.placement import PlacementConfig
+from xpyd.router import RouterConfig
+from xpyd.scheduler.base import SchedulerConfig
+from xpyd.transport.fabric import FabricConfig
+from xpyd.transport.registry import TransportConfig
+from xpyd.worker.handoff import TransferConfig
+from xpyd.worker.interference import InterferenceSweep
+from xpyd.workload.config import WorkloadConfig
+from xpyd.workload.slo import SloConfig
+
+MIN_PAIRS_FOR_VERDICT = 5
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message lists every problem with its key."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where results go and how long a run may take."""
+
+    root: str = "runs"
+    name: str | None = None  # default: the time, with microseconds
+    drain_timeout_s: Annotated[float, Gt(0)] = 60.0  # without any sign of life at the end of a block
+    report: bool = True  # print the ledger and write report.html at the end
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How ranks are started when the command line runs outside MPI."""
+
+    kind: Literal["local", "mpirun", "srun"] = "local"
+    mpirun: str = "mpirun"  # the program; with `local` the one beside this Python wins
+    args: tuple[str, ...] = ()  # more options for it, such as --hostfile
+    timeout_s: Annotated[float, Gt(0)] = 3600.0
+    dry_run: bool = False  # validate, print the command that would start the ranks, and stop
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What every experiment has."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    experiment: str
+    model: ModelSpec
+    run: RunConfig
+
+    @property
+    def world_size(self) -> int:
+        """MPI ranks this experiment needs; 0: it runs in the calling process."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Economics(Experiment):
+    economics: EconomicsConfig
+
+
+@dataclass(frozen=True)
+class Ranked(Experiment):
+    """An experiment that runs on ranks."""
+
+    placement: PlacementConfig
+    launch: LaunchConfig
+
+    @property
+    def world_size(self) -> int:
+        return self.placement.world_size
+
+
+@dataclass(frozen=True)
+class WireSweep:
+    """The points of the ``transfer`` experiment: every size with every layer count and number of pieces in flight."""
+
+    payload_bytes: tuple[Annotated[int, Gt(0)], ...]
+    num_layers: tuple[Annotated[int, Gt(0)], ...]
+    pieces_in_flight: tuple[Annotated[int, Gt(0)], ...]
+    max_piece_bytes: Annotated[int, Gt(0)]
+    num_repeats: Annotated[int, Gt(0)]
+    held_out_bytes: tuple[Annotated[int, Gt(0)], ...] = ()  # measured, not fitted: the model is scored on these
+
+
+@dataclass(frozen=True)
+class Transfer(Ranked):
+    transport: TransportConfig
+    fabric: FabricConfig
+    sweep: WireSweep
+
+
+@dataclass(frozen=True)
+class Interference(Ranked):
+    scheduler: SchedulerConfig  # only its pool: block_size and num_kv_blocks
+    sweep: InterferenceSweep
+
+    def __post_init__(self) -> None:
+        needed = self.sweep.num_blocks(self.scheduler.block_size)
+        if needed > self.scheduler.num_kv_blocks:
+            raise ValueError(
+                f"scheduler.num_kv_blocks={self.scheduler.num_kv_blocks}: the sweep's largest point needs {needed}; "
+                "raise it, or shorten sweep.context_len, sweep.num_decode_seqs or sweep.chunk_tokens"
+            )
+
+
+@dataclass(frozen=True)
+class Serve(Ranked):
+    """One arm: the placement as it is."""
+
+    scheduler: SchedulerConfig
+    transport: TransportConfig
+    transfer: TransferConfig
+    fabric: FabricConfig
+    workload: WorkloadConfig
+    slo: SloConfig
+    num_blocks: Annotated[int, Gt(0)] = 1
+    router: RouterConfig = field(default_factory=RouterConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        self.transport.check(self.placement.num_workers)
+        spec = resolve_spec(self.model)
+        capacity = self.scheduler.num_kv_blocks * self.scheduler.block_size
+        longest = self.workload.max_tokens()
+        if longest > capacity:
+            raise ValueError(
+                f"scheduler.num_kv_blocks={self.scheduler.num_kv_blocks} x block_size={self.scheduler.block_size} "
+                f"holds {capacity} tokens, but the longest request of the workload has {longest}; raise "
+                f"scheduler.num_kv_blocks to at least {-(-longest // self.scheduler.block_size)} or shorten the workload"
+            )
+        if longest > spec.max_position_embeddings:
+            raise ValueError(
+                f"the longest request of the workload has {longest} tokens, model {spec.name} knows positions up to "
+                f"max_position_embeddings={spec.max_position_embeddings}; shorten workload lengths or raise it"
+            )
+
+
+@dataclass(frozen=True)
+class Compare(Serve):
+    """Both arms, paired. The colocated arm has as many workers as the placement."""
+
+    num_pairs: Annotated[int, Gt(0)] = MIN_PAIRS_FOR_VERDICT
+    null_control: bool = True  # play every pair's requests once more colocated: the A/A interval
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.placement.num_colocated:
+            raise ValueError(
+                f"placement.num_colocated={self.placement.num_colocated}: compare needs xPyD, such as placement=1p1d; "
+                "it derives the colocated arm with as many workers itself"
+            )
+        if self.num_blocks != 1:
+            raise ValueError(f"num_blocks={self.num_blocks} is read by serve only; compare counts pairs, set num_pairs")
+
+
+SCHEMAS: dict[str, type[Experiment]] = {
+    "economics": Economics,
+    "transfer": Transfer,
+    "interference": Interference,
+    "serve": Serve,
+    "compare": Compare,
+}
+
+
+def load_config(composed: Mapping[str, Any]) -> Experiment:
+    """Validate a composed configuration into the dataclass of its experiment. Raises ConfigError."""
+    name = composed.get("experiment")
+    if name not in SCHEMAS:
+        raise ConfigError(f"experiment={name!r}: allowed are {', '.join(SCHEMAS)}")
+    try:
+        return TypeAdapter(SCHEMAS[name]).validate_python(dict(composed))
+    except ValidationError as error:
+        problems = [_explain(problem, SCHEMAS[name]) for problem in error.errors()]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def dump_config(config: Experiment) -> dict[str, Any]:
+    """The configuration as plain nested dicts and lists, as frozen into the run folder."""
+    dumped: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return dumped
+
+
+def override_root(config: Experiment, root: str, name: str | None) -> Experiment:
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, root=root, name=name))
+
+
+def _explain(problem: Any, schema: type) -> str:
+    """One pydantic error as ``key=value: what is wrong``, with the allowed keys where the key is unknown."""
+    key = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "unexpected_keyword_argument":
+        allowed = allowed_keys(schema, problem["loc"][:-1])
+        return f"{key}={problem['input']!r}: no such key; {suggest(str(problem['loc'][-1]), allowed)}"
+    if problem["type"] == "missing":
+        return f"{key}: required, but not set"
+    if isinstance(problem["input"], dict):  # a cross-field check: its message names keys and values itself
+        return f"{key}: {message}" if key else message
+    return f"{key}={problem['input']!r}: {message}"
+
+
+def allowed_keys(schema: Any, path: tuple[Any, ...]) -> list[str]:
+    """The keys of the dataclass at ``path`` inside ``schema``; empty where there is none (a free mapping)."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        schema = _dataclass_in(get_type_hints(schema).get(str(part))) if is_dataclass(schema) else None
+    return [f.name for f in fields(schema)] if is_dataclass(schema) else []
+
+
+def suggest(wrong: str, allowed: list[str]) -> str:
+    """``did you mean X?`` where something is near, and all that is allowed."""
+    near = difflib.get_close_matches(wrong, allowed, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}allowed: {', '.join(sorted(allowed)) or 'none'}"
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """The dataclass named by a type hint, also inside ``X | None`` and ``tuple[X, ...]``."""
+    if is_dataclass(hint):
+        return hint
+    return next((found for inner in getattr(hint, "__args__", ()) if (found := _dataclass_in(inner))), None)

@@ -1,0 +1,103 @@
+"""Starts the ranks of a job: the command line for mpirun or srun, and a parent that forwards signals and never hangs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+from xpyd.config import ConfigError, LaunchConfig
+
+GRACE_S = 15.0  # from a forwarded signal to SIGKILL: time for ranks to write what they have
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def inside_mpi() -> bool:
+    """True where a launcher has started this process as a rank."""
+    return any(name in os.environ for name in RANK_VARIABLES)
+
+
+def rank_command(launch: LaunchConfig, num_ranks: int, module: str, run_folder: Path) -> list[str]:
+    """The command that starts ``num_ranks`` ranks of ``module`` on a prepared run folder. Raises ConfigError."""
+    program = [sys.executable, "-m", "mpi4py", "-m", module, "--run-folder", str(run_folder)]
+    if launch.kind == "srun":
+        return [_find("srun", "launch.kind"), f"--ntasks={num_ranks}", "--kill-on-bad-exit=1", *launch.args, *program]
+    mpirun = _local_mpirun(launch) if launch.kind == "local" else _find(launch.mpirun, "launch.mpirun")
+    return [mpirun, *_mpirun_options(mpirun), "-n", str(num_ranks), *launch.args, *program]
+
+
+def supervise(command: list[str], timeout_s: float) -> int:
+    """Run a command to its end and return its exit code; forwards signals; ends it at ``timeout_s`` (code 124)."""
+    child = subprocess.Popen(command, start_new_session=True)
+    received: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+
+    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        return _wait(child, timeout_s, received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(child: subprocess.Popen[bytes], timeout_s: float, received: list[int]) -> int:
+    waited_s, ending_s = 0.0, 0.0
+    while True:
+        try:
+            code = child.wait(timeout=0.5)
+            fatal = [number for number in received if number != signal.SIGUSR1]
+            return 128 + fatal[0] if fatal else code if code >= 0 else 128 - code
+        except subprocess.TimeoutExpired:
+            waited_s += 0.5
+        if any(number != signal.SIGUSR1 for number in received):
+            ending_s += 0.5
+        if ending_s > GRACE_S:
+            child.kill()
+        if waited_s > timeout_s and not ending_s:
+            print(f"error: no end after launch.timeout_s={timeout_s} s; ending the ranks", file=sys.stderr)
+            child.terminate()
+            try:
+                child.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            return 124
+
+
+def _local_mpirun(launch: LaunchConfig) -> str:
+    """The mpirun of this Python's environment (the embedded wheel) before the one on PATH."""
+    beside = Path(sys.prefix) / "bin" / launch.mpirun
+    return str(beside) if beside.exists() else _find(launch.mpirun, "launch.mpirun")
+
+
+def _mpirun_options(mpirun: str) -> list[str]:
+    """Options by MPI family. Ranks pin themselves, so binding is off; ob1 keeps MPI's own UCX out of the process."""
+    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30).stdout
+    if "Open MPI" not in version and "PRTE" not in version:
+        return []
+    options = ["--oversubscribe", "--bind-to", "none", "--mca", "pml", "ob1"]
+    return ["--allow-run-as-root", *options] if os.geteuid() == 0 else options
+
+
+def _find(program: str, key: str) -> str:
+    found = shutil.which(program)
+    if found is None:
+        raise ConfigError(
+            f"{key}: no program {program!r} on PATH; load your site's MPI module, or install the embedded one "
+            "(pip install 'xpyd[embedded]')"
+        )
+    return found
+
+
+def shell_script(command: list[str]) -> str:
+    """The command as a script that starts the same ranks again by hand."""
+    return f"#!/bin/sh\n# The ranks of this run, as they were started.\nexec {shlex.join(command)}\n"

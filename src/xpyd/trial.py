@@ -1,0 +1,138 @@
+"""How a run is put together: the order of blocks, warm-up, the frozen prediction, the environment, the end.
+
+Arms alternate A B B A, so that a drift of the machine falls on both alike; the null control (colocated once more) sits
+at the far end of each pair, mirrored likewise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from xpyd.config import Compare, Serve
+from xpyd.entry import ROOT, Job
+from xpyd.environment import commit, machine, settings, versions
+from xpyd.units import NS_PER_S
+from xpyd.worker.calibrate import calibrate
+from xpyd.worker.session import Block, Session, Setup, warm_up_blocks
+
+COLOCATED, DISAGGREGATED, NULL = "colocated", "disaggregated", "null"
+
+
+def open_session(job: Job) -> Session:
+    """Build every rank's side of the run and write environment.json. Collective."""
+    config: Serve = job.config
+    setup = Setup(
+        config.model,
+        config.placement,
+        config.scheduler,
+        config.transport,
+        config.transfer,
+        config.fabric,
+        config.sampling,
+        config.router,
+        config.run.drain_timeout_s,
+    )
+    session = Session(setup, job.comm, job.run_dir, lambda: job.stop.requested)
+    facts = session.comm.gather((session.cores, machine(), session.transport_settings()))
+    if job.rank == 0:
+        job.run_dir.write_json("environment.json", _environment(session, facts))
+        job.say(f"{config.placement.name}: {session.placement.describe()}")
+        for pair, route in session.routes.items():
+            job.say(f"KV {pair} over {config.transport.name}: {route}")
+    return session
+
+
+def interleave(num_pairs: int, null_control: bool) -> list[tuple[int, str]]:
+    """(pair, arm) of every block in playing order: A B [N], then its mirror, and so on."""
+    arms = [COLOCATED, DISAGGREGATED, *([NULL] if null_control else [])]
+    return [(pair, arm) for pair in range(num_pairs) for arm in (arms if pair % 2 == 0 else arms[::-1])]
+
+
+def compare_blocks(config: Compare) -> list[Block]:
+    """Every block of a comparison; the blocks of a pair play the same requests at the same arrival times."""
+    order = interleave(config.num_pairs, config.null_control)
+    return [_block(config, number, pair, arm) for number, (pair, arm) in enumerate(order)]
+
+
+def serve_blocks(config: Serve) -> list[Block]:
+    arm = COLOCATED if config.placement.num_colocated else DISAGGREGATED
+    return [_block(config, number, number, arm) for number in range(config.num_blocks)]
+
+
+def play_all(session: Session, blocks: list[Block], job: Job) -> None:
+    """Warm up, then play block after block; ends early, without DONE, when a stop was asked for."""
+    for block in warm_up_blocks(blocks):
+        session.play(block)
+    for done, block in enumerate(blocks, start=1):
+        played = session.play(block)
+        if played is not None:
+            seconds = (played.end_ns - played.begin_ns) / NS_PER_S
+            job.say(
+                f"block {done}/{len(blocks)}  pair {block.pair}  {block.arm:<13}  "
+                f"{len(block.requests)} requests in {seconds:.2f} s"
+            )
+        if session.comm.bcast(played.stopped if played is not None else None):
+            job.say("stopped on request: no further blocks; the run folder stays partial")
+            job.stop.requested = True
+            return
+
+
+def write_prediction(session: Session, config: Compare, job: Job) -> None:
+    """Calibrate on points that are not scored, and write predicted.json before the first request is sent."""
+    job.say("calibrating: prefill, decode and link, each alone")
+    calibration = calibrate(session)
+    if job.rank != 0:
+        return
+    assert calibration is not None
+    from xpyd.economics.predict import predict
+
+    classes = predict(calibration, config)
+    job.run_dir.write_json(
+        "predicted.json",
+        {"written_at": datetime.now().isoformat(), "calibration": asdict(calibration), "classes": classes},
+    )
+
+
+def finish(job: Job) -> None:
+    """After every rank has closed its rows: merge the tables and write DONE, unless the run was stopped."""
+    job.comm.Barrier()
+    if job.rank == 0 and not job.stop.requested:
+        job.run_dir.finish()
+    job.comm.Barrier()
+
+
+def _block(config: Serve, number: int, pair: int, arm: str) -> Block:
+    return Block(number, pair, arm, config.workload.build(pair), config.workload.concurrency)
+
+
+def _environment(session: Session, facts: list[Any]) -> dict[str, Any]:
+    from mpi4py import MPI
+
+    return {
+        "commit": commit(ROOT),
+        "started_at": datetime.now().isoformat(),
+        "labels": labels(session),
+        "hosts": list(dict.fromkeys(session.nodes)),
+        "ranks": [
+            {"rank": rank, "role": role.value, "node": node, "cores": facts[rank][0]}
+            for rank, (role, node) in enumerate(zip(session.placement.roles, session.nodes, strict=True))
+        ],
+        "machines": {session.nodes[rank]: fact[1] for rank, fact in enumerate(facts)},
+        "versions": versions(),
+        "mpi": MPI.Get_library_version().splitlines()[0].strip("\0"),
+        "transport": facts[-1][2],
+        "routes": session.routes,
+        "settings": settings(),
+    }
+
+
+def labels(session: Session) -> list[str]:
+    """What every table of this run must carry beside its figures."""
+    found = ["CPU"]
+    if session.placement.shared_node:
+        found.append("shared node")
+    if session.setup.fabric.emulated:
+        found.append("emulated link")
+    return found

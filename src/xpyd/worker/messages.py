@@ -1,0 +1,116 @@
+"""The control messages between ranks: small typed structs, encoded with msgpack (nothing is unpickled).
+
+Prompts travel as little-endian int32 bytes. Every stamp in a message is already on the client's clock.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+
+class Message(msgspec.Struct, tag=True, frozen=True):
+    """Base of all control messages; the tag in the encoding is the class name."""
+
+
+class Submit(Message, frozen=True):
+    """Client to a prefill or colocated worker: serve this request; ``peer`` is its decode rank (-1: none)."""
+
+    request_id: int
+    prompt: bytes
+    output_len: int
+    seed: int
+    peer: int
+
+
+class Emitted(msgspec.Struct, frozen=True, array_like=True):
+    """One output token of one request."""
+
+    request_id: int
+    index: int
+    token: int
+    margin: float
+
+
+class Tokens(Message, frozen=True):
+    """Worker to client: all tokens of one step, in one message."""
+
+    emitted_ns: int
+    tokens: list[Emitted]
+
+
+class Failed(Message, frozen=True):
+    """Worker to client: this request will not finish."""
+
+    request_id: int
+    reason: str
+
+
+class Offer(Message, frozen=True):
+    """Prefill to decode: the KV of a request is, or will be, in these source blocks.
+
+    Layerwise, the offer leaves before its last chunk runs, and ``FirstToken`` follows.
+    """
+
+    request_id: int
+    prompt: bytes
+    output_len: int
+    seed: int
+    transfer_seq: int
+    table: list[int]
+
+
+class Accept(Message, frozen=True):
+    """Decode to prefill: receives are posted into these destination blocks; send."""
+
+    request_id: int
+    table: list[int]
+
+
+class FirstToken(Message, frozen=True):
+    """Prefill to decode: the prompt is computed; token 0, and (when asked for) the checksums of its KV blocks."""
+
+    request_id: int
+    token: int
+    margin: float
+    prefill_end_ns: int
+    checksums: bytes
+
+
+class Release(Message, frozen=True):
+    """Decode to prefill: the KV has landed and was checked; the source blocks may be used again."""
+
+    request_id: int
+    end_ns: int
+    num_inflight: int
+    verified: bool
+
+
+class EndBlock(Message, frozen=True):
+    """Client to worker: no request of this block is left. ``abort`` drops what is still there."""
+
+    abort: bool
+
+
+AnyMessage = Submit | Tokens | Failed | Offer | Accept | FirstToken | Release | EndBlock
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: Message) -> bytes:
+    return _ENCODER.encode(message)
+
+
+def decode(data: bytes | bytearray) -> AnyMessage:
+    """Raises msgspec.ValidationError for bytes that are no message."""
+    return _DECODER.decode(data)
+
+
+def pack_prompt(tokens: np.typing.NDArray[np.int32]) -> bytes:
+    return tokens.astype("<i4").tobytes()
+
+
+def unpack_prompt(data: bytes) -> list[int]:
+    tokens: list[int] = np.frombuffer(data, dtype="<i4").tolist()
+    return tokens

@@ -1,0 +1,246 @@
+"""What a rank keeps for a whole run: model, pool, transport, mailbox, rows; and how it plays one block.
+
+The same processes serve every arm: between blocks a rank only changes its role, so arms share weights, memory, cores
+and connections, and differ in placement, scheduler and transfer alone.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from xpyd.clock import Clock, synchronise
+from xpyd.model.checkpoint_config import resolve_spec
+from xpyd.model.runner import ModelRunner, SamplingConfig
+from xpyd.model.spec import ModelSpec
+from xpyd.placement import CLIENT_RANK, Placement, PlacementConfig, Role, node_names, place
+from xpyd.records import BlockRow, RequestRow
+from xpyd.request import Request
+from xpyd.router import RouterConfig
+from xpyd.run_dir import RowWriter, RunDir
+from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.registry import build_scheduler
+from xpyd.transport.base import Transport
+from xpyd.transport.counters import interface_bytes
+from xpyd.transport.fabric import FabricConfig
+from xpyd.transport.registry import TransportConfig
+from xpyd.worker.affinity import pin_cores
+from xpyd.worker.base import Desk, Worker, WorkerError
+from xpyd.worker.client import Client, Played
+from xpyd.worker.colocated import ColocatedWorker
+from xpyd.worker.decode import DecodeWorker
+from xpyd.worker.engine import Engine
+from xpyd.worker.handoff import TransferConfig
+from xpyd.worker.mailbox import Mailbox
+from xpyd.worker.prefill import PrefillWorker
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of the configuration that a session reads; the arms share them all."""
+
+    model: ModelSpec
+    placement: PlacementConfig
+    scheduler: SchedulerConfig
+    transport: TransportConfig
+    transfer: TransferConfig
+    fabric: FabricConfig
+    sampling: SamplingConfig
+    router: RouterConfig
+    drain_timeout_s: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """One stretch of one arm: ``requests`` are the same in all blocks of a ``pair``. ``number`` < 0: warm-up."""
+
+    number: int
+    pair: int
+    arm: str
+    requests: Sequence[Request]
+    concurrency: int | None = None
+
+
+class Session:
+    """Collective to create: every rank of ``comm`` makes one. Raises PlacementError on every rank alike."""
+
+    def __init__(self, setup: Setup, comm: Any, run_dir: RunDir, should_stop: Callable[[], bool]) -> None:
+        self.setup = setup
+        self.comm = comm
+        self.rank: int = comm.rank
+        self.nodes = node_names(comm)
+        self.placement = place(setup.placement, self.nodes)
+        self.cores = pin_cores(comm) if setup.placement.pin_cores else []
+        self.spec = resolve_spec(setup.model)
+        self.rows = RowWriter(run_dir, self.rank)
+        self.clock = Clock()
+        self._should_stop = should_stop
+        self._mailbox = Mailbox(comm)
+        self.runner: ModelRunner | None = None
+        if self.rank != CLIENT_RANK:
+            self.runner = ModelRunner(
+                self.spec,
+                setup.scheduler.num_kv_blocks,
+                setup.scheduler.block_size,
+                setup.sampling,
+                num_threads=max(1, len(self.cores)),
+            )
+        self.transport, self.routes = self._connect()
+
+    def play(self, block: Block) -> Played | None:
+        """Play one block on every rank; the client's rank gets what it saw. Collective.
+
+        Raises WorkerError when requests did not end in time; the rows of what did are kept.
+        """
+        placement = self.placement_of(block.arm)
+        self.clock = synchronise(self.comm)
+        self.rows.muted = block.number < 0
+        desk = Desk(self.rank, block.number, self._mailbox, self.rows, self.clock)
+        before = self._bytes()
+        gc.collect()
+        gc.disable()
+        self.comm.Barrier()
+        played, ledger_bytes = None, 0
+        try:
+            if self.rank == CLIENT_RANK:
+                played = self._play_client(block, placement, desk)
+            else:
+                worker = self._worker(placement.roles[self.rank], desk)
+                worker.run()
+                ledger_bytes = worker.ledger_bytes
+        finally:
+            gc.enable()
+        self._close_block(block, played, ledger_bytes, before)
+        return played
+
+    def placement_of(self, arm: str) -> Placement:
+        """The roles of an arm: the configured placement, or as many colocated workers."""
+        if arm == "disaggregated" or self.setup.placement.num_colocated:
+            return self.placement
+        return place(self.setup.placement.colocated(), self.nodes)
+
+    def close(self) -> None:
+        """Write what is pending and release the transport; safe after an error."""
+        self.rows.close()
+        if self.transport is not None:
+            self.transport.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _connect(self) -> tuple[Transport | None, dict[str, str]]:
+        """Make the transport between prefill and decode ranks and warm every pair; routes by ``source->destination``."""
+        if self.setup.placement.num_colocated:
+            return None, {}
+        transport = self.setup.transport.build(self.setup.fabric, self.comm)
+        if self.runner is not None:
+            transport.register(self.runner.cache.buffer)
+        addresses = self.comm.allgather(transport.address())
+        peers = self._peers()
+        transport.connect({peer: addresses[peer] for peer in peers})
+        routes = {f"{self.rank}->{peer}": transport.route(peer) for peer in peers}
+        for route in routes.values():
+            self.setup.fabric.check_route(route)
+        gathered = self.comm.allgather(routes)
+        return transport, {pair: route for each in gathered for pair, route in each.items()}
+
+    def _peers(self) -> tuple[int, ...]:
+        role = self.placement.roles[self.rank]
+        others = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
+        return self.placement.ranks(others[role]) if role in others else ()
+
+    def _worker(self, role: Role, desk: Desk) -> Worker:
+        assert self.runner is not None
+        engine = Engine(self.runner, build_scheduler(self.setup.scheduler, role))
+        timeout_s = self.setup.drain_timeout_s
+        if role is Role.COLOCATED:
+            return ColocatedWorker(engine, desk, timeout_s)
+        assert self.transport is not None
+        kind = PrefillWorker if role is Role.PREFILL else DecodeWorker
+        return kind(engine, desk, timeout_s, self.transport, self.setup.transfer)
+
+    def _play_client(self, block: Block, placement: Placement, desk: Desk) -> Played:
+        for r in block.requests:
+            self.rows.write(
+                RequestRow(
+                    block.number,
+                    block.pair,
+                    block.arm,
+                    r.request_id,
+                    r.class_name,
+                    r.input_len,
+                    r.output_len,
+                    r.arrival_offset_ns,
+                )
+            )
+        self.rows.flush()  # a killed run lists its requests
+        split = bool(placement.ranks(Role.DECODE))
+        client = Client(
+            desk,
+            placement,
+            self.setup.router.build(),
+            self.setup.router.build() if split else None,
+            self.spec.vocab_size,
+            self.setup.drain_timeout_s,
+            self._should_stop,
+        )
+        return client.play(block.requests, block.concurrency)
+
+    def _close_block(self, block: Block, played: Played | None, ledger_bytes: int, before: tuple[int, int]) -> None:
+        """Gather the byte counts and write the block's row, unless it was cut short."""
+        after = self._bytes()
+        counts = self.comm.gather((ledger_bytes, after[0] - before[0], after[1] - before[1], self.clock.error_ns))
+        self._mailbox.drain()
+        if played is not None and played.unfinished:
+            raise WorkerError(
+                f"block {block.number} ({block.arm}): {len(played.unfinished)} requests had not ended after "
+                f"run.drain_timeout_s={self.setup.drain_timeout_s} s without a token: {list(played.unfinished)[:8]}"
+            )
+        if played is not None and not played.stopped:
+            self.rows.write(
+                BlockRow(
+                    block=block.number,
+                    pair=block.pair,
+                    arm=block.arm,
+                    begin_ns=played.begin_ns,
+                    end_ns=played.end_ns,
+                    num_requests=len(block.requests),
+                    clock_error_ns=max(c[3] for c in counts),
+                    ledger_bytes=sum(c[0] for c in counts),
+                    transport_bytes=sum(c[1] for c in counts),
+                    interface_bytes=self._interface_sum([c[2] for c in counts]),
+                )
+            )
+        self.rows.flush()
+        self.comm.Barrier()
+
+    def _bytes(self) -> tuple[int, int]:
+        """Bytes received so far by this rank's transport, and by its node's interfaces."""
+        received = self.transport.received_bytes if self.transport is not None else 0
+        used = self._interfaces_used()
+        return received, sum(count for name, count in interface_bytes().items() if name in used)
+
+    def _interfaces_used(self) -> set[str]:
+        """Interfaces that KV really crosses, from the routes (``tcp/eth0``); shared memory crosses none."""
+        return {route.rsplit("/", 1)[1] for route in self.routes.values() if "/" in route} & set(interface_bytes())
+
+    def _interface_sum(self, deltas: list[int]) -> int:
+        """One count per node (its ranks see the same counters); -1 where KV did not cross a counted interface."""
+        if not self._interfaces_used():
+            return -1
+        return sum(deltas[self.nodes.index(node)] for node in dict.fromkeys(self.nodes))
+
+
+def warm_up_blocks(blocks: Sequence[Block], num_requests: int = 3) -> list[Block]:
+    """A short unrecorded block for each arm: caches, connections and code paths are warm before the first stamp."""
+    seen: dict[str, Block] = {}
+    for block in blocks:
+        seen.setdefault(block.arm, block)
+    return [
+        replace(block, number=-1 - i, requests=block.requests[:num_requests]) for i, block in enumerate(seen.values())
+    ]

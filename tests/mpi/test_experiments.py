@@ -1,0 +1,178 @@
+"""The main job for real: every launch style, rank counts, arms, transports, and the ways a job can go wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "model=micro",
+    "placement.allow_shared_node=true",
+    "workload.num_requests=6",
+    "workload.input_len=40",
+    "workload.output_len=6",
+    "workload.arrival.rate_rps=40",
+    "num_pairs=1",
+    "run.report=false",
+    "run.drain_timeout_s=20",
+]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def plain(experiment: str, *overrides: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"experiments.{experiment}", *overrides]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+def tables(folder: Path) -> dict[str, pd.DataFrame]:
+    assert (folder / "DONE").exists(), f"{folder} is partial"
+    return {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
+
+
+def run_folder(root: Path, experiment: str) -> Path:
+    folders = list((root / experiment).iterdir())
+    assert len(folders) == 1, folders
+    return folders[0]
+
+
+def tokens_by_arm(found: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    merged = found["tokens"].merge(found["blocks"][["block", "pair", "arm"]], on="block")
+    merged = merged.sort_values(["pair", "request_id", "index"])
+    return {arm: rows[["pair", "request_id", "index", "token_id"]].to_numpy() for arm, rows in merged.groupby("arm")}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("mode", ["whole", "layerwise"])
+@pytest.mark.parametrize("transport", ["mpi", "ucx"])
+def test_both_arms_give_the_same_tokens(tmp_path: Path, transport: str, mode: str) -> None:
+    done = plain("compare", *SMALL, f"transport={transport}", f"transfer={mode}", "transfer.verify=always", f"run.root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    found = tables(run_folder(tmp_path, "compare"))
+    arms = tokens_by_arm(found)
+    assert arms["colocated"].shape == (36, 4)
+    assert (arms["colocated"] == arms["disaggregated"]).all()
+    assert (arms["colocated"] == arms["null"]).all()
+    transfers = found["transfers"]
+    assert len(transfers) == 6
+    assert transfers["verified"].all()
+    block = found["blocks"].set_index("arm").loc["disaggregated"]
+    assert block["ledger_bytes"] == block["transport_bytes"] == transfers["payload_bytes"].sum() > 0
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("num_ranks", "placement"), [(5, "2p2d"), (4, "2p1d")])
+def test_under_mpirun(mpirun: Run, tmp_path: Path, num_ranks: int, placement: str) -> None:
+    done = mpirun(num_ranks, ["-m", "experiments.compare", *SMALL, f"placement={placement}", f"run.root={tmp_path}"], 120)
+    assert done.returncode == 0, done.stderr
+    found = tables(run_folder(tmp_path, "compare"))
+    arms = tokens_by_arm(found)
+    assert (arms["colocated"] == arms["disaggregated"]).all()
+    steps = found["steps"].merge(found["blocks"][["block", "arm"]], on="block")
+    used = steps.groupby("arm")["rank"].nunique()
+    assert used["colocated"] == used["disaggregated"] == num_ranks - 1, "equal resources in both arms"
+
+
+@pytest.mark.mpi
+def test_one_arm_on_two_ranks(mpirun: Run, tmp_path: Path) -> None:
+    overrides = [o for o in SMALL if not o.startswith("num_pairs")]
+    done = mpirun(2, ["-m", "experiments.serve", *overrides, "placement=1c", f"run.root={tmp_path}"], 120)
+    assert done.returncode == 0, done.stderr
+    stages = tables(run_folder(tmp_path, "serve"))["stages"]
+    assert (stages["stage"] == "finished").sum() == 6
+    assert "transfer_begin" not in set(stages["stage"])
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_a_wrong_number_of_ranks_is_refused(mpirun: Run, tmp_path: Path, num_ranks: int) -> None:
+    done = mpirun(num_ranks, ["-m", "experiments.compare", *SMALL, f"run.root={tmp_path}"], 60)
+    assert done.returncode != 0
+    assert f"needs 3 ranks (1 client + 2 workers), {num_ranks} were started" in done.stderr
+
+
+@pytest.mark.mpi
+def test_prefill_and_decode_on_one_node_are_refused(tmp_path: Path) -> None:
+    done = plain("compare", *SMALL, "placement.allow_shared_node=false", f"run.root={tmp_path}")
+    assert done.returncode != 0
+    assert "placement.allow_shared_node=true" in done.stderr
+
+
+@pytest.mark.mpi
+def test_a_missing_device_is_refused(tmp_path: Path) -> None:
+    done = plain("compare", *SMALL, "transport=ucx", "fabric.net_devices=[nosuch0]", f"run.root={tmp_path}", timeout=60)
+    assert done.returncode != 0
+    assert "nosuch0" in done.stderr
+    assert "fabric.net_devices" in done.stderr
+
+
+@pytest.mark.mpi
+def test_an_error_on_one_rank_ends_all(mpirun: Run, tmp_path: Path) -> None:
+    program = str(Path(__file__).parent / "programs" / "fail_on_rank_1.py")
+    done = mpirun(3, [program, *SMALL, f"run.root={tmp_path}"], 60)
+    assert done.returncode != 0
+    assert "ZeroDivisionError" in done.stderr
+    assert "rank 1 failed" in done.stderr
+
+
+@pytest.mark.mpi
+def test_sigterm_keeps_what_was_measured(tmp_path: Path) -> None:
+    overrides = [*SMALL, "num_pairs=500", f"run.root={tmp_path}"]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "experiments.compare", *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert job.stderr is not None
+    for line in job.stderr:
+        if line.startswith("block 4/"):
+            break
+    job.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    job.stderr.read()
+    assert job.wait(timeout=60) == 128 + signal.SIGTERM
+    assert time.monotonic() - begun < 60
+    folder = run_folder(tmp_path, "compare")
+    assert not (folder / "DONE").exists()
+    import pyarrow as pa
+
+    with pa.OSFile(str(folder / "streams" / "blocks.rank0.arrow")) as file:
+        reader = pa.ipc.open_stream(file)
+        assert reader.read_next_batch().num_rows >= 1
+
+
+@pytest.mark.mpi
+def test_a_typo_fails_before_any_rank_starts(tmp_path: Path) -> None:
+    done = plain("compare", "transfer.piecs_in_flight=3", f"run.root={tmp_path}")
+    assert done.returncode == 2
+    assert "transfer.piecs_in_flight: no such key; did you mean pieces_in_flight?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.mpi
+def test_sweeps_make_one_run_each(tmp_path: Path) -> None:
+    done = plain("compare", "-m", *SMALL, "transfer=whole,layerwise", f"run.root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert len([f for f in (tmp_path / "compare").iterdir() if (f / "DONE").exists()]) == 2
+
+
+def test_help_and_cfg_are_useful() -> None:
+    help_text = plain("compare", "--help").stdout
+    for word in ("placement", "workload", "1p1d", "launch.dry_run"):
+        assert word in help_text
+    assert "num_pairs" in plain("compare", "--cfg", "job").stdout
+
+
+def test_a_dry_run_prints_the_command_and_starts_nothing(tmp_path: Path) -> None:
+    done = plain("compare", *SMALL, "launch.dry_run=true", f"run.root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "-n 3" in done.stdout
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,98 @@
+"""Every YAML composes and builds, and every kind of wrong value is refused with key, value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from xpyd.config import SCHEMAS, Compare, ConfigError, Economics, dump_config, load_config
+
+CONF = Path(__file__).parents[2] / "conf"
+EXPERIMENT_GROUPS = {
+    "compare": ("model", "placement", "scheduler", "transport", "transfer", "fabric", "workload", "slo", "launch"),
+    "serve": ("model", "placement", "scheduler", "transport", "transfer", "fabric", "workload", "slo", "launch"),
+    "transfer": ("placement", "transport", "fabric", "launch"),
+    "interference": ("model", "placement", "scheduler", "launch"),
+    "economics": ("model", "economics"),
+}
+NEEDS_A_PATH = {("model", "checkpoint"), ("workload", "mooncake"), ("workload", "azure"), ("workload", "burstgpt")}
+COLOCATED = {"1c", "2c", "3c", "4c"}
+
+
+def composed(experiment: str, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(experiment, overrides=list(overrides))
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def options() -> list[tuple[str, str, str]]:
+    found = []
+    for experiment, groups in EXPERIMENT_GROUPS.items():
+        for group in groups:
+            for path in sorted((CONF / group).glob("*.yaml")):
+                found.append((experiment, group, path.stem))
+    return found
+
+
+def fits(experiment: str, group: str, option: str) -> bool:
+    if (group, option) in NEEDS_A_PATH:
+        return False
+    return not (group == "placement" and experiment in ("compare", "transfer") and option in COLOCATED)
+
+
+@pytest.mark.parametrize("experiment", SCHEMAS)
+def test_every_experiment_composes_and_builds(experiment: str) -> None:
+    config = load_config(composed(experiment))
+    assert config.experiment == experiment
+    assert load_config(dump_config(config)) == config, "what is frozen into the run folder loads as the same"
+
+
+@pytest.mark.parametrize(("experiment", "group", "option"), [o for o in options() if fits(*o)])
+def test_every_option_of_every_group_builds(experiment: str, group: str, option: str) -> None:
+    load_config(composed(experiment, f"{group}={option}"))
+
+
+def test_presets_build() -> None:
+    for path in (CONF / "preset").glob("*.yaml"):
+        assert isinstance(load_config(composed("compare", f"+preset={path.stem}")), Compare)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+transfer.piecs_in_flight=2"], r"transfer\.piecs_in_flight=2: no such key; did you mean pieces_in_flight\?"),
+        (["transfer.pieces_in_flight=0"], r"transfer\.pieces_in_flight=0: .*greater than 0"),
+        (["transfer.mode=sideways"], r"transfer\.mode='sideways': .*'whole' or 'layerwise'"),
+        (["num_pairs=many"], r"num_pairs='many': .*integer"),
+        (["scheduler.num_kv_blocks=4"], r"num_kv_blocks=4 .*longest request .*raise scheduler\.num_kv_blocks"),
+        (["placement=2c"], r"num_colocated=2: compare needs xPyD"),
+        (["placement.num_decode=0"], r"num_decode=0: both must be at least 1"),
+        (["transport=loopback"], r"loopback"),
+    ],
+)
+def test_wrong_values_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(composed("compare", *overrides))
+
+
+def test_an_ignored_setting_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"placement=.*no such key"):
+        load_config({**composed("economics"), "placement": {"num_prefill": 1}})
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(composed("compare", "transfer.pieces_in_flight=0", "num_pairs=0"))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_economics_needs_no_ranks() -> None:
+    config = load_config(composed("economics"))
+    assert isinstance(config, Economics)
+    assert config.world_size == 0
