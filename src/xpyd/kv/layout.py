@@ -1,8 +1,16 @@
-"""Where each KV block lies in the pool: bytes only, shared by the tensor pool and the transfer plan."""
+"""Spans of memory, and where each KV block lies in the pool: bytes only, shared by pool, plan and transport."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """One contiguous piece of the pool, in bytes."""
+
+    offset: int
+    nbytes: int
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""The shape of a Hugging Face checkpoint folder, read from its config.json. No torch: front ends use it too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from xpyd.model.spec import DTYPE_BYTES, Dtype, ModelSpec, RopeScaling
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder that cannot be used; the message names file, tensor or key, and the remedy."""
+
+
+def resolve_spec(spec: ModelSpec) -> ModelSpec:
+    """``spec`` itself, or the shape found in its checkpoint folder. Raises CheckpointError."""
+    if spec.checkpoint is None:
+        return spec
+    folder = Path(spec.checkpoint)
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise CheckpointError(
+            f"model.checkpoint={spec.checkpoint}: cannot read {path} ({error.strerror}); give a Hugging Face folder "
+            "with config.json and *.safetensors"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}; was the download cut off?") from None
+    return _spec_of(config, folder, path, spec.seed)
+
+
+def _spec_of(config: dict[str, Any], folder: Path, path: Path, seed: int) -> ModelSpec:
+    kind = config.get("model_type")
+    if kind not in SUPPORTED:
+        raise CheckpointError(f"{path}: model_type={kind!r} is not supported; supported are {', '.join(SUPPORTED)}")
+    if kind == "llama" and (config.get("attention_bias") or config.get("mlp_bias")):
+        raise CheckpointError(f"{path}: attention_bias or mlp_bias is set; biases of a Llama are not supported")
+    try:
+        heads = int(config["num_attention_heads"])
+        return ModelSpec(
+            name=folder.name,
+            num_layers=int(config["num_hidden_layers"]),
+            hidden_size=int(config["hidden_size"]),
+            num_heads=heads,
+            num_kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            intermediate_size=int(config["intermediate_size"]),
+            vocab_size=int(config["vocab_size"]),
+            max_position_embeddings=int(config.get("max_position_embeddings", 32768)),
+            rope_theta=_rope_theta(config),
+            rope_scaling=_rope_scaling(config, path),
+            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            qk_norm=kind == "qwen3",
+            qkv_bias=kind == "qwen2",
+            sliding_window=_sliding_window(config, kind),
+            dtype=_dtype(config, path),
+            checkpoint=str(folder),
+            seed=seed,
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{path}: key {error} is missing") from None
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _rope_theta(config: dict[str, Any]) -> float:
+    """``rope_theta``, at the top (transformers 4) or inside ``rope_parameters`` (5)."""
+    parameters = config.get("rope_parameters") or {}
+    return float(parameters.get("rope_theta") or config.get("rope_theta") or 10000.0)
+
+
+def _rope_scaling(config: dict[str, Any], path: Path) -> RopeScaling | None:
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3"):
+        raise CheckpointError(f"{path}: rope_type={kind!r} is not supported; supported are default, linear, llama3")
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    return RopeScaling(kind, **{name: scaling[name] for name in names if name in scaling})
+
+
+def _sliding_window(config: dict[str, Any], kind: str) -> int | None:
+    """Mistral's window always counts; Qwen's only where it is switched on, and then not for every layer."""
+    window = config.get("sliding_window")
+    if kind == "mistral":
+        return int(window) if window else None
+    if window and config.get("use_sliding_window"):
+        raise ValueError("use_sliding_window=true mixes windowed and full layers, which is not supported")
+    return None
+
+
+def _dtype(config: dict[str, Any], path: Path) -> Dtype:
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if name not in DTYPE_BYTES:
+        raise CheckpointError(f"{path}: dtype={name!r} is not supported; supported are {', '.join(DTYPE_BYTES)}")
+    found: Dtype = name
+    return found

@@ -1,0 +1,153 @@
+"""A decoder's weights: random from a seed, or from the safetensors of a Hugging Face folder.
+
+Projections that read the same input are fused (q, k, v; gate, up): one matrix product instead of three and two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from xpyd.kv.cache import DTYPES
+from xpyd.model.checkpoint_config import CheckpointError
+from xpyd.model.spec import ModelSpec
+
+Shape = tuple[int, ...]
+Get = Callable[[str, Shape], torch.Tensor]  # (Hugging Face name, expected shape) -> tensor
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer. Matrices are [out, in], as torch.nn.functional.linear takes them."""
+
+    input_norm: torch.Tensor  # [hidden_size]
+    qkv: torch.Tensor  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden_size]
+    qkv_bias: torch.Tensor | None
+    q_norm: torch.Tensor | None  # [head_dim]
+    k_norm: torch.Tensor | None
+    o: torch.Tensor  # [hidden_size, num_heads * head_dim]
+    post_norm: torch.Tensor
+    gate_up: torch.Tensor  # [2 * intermediate_size, hidden_size]
+    down: torch.Tensor  # [hidden_size, intermediate_size]
+
+
+@dataclass(frozen=True)
+class Weights:
+    embedding: torch.Tensor  # [vocab_size, hidden_size]
+    layers: list[LayerWeights]
+    norm: torch.Tensor
+    head: torch.Tensor  # [vocab_size, hidden_size]; the embedding itself where tied
+
+
+def load_weights(spec: ModelSpec, device: str = "cpu") -> Weights:
+    """The weights of ``spec`` in its dtype. Raises CheckpointError for a folder with something missing or misshapen."""
+    get = _random(spec) if spec.checkpoint is None else Checkpoint(Path(spec.checkpoint)).get
+    dtype = DTYPES[spec.dtype]
+
+    def take(name: str, *shape: int) -> torch.Tensor:
+        return get(name, shape).to(device=device, dtype=dtype)
+
+    with torch.inference_mode():
+        embedding = take("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size)
+        layers = [_layer(spec, take, f"model.layers.{i}.") for i in range(spec.num_layers)]
+        norm = take("model.norm.weight", spec.hidden_size)
+        tied = spec.tie_word_embeddings
+        head = embedding if tied else take("lm_head.weight", spec.vocab_size, spec.hidden_size)
+    return Weights(embedding, layers, norm, head)
+
+
+def _layer(spec: ModelSpec, take: Callable[..., torch.Tensor], prefix: str) -> LayerWeights:
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    attention = f"{prefix}self_attn."
+    widths = {
+        "q": spec.num_heads * spec.head_dim,
+        "k": spec.num_kv_heads * spec.head_dim,
+        "v": spec.num_kv_heads * spec.head_dim,
+    }
+    bias = [take(f"{attention}{n}_proj.bias", w) for n, w in widths.items()] if spec.qkv_bias else None
+    return LayerWeights(
+        input_norm=take(f"{prefix}input_layernorm.weight", hidden),
+        qkv=torch.cat([take(f"{attention}{n}_proj.weight", w, hidden) for n, w in widths.items()]),
+        qkv_bias=torch.cat(bias) if bias else None,
+        q_norm=take(f"{attention}q_norm.weight", spec.head_dim) if spec.qk_norm else None,
+        k_norm=take(f"{attention}k_norm.weight", spec.head_dim) if spec.qk_norm else None,
+        o=take(f"{attention}o_proj.weight", hidden, widths["q"]),
+        post_norm=take(f"{prefix}post_attention_layernorm.weight", hidden),
+        gate_up=torch.cat([take(f"{prefix}mlp.{n}_proj.weight", inner, hidden) for n in ("gate", "up")]),
+        down=take(f"{prefix}mlp.down_proj.weight", hidden, inner),
+    )
+
+
+def _random(spec: ModelSpec) -> Get:
+    """Seeded weights, the same on every rank. Norms are ones; matrices are normal with variance 1 / fan-in, so that
+
+    activations keep their scale; the head is twice that, so that logits spread and greedy margins are not tiny.
+    """
+    generator = torch.Generator().manual_seed(spec.seed)
+
+    def get(name: str, shape: Shape) -> torch.Tensor:
+        if "norm" in name:
+            return torch.ones(shape)
+        scale = 1.0 if len(shape) == 1 or "embed_tokens" in name else shape[-1] ** -0.5
+        if name == "lm_head.weight":
+            scale *= 2.0
+        return torch.randn(shape, generator=generator) * scale
+
+    return get
+
+
+class Checkpoint:
+    """The tensors of a Hugging Face folder: one model.safetensors, or shards with an index."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = self._locate()
+
+    def get(self, name: str, shape: Shape) -> torch.Tensor:
+        """Raises CheckpointError for a missing tensor or shard, a wrong shape, an unreadable file."""
+        path = self._files.get(name)
+        if path is None:
+            raise CheckpointError(f"{self._folder}: tensor {name} is in no file; is the checkpoint complete?")
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot read tensor {name}: {error}; download the file again") from None
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"{path}: tensor {name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}"
+            )
+        return tensor
+
+    def _locate(self) -> dict[str, Path]:
+        """The file of every tensor."""
+        single, index = self._folder / "model.safetensors", self._folder / "model.safetensors.index.json"
+        if index.exists():
+            return self._from_index(index)
+        if not single.exists():
+            raise CheckpointError(
+                f"{self._folder} holds neither model.safetensors nor model.safetensors.index.json; xpyd reads "
+                "safetensors only"
+            )
+        try:
+            with safe_open(single, framework="pt") as file:
+                return dict.fromkeys(file.keys(), single)
+        except SafetensorError as error:
+            raise CheckpointError(f"{single}: not a whole safetensors file ({error}); download it again") from None
+
+    def _from_index(self, index: Path) -> dict[str, Path]:
+        try:
+            files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{index}: no weight_map in it ({error}); download it again") from None
+        missing = sorted({name for name in files.values() if not (self._folder / name).exists()})
+        if missing:
+            raise CheckpointError(
+                f"{self._folder}: shard {', '.join(missing)} is missing, though {index.name} lists it; download it"
+            )
+        return {tensor: self._folder / name for tensor, name in files.items()}
