@@ -9,29 +9,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xpyd.kv.layout import Span
+
 Bytes = NDArray[np.uint8]
 TAG_LIMIT = 2**31  # tags are below it: MPI promises no more
-
-
-class Span(NamedTuple):
-    """One contiguous piece of the registered buffer, in bytes."""
-
-    offset: int
-    nbytes: int
 
 
 @dataclass(frozen=True)
 class Capabilities:
     """What a transport declares; checked before anything starts."""
 
+    cross_process: bool
     cross_node: bool
     peer_errors: bool  # a dead peer is reported by the transport itself, within seconds
-    names_device: bool  # endpoints can say which transport and device they use
 
 
 class TransportError(RuntimeError):

@@ -1,0 +1,79 @@
+"""Many spans to or from one peer, a few in flight at a time: what a hand-off or a benchmark posts and waits for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from time import perf_counter_ns
+
+from xpyd.kv.layout import Span
+from xpyd.transport.base import Ticket, Transport
+
+SEQ_MASK, PIECE_MASK, PIECE_BITS = 0x7FFF, 0xFFFF, 16
+
+
+def tag_of(transfer_seq: int, piece: int) -> int:
+    """The tag of a piece, below 2**31. Wraps after 32,768 transfers and 65,536 pieces; pieces also match in order."""
+    return (transfer_seq & SEQ_MASK) << PIECE_BITS | (piece & PIECE_MASK)
+
+
+class SendFlow:
+    """Sends ``spans`` in order, at most ``window`` in flight, and only those released so far."""
+
+    def __init__(self, transport: Transport, peer: int, spans: Sequence[Span], transfer_seq: int, window: int) -> None:
+        self._transport = transport
+        self._peer = peer
+        self._spans = spans
+        self._seq = transfer_seq
+        self._window = window
+        self._released = 0
+        self._posted = 0
+        self._flying: deque[Ticket] = deque()
+        self.begin_ns: int | None = None  # this rank's perf_counter_ns at the first post
+
+    @property
+    def done(self) -> bool:
+        return self._posted == len(self._spans) and not self._flying
+
+    def release(self, count: int) -> None:
+        """The first ``count`` spans hold their final content and may leave."""
+        self._released = max(self._released, count)
+
+    def advance(self) -> bool:
+        """Reap what is complete and post what may leave; True when something changed. Raises TransportError."""
+        reaped = _reap(self._flying)
+        posted = self._posted
+        while self._posted < min(self._released, len(self._spans)) and len(self._flying) < self._window:
+            if self.begin_ns is None:
+                self.begin_ns = perf_counter_ns()
+            tag = tag_of(self._seq, self._posted)
+            self._flying.append(self._transport.send(self._peer, self._spans[self._posted], tag))
+            self._posted += 1
+        return reaped or self._posted > posted
+
+
+class RecvFlow:
+    """Receives ``spans``, all posted at once: a piece must never wait for its destination."""
+
+    def __init__(self, transport: Transport, peer: int, spans: Sequence[Span], transfer_seq: int) -> None:
+        self._flying = deque(
+            transport.recv(peer, span, tag_of(transfer_seq, piece)) for piece, span in enumerate(spans)
+        )
+
+    @property
+    def done(self) -> bool:
+        return not self._flying
+
+    def advance(self) -> bool:
+        """Reap what has landed; True when everything has. Raises TransportError."""
+        _reap(self._flying)
+        return self.done
+
+
+def _reap(flying: deque[Ticket]) -> bool:
+    """Drop complete tickets from the front; a ticket behind an incomplete one waits its turn."""
+    reaped = False
+    while flying and flying[0].done():
+        flying.popleft()
+        reaped = True
+    return reaped
