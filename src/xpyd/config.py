@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from xpyd.economics.sweep import EconomicsConfig
 from xpyd.model.checkpoint_config import resolve_spec
-from xpyd.model.runner import SamplingConfig
+from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig
 from xpyd.router import RouterConfig
@@ -25,7 +25,7 @@ from xpyd.scheduler.base import SchedulerConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
 from xpyd.worker.handoff import TransferConfig
-from xpyd.worker.interference import InterferenceSweep
+from xpyd.worker.sweeps import InterferenceSweep, WireSweep
 from xpyd.workload.config import WorkloadConfig
 from xpyd.workload.slo import SloConfig
 
@@ -88,18 +88,6 @@ class Ranked(Experiment):
     @property
     def world_size(self) -> int:
         return self.placement.world_size
-
-
-@dataclass(frozen=True)
-class WireSweep:
-    """The points of the ``transfer`` experiment: every size with every layer count and number of pieces in flight."""
-
-    payload_bytes: tuple[Annotated[int, Gt(0)], ...]
-    num_layers: tuple[Annotated[int, Gt(0)], ...]
-    pieces_in_flight: tuple[Annotated[int, Gt(0)], ...]
-    max_piece_bytes: Annotated[int, Gt(0)]
-    num_repeats: Annotated[int, Gt(0)]
-    held_out_bytes: tuple[Annotated[int, Gt(0)], ...] = ()  # measured, not fitted: the model is scored on these
 
 
 @dataclass(frozen=True)

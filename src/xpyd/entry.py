@@ -119,6 +119,9 @@ def _main_front(config: Experiment, phases: Phases) -> int:
 
 def _main_rank(experiment: str, phases: Phases, arguments: list[str]) -> int:
     """Inside MPI: rank 0 finds or composes each job and broadcasts it; every rank runs it."""
+    from xpyd.transport.ucx import preload
+
+    preload()
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
@@ -194,6 +197,13 @@ def report(run_dir: RunDir, config: Experiment) -> int:
         return 0
     command = [sys.executable, "-m", "analysis.report", "--print", str(run_dir.path)]
     return subprocess.run(command, cwd=ROOT).returncode
+
+
+def mpi_library() -> str:
+    """The MPI library that this rank runs on, in its own words."""
+    from mpi4py import MPI
+
+    return str(MPI.Get_library_version().splitlines()[0].strip("\0"))
 
 
 def _refuse_split_worlds(comm: Any) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from xpyd.config import Compare, Serve
-from xpyd.entry import ROOT, Job
+from xpyd.entry import ROOT, Job, mpi_library
 from xpyd.environment import commit, machine, settings, versions
 from xpyd.units import NS_PER_S
 from xpyd.worker.calibrate import calibrate
@@ -108,8 +108,6 @@ def _block(config: Serve, number: int, pair: int, arm: str) -> Block:
 
 
 def _environment(session: Session, facts: list[Any]) -> dict[str, Any]:
-    from mpi4py import MPI
-
     return {
         "commit": commit(ROOT),
         "started_at": datetime.now().isoformat(),
@@ -121,7 +119,7 @@ def _environment(session: Session, facts: list[Any]) -> dict[str, Any]:
         ],
         "machines": {session.nodes[rank]: fact[1] for rank, fact in enumerate(facts)},
         "versions": versions(),
-        "mpi": MPI.Get_library_version().splitlines()[0].strip("\0"),
+        "mpi": mpi_library(),
         "transport": facts[-1][2],
         "routes": session.routes,
         "settings": settings(),

@@ -25,12 +25,14 @@ FLOORS = {
     "xpyd.scheduler": 2,
     "xpyd.router": 2,
     "xpyd.run_dir": 2,
+    "xpyd.environment": 2,
     "xpyd.transport": 3,
     "xpyd.model": 3,
     "xpyd.worker": 4,
     "xpyd.config": 5,
     "xpyd.launcher": 5,
     "xpyd.entry": 5,
+    "xpyd.trial": 5,
     "experiments": 6,
     "analysis": 6,
 }
@@ -40,9 +42,10 @@ ONLY_IN = {
     "hydra": ("xpyd.config", "xpyd.entry", "experiments"),
     "pandas": ("analysis",),
     "torch": ("xpyd.kv.cache", "xpyd.kv.codec", "xpyd.model"),
-    "mpi4py": ("xpyd.placement", "xpyd.clock", "xpyd.run_dir", "xpyd.transport.mpi", "xpyd.worker", "xpyd.entry"),
+    "mpi4py": ("xpyd.placement", "xpyd.transport.mpi", "xpyd.worker", "xpyd.entry"),
     "ucxx": ("xpyd.transport.ucx",),
     "ucp": ("xpyd.transport.ucx",),
+    "libucx": ("xpyd.transport.ucx",),
 }
 
 

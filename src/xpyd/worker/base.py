@@ -50,6 +50,7 @@ class Worker(ABC):
         self.ledger_bytes = 0  # KV bytes that the plans of incoming transfers promised
         self._drain_timeout_s = drain_timeout_s
         self._begun: set[int] = set()  # requests whose prefill has begun
+        self._num_preempted = 0  # since the last step that ran
         self._ending = False
         self._aborted = False
 
@@ -82,6 +83,7 @@ class Worker(ABC):
         """Schedule, run, commit; False when there was nothing to run."""
         scheduler = self.engine.scheduler
         plan = scheduler.schedule()
+        self._num_preempted += len(plan.preempted)
         if plan.empty:
             return False
         begin_ns = self.desk.clock.now_ns()
@@ -143,9 +145,10 @@ class Worker(ABC):
 
     def _stamp_begins(self, plan: StepPlan, begin_ns: int) -> None:
         for chunk in plan.prefills:
-            if chunk.sequence.request_id not in self._begun:
-                self._begun.add(chunk.sequence.request_id)
-                self.desk.stamp(chunk.sequence.request_id, Stage.PREFILL_BEGIN, begin_ns)
+            sequence = chunk.sequence
+            if not sequence.outputs and sequence.request_id not in self._begun:  # a recompute is no second begin
+                self._begun.add(sequence.request_id)
+                self.desk.stamp(sequence.request_id, Stage.PREFILL_BEGIN, begin_ns)
 
     def _write_step(self, plan: StepPlan, begin_ns: int, end_ns: int) -> None:
         scheduler = self.engine.scheduler
@@ -162,6 +165,7 @@ class Worker(ABC):
                 num_context_tokens=sum(chunk.sequence.num_tokens for chunk in plan.decodes),
                 num_free_kv_blocks=scheduler.num_free_blocks,
                 num_waiting=scheduler.num_waiting,
-                num_preempted=len(plan.preempted),
+                num_preempted=self._num_preempted,
             )
         )
+        self._num_preempted = 0

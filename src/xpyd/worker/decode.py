@@ -10,7 +10,7 @@ import numpy as np
 
 from xpyd.kv.checksum import checksums, mismatches
 from xpyd.kv.plan import plan_request
-from xpyd.model.runner import Sampled
+from xpyd.model.sampling import Sampled
 from xpyd.placement import Role
 from xpyd.request import Stage
 from xpyd.scheduler.base import Sequence

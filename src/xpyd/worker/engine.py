@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from xpyd.model.runner import ModelRunner, Sampled, Segment
+from xpyd.model.runner import ModelRunner, Segment
+from xpyd.model.sampling import Sampled
 from xpyd.scheduler.base import Chunk, Scheduler, Sequence, StepPlan
 
 

@@ -7,32 +7,14 @@ every repeat, so that a drift of the machine falls on all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Annotated
 
 import numpy as np
-from annotated_types import Gt
 
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.records import GapRow
 from xpyd.units import NS_PER_S
-
-
-@dataclass(frozen=True)
-class InterferenceSweep:
-    """Chunks of each size beside decode batches of each size; ``context_len`` tokens per decoding sequence."""
-
-    chunk_tokens: tuple[Annotated[int, Gt(0)], ...]
-    num_decode_seqs: tuple[Annotated[int, Gt(0)], ...]
-    context_len: Annotated[int, Gt(0)]
-    num_gaps: Annotated[int, Gt(1)]
-    num_repeats: Annotated[int, Gt(0)]
-
-    def num_blocks(self, block_size: int) -> int:
-        """KV blocks that the largest point needs."""
-        per_sequence = -(-(self.context_len + self.num_gaps + 1) // block_size)
-        return max(self.num_decode_seqs) * per_sequence + -(-max(self.chunk_tokens) // block_size)
+from xpyd.worker.sweeps import InterferenceSweep
 
 
 def measure_gaps(runner: ModelRunner, block_size: int, sweep: InterferenceSweep, seed: int) -> Iterator[GapRow]:

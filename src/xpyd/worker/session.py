@@ -13,7 +13,8 @@ from typing import Any
 
 from xpyd.clock import Clock, synchronise
 from xpyd.model.checkpoint_config import resolve_spec
-from xpyd.model.runner import ModelRunner, SamplingConfig
+from xpyd.model.runner import ModelRunner
+from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import CLIENT_RANK, Placement, PlacementConfig, Role, node_names, place
 from xpyd.records import BlockRow, RequestRow

@@ -1,0 +1,36 @@
+"""The points that the ``transfer`` and ``interference`` experiments measure; plain numbers, no torch, no MPI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Gt
+
+
+@dataclass(frozen=True)
+class WireSweep:
+    """The points of the ``transfer`` experiment: every size with every layer count and number of pieces in flight."""
+
+    payload_bytes: tuple[Annotated[int, Gt(0)], ...]
+    num_layers: tuple[Annotated[int, Gt(0)], ...]
+    pieces_in_flight: tuple[Annotated[int, Gt(0)], ...]
+    max_piece_bytes: Annotated[int, Gt(0)]
+    num_repeats: Annotated[int, Gt(0)]
+    held_out_bytes: tuple[Annotated[int, Gt(0)], ...] = ()  # measured, not fitted: the model is scored on these
+
+
+@dataclass(frozen=True)
+class InterferenceSweep:
+    """Chunks of each size beside decode batches of each size; ``context_len`` tokens per decoding sequence."""
+
+    chunk_tokens: tuple[Annotated[int, Gt(0)], ...]
+    num_decode_seqs: tuple[Annotated[int, Gt(0)], ...]
+    context_len: Annotated[int, Gt(0)]
+    num_gaps: Annotated[int, Gt(1)]
+    num_repeats: Annotated[int, Gt(0)]
+
+    def num_blocks(self, block_size: int) -> int:
+        """KV blocks that the largest point needs."""
+        per_sequence = -(-(self.context_len + self.num_gaps + 1) // block_size)
+        return max(self.num_decode_seqs) * per_sequence + -(-max(self.chunk_tokens) // block_size)
