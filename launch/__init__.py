@@ -1,0 +1,1 @@
+"""Launch scripts, site profiles and the virtual cluster; nothing in the library imports from here."""
