@@ -1,0 +1,219 @@
+"""The transfer bill in closed form, the compute it hides behind, and the fits that turn measured points into both.
+
+Payloads are bytes and rates bytes per second here; a link rate in Gb/s comes through ``xpyd.units`` (science.md 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpyd.economics.nnls import Score, fit_relative, score
+from xpyd.model.spec import ModelSpec
+
+
+def kv_bytes(spec: ModelSpec, num_tokens: int, tensor_parallel: int = 1) -> int:
+    """KV bytes of ``num_tokens`` tokens over all ranks of an instance, replicated heads counted."""
+    return num_tokens * spec.kv_bytes_per_token(tensor_parallel)
+
+
+def replication(spec: ModelSpec, tensor_parallel: int) -> float:
+    """How many times the same KV byte is sent when ``tensor_parallel`` ranks share too few heads (or one latent)."""
+    return spec.kv_bytes_per_token(tensor_parallel) / spec.kv_bytes_per_token()
+
+
+@dataclass(frozen=True)
+class LinkModel:
+    """``alpha + gamma * num_descriptors + bytes * replication / bandwidth(concurrency)``.
+
+    ``alpha_s`` is paid once per transfer, ``gamma_s`` per descriptor (one posted piece); transfers under way at the
+    same time share ``bytes_per_s`` equally.
+    """
+
+    alpha_s: float
+    gamma_s: float
+    bytes_per_s: float
+
+    def wire_s(
+        self, num_bytes: float, num_descriptors: int = 1, concurrency: float = 1.0, replication: float = 1.0
+    ) -> float:
+        """The part of a transfer that grows with its size: all but ``alpha_s``."""
+        return self.gamma_s * num_descriptors + num_bytes * replication * concurrency / self.bytes_per_s
+
+    def transfer_s(
+        self, num_bytes: float, num_descriptors: int = 1, concurrency: float = 1.0, replication: float = 1.0
+    ) -> float:
+        """Seconds to move ``num_bytes`` with ``concurrency`` transfers under way, this one included."""
+        return self.alpha_s + self.wire_s(num_bytes, num_descriptors, concurrency, replication)
+
+
+def effective_transfer_s(alpha_s: float, wire_s: float, num_layers: int, window_s: float) -> float:
+    """Exposed seconds of a layerwise transfer: ``alpha + max(wire / L, wire - window * (L - 1) / L)``.
+
+    Layer l may leave ``window_s * l / L`` after the window (the pass that completes the prompt) began, and the wire
+    sends one layer after the other: a two-machine flow shop with equal jobs (Johnson 1954). Never below the last
+    layer's piece. One layer is the whole-request transfer, with nothing hidden.
+    """
+    hidden_at_most = window_s * (num_layers - 1) / num_layers
+    return alpha_s + max(wire_s / num_layers, wire_s - hidden_at_most)
+
+
+def overlap_needed(transfer_s: float, prefill_s: float, target_penalty: float) -> float:
+    """The share of the transfer to hide so that exposed / prefill <= ``target_penalty``; 0 where none is needed.
+
+    ``1 - target * prefill / transfer``.
+    """
+    if transfer_s <= target_penalty * prefill_s:
+        return 0.0
+    return 1 - target_penalty * prefill_s / transfer_s
+
+
+def breakeven_bytes_per_s(
+    budget_s: float, num_bytes: float, fixed_s: float = 0.0, num_layers: int = 1, window_s: float = 0.0
+) -> float:
+    """The bandwidth at which the exposed transfer costs exactly ``budget_s`` (the win); inf where none is enough.
+
+    ``fixed_s`` is paid at any bandwidth. Inverts :func:`effective_transfer_s`, which with one layer is
+    ``fixed + bytes / bandwidth``.
+    """
+    spare_s = budget_s - fixed_s
+    if spare_s <= 0:
+        return inf
+    hidden_at_most = window_s * (num_layers - 1) / num_layers
+    return num_bytes / min(spare_s * num_layers, spare_s + hidden_at_most)
+
+
+@dataclass(frozen=True)
+class LinkPoint:
+    """One timed transfer; ``concurrency`` counts the transfers that shared the link, this one included."""
+
+    num_bytes: int
+    num_descriptors: int
+    seconds: float
+    concurrency: int = 1
+
+
+@dataclass(frozen=True)
+class LinkFit:
+    """A fitted link and its score on the fitted points. Held-out points are scored apart (:func:`score_link`)."""
+
+    model: LinkModel
+    score: Score
+
+
+def fit_link(points: Sequence[LinkPoint]) -> LinkFit:
+    """Alpha, gamma and bandwidth from timed transfers: relative least squares, no coefficient below zero.
+
+    Where all points have as many descriptors, gamma cannot be told from alpha and is 0. Raises ValueError where
+    times do not grow with bytes: then no bandwidth can be seen.
+    """
+    features = np.array([[1.0, p.num_descriptors, p.num_bytes * p.concurrency] for p in points]).reshape(-1, 3)
+    alpha, gamma, per_byte = fit_relative(features, _times(points)).tolist()
+    if per_byte == 0:
+        raise ValueError(
+            f"{len(points)} link points from {min(p.num_bytes for p in points)} to {max(p.num_bytes for p in points)} "
+            "bytes show no time that grows with bytes; measure larger payloads"
+        )
+    model = LinkModel(alpha, gamma, 1 / per_byte)
+    return LinkFit(model, score_link(model, points))
+
+
+def score_link(model: LinkModel, points: Sequence[LinkPoint]) -> Score:
+    predicted = [model.transfer_s(p.num_bytes, p.num_descriptors, p.concurrency) for p in points]
+    return score(np.array(predicted), _times(points))
+
+
+@dataclass(frozen=True)
+class ComputePoint:
+    """One timed engine step: a prompt chunk behind ``num_cached_tokens`` of its prompt, decodes, or both.
+
+    ``num_context_tokens`` is the context of the decoding sequences, summed (as in ``records.StepRow``).
+    """
+
+    seconds: float
+    num_prefill_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_decode_seqs: int = 0
+    num_context_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ComputeModel:
+    """Seconds of one step: linear in prompt tokens, in their (query, key) pairs, in decodes and in their context.
+
+    ``base_s`` (weights read, kernels started) is paid once per step, so a chunk beside decodes pays it no second time.
+    """
+
+    base_s: float
+    prefill_token_s: float
+    prefill_pair_s: float
+    decode_seq_s: float
+    context_token_s: float
+
+    def chunk_s(self, num_tokens: float, num_cached_tokens: float = 0) -> float:
+        """What a prompt chunk adds to a step, and so to the gap of every decode beside it; quadratic through pairs."""
+        return self.prefill_token_s * num_tokens + self.prefill_pair_s * _pairs(num_tokens, num_cached_tokens)
+
+    def decode_s(self, num_seqs: float, context_len: float) -> float:
+        """What ``num_seqs`` decodes of mean context ``context_len`` add to a step, ``base_s`` not included."""
+        return num_seqs * (self.decode_seq_s + self.context_token_s * context_len)
+
+    def step_s(
+        self,
+        num_prefill_tokens: float = 0,
+        num_cached_tokens: float = 0,
+        num_decode_seqs: float = 0,
+        num_context_tokens: float = 0,
+    ) -> float:
+        """Seconds of one step; arguments as in :class:`ComputePoint`."""
+        decodes = self.decode_seq_s * num_decode_seqs + self.context_token_s * num_context_tokens
+        return self.base_s + self.chunk_s(num_prefill_tokens, num_cached_tokens) + decodes
+
+    def prefill_s(self, num_tokens: int, chunk_tokens: int | None = None) -> float:
+        """A whole prompt alone on a rank: one step, or steps of ``chunk_tokens``, each of which pays ``base_s``."""
+        num_steps = 1 if chunk_tokens is None else -(-num_tokens // chunk_tokens)
+        return num_steps * self.base_s + self.chunk_s(num_tokens)
+
+
+@dataclass(frozen=True)
+class ComputeFit:
+    """A fitted step model and its score on the fitted points."""
+
+    model: ComputeModel
+    score: Score
+
+
+def fit_compute(points: Sequence[ComputePoint]) -> ComputeFit:
+    """The step model from timed steps: relative least squares, no coefficient below zero."""
+    rows = [
+        [
+            1.0,
+            p.num_prefill_tokens,
+            _pairs(p.num_prefill_tokens, p.num_cached_tokens),
+            p.num_decode_seqs,
+            p.num_context_tokens,
+        ]
+        for p in points
+    ]
+    model = ComputeModel(*fit_relative(np.array(rows).reshape(-1, 5), _times(points)).tolist())
+    return ComputeFit(model, score_compute(model, points))
+
+
+def score_compute(model: ComputeModel, points: Sequence[ComputePoint]) -> Score:
+    predicted = [
+        model.step_s(p.num_prefill_tokens, p.num_cached_tokens, p.num_decode_seqs, p.num_context_tokens) for p in points
+    ]
+    return score(np.array(predicted), _times(points))
+
+
+def _pairs(num_tokens: float, num_cached_tokens: float) -> float:
+    """(query, key) pairs of a chunk under the causal mask."""
+    return num_tokens * num_cached_tokens + num_tokens * (num_tokens + 1) / 2
+
+
+def _times(points: Sequence[LinkPoint] | Sequence[ComputePoint]) -> NDArray[np.float64]:
+    return np.array([p.seconds for p in points], dtype=np.float64)
