@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from xpyd.request import Request
 from xpyd.workload.arrivals import ArrivalConfig
-from xpyd.workload.config import ClassConfig, WorkloadConfig
+from xpyd.workload.config import ClassConfig, Stream, WorkloadConfig, spawn_generator
 from xpyd.workload.lengths import LengthConfig
 from xpyd.workload.slo import SloConfig
 from xpyd.workload.summary import ClassSummary
@@ -73,11 +73,23 @@ def test_each_stream_is_its_own() -> None:
     assert [s for s in shapes(longer) if s[0] == "chat"] == [s for s in shapes(base) if s[0] == "chat"]
 
 
-def test_input_and_output_lengths_are_independent() -> None:
+def test_no_two_streams_are_alike() -> None:
+    keys = [(seed, pair, stream) for seed in range(3) for pair in range(3) for stream in Stream]
+    assert len({int(spawn_generator(*key).integers(2**63)) for key in keys}) == len(keys)
+
+
+def test_random_quantities_are_independent() -> None:
     same = LengthConfig("uniform", low=1, high=1000)
-    requests = replace(MIX, num_requests=2000, classes=(ClassConfig("one", 1.0, same, same),)).build(0)
-    correlation = np.corrcoef([r.input_len for r in requests], [r.output_len for r in requests])[0, 1]
-    assert abs(correlation) < 0.1
+    mix = ClassConfig("one", 0.5, same, same), ClassConfig("two", 0.5, same, same)
+    requests = replace(MIX, num_requests=2000, classes=mix).build(0)
+    columns = [
+        np.diff([0, *offsets(requests)]),
+        [r.class_name == "one" for r in requests],
+        [r.input_len for r in requests],
+        [r.output_len for r in requests],
+        [r.seed for r in requests],
+    ]
+    assert np.abs(np.corrcoef(columns) - np.eye(5)).max() < 0.1
 
 
 def test_shares_are_kept_on_average() -> None:

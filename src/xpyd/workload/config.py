@@ -25,12 +25,17 @@ SHARE_TOLERANCE = 1e-6
 
 
 class Stream(IntEnum):
-    """The random quantities; each class has lengths of its own."""
+    """The random quantities of a block, each with a Generator of its own."""
 
     ARRIVALS = 0
     CLASSES = 1
     PROMPTS = 2
     LENGTHS = 3
+
+
+def spawn_generator(seed: int, pair: int, stream: Stream) -> np.random.Generator:
+    """The generator of one random quantity of the blocks of ``pair``."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(pair, stream)))
 
 
 @dataclass(frozen=True)
@@ -149,8 +154,8 @@ class WorkloadConfig:
         num, mix = self.num_requests, self._mix
         shares = np.array([cls.share for cls in mix])
         chosen = self._stream(pair, Stream.CLASSES).choice(len(mix), size=num, p=shares / shares.sum())
-        # A class draws for every request, used or not: its lengths do not depend on the other classes' shares.
-        drawn = [cls.draw(self._stream(pair, Stream.LENGTHS, c), num) for c, cls in enumerate(mix)]
+        # Each class draws for every request, used or not: its lengths do not depend on the other classes.
+        drawn = [cls.draw(self._stream(pair, Stream.LENGTHS), num) for cls in mix]
         return [(drawn[c][0][i], drawn[c][1][i], mix[c].name) for i, c in enumerate(chosen.tolist())]
 
     def _read_lengths(self, pair: int) -> list[tuple[int, int, str]]:
@@ -162,8 +167,8 @@ class WorkloadConfig:
     def _slice(self, pair: int) -> slice:
         return slice(pair * self.num_requests, (pair + 1) * self.num_requests)
 
-    def _stream(self, pair: int, *key: int) -> np.random.Generator:
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(pair, *key)))
+    def _stream(self, pair: int, stream: Stream) -> np.random.Generator:
+        return spawn_generator(self.seed, pair, stream)
 
     def _check_mix(self) -> None:
         if self.arrival is None:
