@@ -76,11 +76,10 @@ def latex_text(result: Results) -> str:
     for table in result.tables:
         columns = "l" * table.num_left + "r" * (len(table.columns) - table.num_left)
         body = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in (table.columns, *table.rows)]
-        caption = " ".join([table.title + ".", *table.notes])
         parts += [
             r"\begin{table}",
             r"  \centering",
-            rf"  \caption{{{_latex_cell(caption)}}}",
+            rf"  \caption{{{_latex_cell(table.title)}}}",
             rf"  \begin{{tabular}}{{{columns}}}",
             r"    \toprule",
             f"    {body[0]}",
@@ -88,6 +87,7 @@ def latex_text(result: Results) -> str:
             *(f"    {line}" for line in body[1:]),
             r"    \bottomrule",
             r"  \end{tabular}",
+            *(rf"  \par\footnotesize {_latex_cell(note)}" for note in table.notes),
             r"\end{table}",
         ]
     return "\n".join(parts) + "\n"
@@ -101,7 +101,9 @@ TEXTS = {"terminal": terminal_text, "markdown": markdown_text, "latex": latex_te
 
 
 def _rich_table(table: Table) -> RichTable:
-    shown = RichTable(title=escape(table.title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    shown = RichTable(
+        title=escape(table.title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False
+    )
     for i, column in enumerate(table.columns):
         shown.add_column(escape(column), justify="left" if i < table.num_left else "right")
     for row in table.rows:

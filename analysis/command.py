@@ -1,0 +1,80 @@
+"""The command line that all analysis programs share: read runs, refuse what should not be read, print or write."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+from rich.console import Console
+
+from analysis.load import Run, RunError, load_runs
+from analysis.render import FORMATS, Format, print_terminal, render
+from analysis.results import Results
+
+USER_ERROR = 2
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """The options that every program has."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m analysis.{program}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder; repeats of one trial are pooled")
+    made.add_argument("--format", choices=FORMATS, default="terminal", help="how to print (default: terminal)")
+    made.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of the terminal")
+    made.add_argument("--allow-partial", action="store_true", help="read runs without DONE: stopped or still running")
+    made.add_argument("--allow-mixed", action="store_true", help="read runs of different configurations, a table each")
+    return made
+
+
+def main(
+    made: argparse.ArgumentParser,
+    experiments: Sequence[str],
+    analyse: Callable[[Run, argparse.Namespace], Results],
+    summarise: Callable[[Sequence[Run], Sequence[Results]], Results] | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Analyse the runs named on the command line. ``summarise`` adds one result over runs that differ.
+
+    Returns the exit code: 2, with one line that says what to do, for input that cannot be read as asked.
+    """
+    options = made.parse_args(argv)
+    try:
+        runs = load_runs(options.runs, options.allow_partial, options.allow_mixed)
+        for run in runs:
+            check_experiment(run, experiments)
+        results = [analyse(run, options) for run in runs]
+        if summarise is not None and len(runs) > 1 and options.format != "csv":
+            results.append(summarise(runs, results))
+        _write(results, options)
+    except (RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def check_experiment(run: Run, experiments: Sequence[str]) -> None:
+    if run.experiment not in experiments:
+        raise RunError(
+            f"{run.paths[0]}: a run of experiment {run.experiment!r}; this program reads {', '.join(experiments)}. "
+            f"Use python -m analysis.{run.experiment}, or python -m analysis.report, which reads every kind"
+        )
+
+
+def _write(results: Sequence[Results], options: argparse.Namespace) -> None:
+    fmt = cast(Format, options.format)
+    if options.out is not None:
+        options.out.write_text(render(results, fmt))
+        print(options.out)
+    elif fmt == "terminal":
+        console = Console()
+        for result in results:
+            print_terminal(result, console)
+    else:
+        sys.stdout.write(render(results, fmt))

@@ -1,0 +1,207 @@
+"""The tables of a comparison: verdict per length class, ledger, latency, bytes, output, checks; and the tidy rows."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.format import interval, interval_note, null_finding, number, percent, sentence
+from analysis.intervals import covers_zero
+from analysis.invariance import Invariance
+from analysis.ledger import DISAGGREGATED, NULL, OVERALL, Comparison, Line
+from analysis.load import Run
+from analysis.results import Table, titled
+from analysis.traffic import count_traffic
+from xpyd.units import NS_PER_S, format_bytes, format_s
+
+LINE_NAMES = {
+    "queue_s": "queue",
+    "prefill_s": "prefill",
+    "exposed_transfer_s": "exposed transfer",
+    "admission_s": "admission wait",
+    "decode_s": "decode",
+    "bill_s": "bill (transfer)",
+    "win_s": "win (interference)",
+    "ledger_s": "ledger: win - bill",
+    "pools_s": "pools (queue, prefill)",
+    "net_s": "net: ledger + pools",
+}
+SECONDS = "Bill: seconds that splitting costs per request; win, ledger, pools, net: that it saves (negative: it loses)."
+STAGES = "Stages: what splitting changes, disaggregated - colocated."
+
+
+def verdict_table(comparison: Comparison) -> Table:
+    rows, notes = [], []
+    for found in comparison.verdicts:
+        cells = (interval(found.lines[name].measured, "s") for name in ("bill_s", "win_s", "ledger_s", "net_s"))
+        num_pairs = found.lines["net_s"].num_pairs
+        rows.append((found.length, found.verdict.answer.value, *cells, str(found.num_requests), str(num_pairs)))
+        notes.append(f"{found.length}: {sentence(found.verdict.because)} {found.pools_note}".strip())
+    columns = ("input tokens", "split?", "bill", "win", "win - bill", "net", "requests", "pairs")
+    title = titled("Verdict per length class, measured", comparison.run.labels)
+    return Table(
+        title, columns, rows, [SECONDS + " " + _pairs_note(comparison), *notes, null_note(comparison)], num_left=2
+    )
+
+
+def ledger_table(comparison: Comparison, length: str) -> Table:
+    lines = [line for line in comparison.lines if line.length == length and line.section != "metric"]
+    rows = [
+        (
+            LINE_NAMES[line.quantity],
+            number(line.colocated, "s"),
+            number(line.disaggregated, "s"),
+            interval(line.measured, "s"),
+            number(line.modeled, "s"),
+            percent(line.error_pct),
+            null_finding(line.null, "s"),
+        )
+        for line in lines
+    ]
+    columns = ("line", "colocated", "disaggregated", "measured", "modeled", "model error", "null control")
+    title = titled(f"Ledger, {_words(length)}", comparison.run.labels)
+    return Table(title, columns, rows, [f"{STAGES} {SECONDS}", _pairs_note(comparison)])
+
+
+def metric_table(comparison: Comparison, length: str) -> Table:
+    lines = [line for line in comparison.lines if line.length == length and line.section == "metric"]
+    columns = ("metric", "colocated", "disaggregated", "change by splitting", "null control")
+    title = titled(f"Latency and goodput, {_words(length)}, measured", comparison.run.labels)
+    slo = comparison.run.config["slo"]
+    note = (
+        f"Means over block pairs of each block's figure. Limits: ttft_s {format_s(slo['ttft_s'])}, "
+        f"every gap "
+        f"{format_s(slo['itl_s'])}; failed and unfinished requests miss them."
+    )
+    return Table(title, columns, [_metric_row(line) for line in lines], [note])
+
+
+def traffic_table(run: Run) -> Table:
+    rows = [
+        (t.arm, t.finding, _bytes(t.ledger_bytes), _bytes(t.transport_bytes), _bytes(t.interface_bytes))
+        for t in count_traffic(run)
+    ]
+    routes = sorted(set(run.environment.get("routes", {}).values()))
+    transfers = run.tables["transfers"]
+    verified = int(transfers["verified"].sum())
+    notes = [
+        f"Transport {run.config['transport']['name']} over {', '.join(routes) or 'an unknown route'}.",
+        f"Checksums of every layer and block compared across the wire in {verified} of {len(transfers)} transfers.",
+    ]
+    columns = ("arm", "finding", "ledger", "transport", "interfaces")
+    return Table(titled("Bytes moved, by counter, measured", run.labels), columns, rows, notes, num_left=2)
+
+
+def invariance_table(run: Run, found: list[Invariance]) -> Table:
+    rows = [
+        (
+            f"{f.arms[1]} against {f.arms[0]}",
+            f.finding,
+            *map(str, (f.num_compared, f.num_equal, f.num_rounding, f.num_different)),
+        )
+        for f in found
+    ]
+    notes = []
+    for f in found:
+        for row in f.divergences[~f.divergences["within_rounding"]].head(3).itertuples():
+            where = f"pair {row.pair} request {row.request_id} from token {row.index}"
+            notes.append(f"{f.arms[1]}: differs in {where}, margin {row.margin:.2g}.")
+    columns = ("same tokens?", "finding", "compared", "equal", "within rounding", "different")
+    return Table(titled("Output invariance, measured", run.labels), columns, rows, notes, num_left=2)
+
+
+def checks_table(run: Run, frame: pd.DataFrame) -> Table:
+    """What was offered, what became of it, and how far the stamps can be trusted."""
+    rows = []
+    for arm, requests in frame.groupby("arm", sort=False):
+        counts = requests["status"].value_counts()
+        numbers = [len(requests), *(int(counts.get(status, 0)) for status in ("finished", "failed", "unfinished"))]
+        late = number(float(requests["lateness_s"].quantile(0.99)), "s")
+        residual = number(float(requests["residual_s"].median()), "s")
+        rows.append((str(arm), *map(str, numbers), late, residual, str(int(requests["residual_flag"].sum()))))
+    blocks = run.tables["blocks"]
+    clock_error_s = float(blocks["clock_error_ns"].max()) / NS_PER_S if len(blocks) else float("nan")
+    notes = [f"Every latency across ranks is uncertain by the clock error, at most {number(clock_error_s, 's')}."]
+    failed = frame[frame["status"] == "failed"].groupby(["arm", "reason"], as_index=False).size().head(5)
+    notes += [f"{row.arm}: {row.size} failed: {row.reason}" for row in failed.itertuples()]
+    columns = (
+        "arm",
+        "offered",
+        "finished",
+        "failed",
+        "unfinished",
+        "late p99",
+        "residual p50",
+        "residual > 2 % of TTFT",
+    )
+    return Table(titled("Requests and stamps, measured", run.labels), columns, rows, notes)
+
+
+def null_note(comparison: Comparison) -> str:
+    """One sentence on the null control of the net line over all lengths."""
+    null = comparison.verdicts[0].lines["net_s"].null
+    covers = covers_zero(null)
+    if covers is None:
+        return "Null control (the same arm twice): no interval."
+    meaning = "covers zero, as it should" if covers else "MISSES ZERO: arms differ by more than what was changed"
+    return f"Null control (the same arm twice): net {interval(null, 's')} {meaning}."
+
+
+def tidy_lines(comparison: Comparison) -> pd.DataFrame:
+    """One row per line, numbers as numbers: the CSV."""
+    answers = {found.length: found.verdict.answer.value for found in comparison.verdicts}
+    return pd.DataFrame(
+        {
+            **config_columns(comparison.run),
+            "length": line.length,
+            "section": line.section,
+            "quantity": line.quantity,
+            "unit": line.unit,
+            "num_pairs": line.num_pairs,
+            "colocated": line.colocated,
+            "disaggregated": line.disaggregated,
+            "measured": line.measured.mid,
+            "measured_low": line.measured.low,
+            "measured_high": line.measured.high,
+            "modeled": line.modeled,
+            "error_pct": line.error_pct,
+            "null": line.null.mid,
+            "null_low": line.null.low,
+            "null_high": line.null.high,
+            "null_covers_zero": covers_zero(line.null),
+            "answer": answers[line.length],
+        }
+        for line in comparison.lines
+    )
+
+
+def config_columns(run: Run) -> dict[str, str]:
+    """The settings that a reader of several runs tells them apart by."""
+    placement = run.config.get("placement", {})
+    xpyd = f"{placement.get('num_prefill', 0)}P{placement.get('num_decode', 0)}D"
+    return {
+        "run": run.name,
+        "labels": ", ".join(run.labels),
+        "model": str(run.config.get("model", {}).get("name", "")),
+        "placement": f"{placement['num_colocated']}C" if placement.get("num_colocated") else xpyd,
+        "policy": str(run.config.get("scheduler", {}).get("policy", "")),
+        "transport": str(run.config.get("transport", {}).get("name", "")),
+        "mode": str(run.config.get("transfer", {}).get("mode", "")),
+    }
+
+
+def _metric_row(line: Line) -> tuple[str, ...]:
+    values = number(line.colocated, line.unit), number(line.disaggregated, line.unit)
+    return line.quantity, *values, interval(line.measured, line.unit), null_finding(line.null, line.unit)
+
+
+def _pairs_note(comparison: Comparison) -> str:
+    null = "" if comparison.pairs[NULL] else " No null control in this run."
+    return interval_note(len(comparison.pairs[DISAGGREGATED])) + null
+
+
+def _words(length: str) -> str:
+    return "all lengths" if length == OVERALL else f"input tokens {length}"
+
+
+def _bytes(count: int) -> str:
+    return "not readable" if count < 0 else format_bytes(count)

@@ -1,0 +1,227 @@
+"""The ledger of a comparison: bill, win, pools and net per length class, measured and modeled, with a verdict each.
+
+Every figure of a block is computed first; lines are means over block pairs, and their intervals resample pairs. Times
+compare requests that finished in both arms of a pair; attainment and goodput count every offered request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.intervals import bootstrap_mean
+from analysis.load import Run, RunError
+from analysis.requests import KEY, STAGE_TIMES, gap_frame, request_frame
+from analysis.statistics import ONLY_HAND_OFF, UNITS, block_statistics
+from xpyd import metrics
+from xpyd.economics.ledger import ArmTimes, make_ledger
+from xpyd.economics.verdict import Interval, Verdict, decide, pools_note
+
+COLOCATED, DISAGGREGATED, NULL = "colocated", "disaggregated", "null"
+OVERALL = "all"
+LEDGER_LINES = ("bill_s", "win_s", "ledger_s", "pools_s", "net_s")
+BREAKEVEN = "breakeven_output_tokens"
+NOTHING = Interval(np.nan, np.nan, np.nan)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity of one length class. The arms' values are means over block pairs.
+
+    ``measured`` is disaggregated - colocated, except for ledger lines (their own sign, see ``xpyd.economics.ledger``)
+    and for quantities that only a hand-off has. ``null`` is the same with the null arm in disaggregated's place.
+    """
+
+    length: str
+    section: Literal["stage", "ledger", "metric"]
+    quantity: str
+    unit: str
+    colocated: float
+    disaggregated: float
+    measured: Interval
+    modeled: float
+    null: Interval
+    num_pairs: int
+
+    @property
+    def error_pct(self) -> float:
+        """How far the model was off, in percent of what was measured; NaN where there is nothing to compare."""
+        return 100 * (self.modeled - self.measured.mid) / abs(self.measured.mid) if self.measured.mid else np.nan
+
+
+@dataclass(frozen=True)
+class ClassVerdict:
+    """The answer for one length class. ``lines`` holds its ledger lines; ``pools_note`` warns where net disagrees."""
+
+    length: str
+    num_requests: int
+    lines: Mapping[str, Line]
+    verdict: Verdict
+    pools_note: str
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Per-pair statistics (rows: pairs) of the colocated arm and of another, over the same requests."""
+
+    colocated: pd.DataFrame
+    other: pd.DataFrame
+
+    def ledgers(self) -> pd.DataFrame:
+        """The ledger lines (columns, seconds per request) of each pair (rows)."""
+        rows = {}
+        for pair in self.colocated.index.intersection(self.other.index):
+            made = make_ledger(*(ArmTimes(*arm.loc[pair, STAGE_TIMES]) for arm in (self.colocated, self.other)))
+            rows[pair] = {name: getattr(made, name) for name in LEDGER_LINES}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=list(LEDGER_LINES), dtype="float64")
+
+    def change(self, quantity: str) -> pd.Series[float]:
+        """What the other arm changes, per pair; its own value for quantities that only a hand-off has."""
+        if quantity in ONLY_HAND_OFF:
+            return self.other[quantity]
+        return self.other[quantity] - self.colocated[quantity]
+
+    def breakeven_output_tokens(self) -> float:
+        """Tokens after which splitting has paid for its later first token, from the mean changes over all pairs."""
+        delta_ttft_s = float(self.change("ttft_s mean").mean())
+        saved_gap_s = -float(self.change("mean_gap_s mean").mean())
+        return float(metrics.breakeven_output_tokens(delta_ttft_s, saved_gap_s))
+
+
+class Comparison:
+    """Everything that one ``compare`` run, or several pooled ones, says. Raises RunError without a complete pair."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.requests = request_frame(run)
+        self.gaps = gap_frame(run).merge(self.requests[[*KEY, "pair", "arm", "length"]], on=KEY)
+        self.pairs = {arm: complete_pairs(run, arm) for arm in (DISAGGREGATED, NULL)}
+        if not self.pairs[DISAGGREGATED]:
+            where = ", ".join(str(path) for path in run.paths)
+            raise RunError(f"{where}: no block pair has ended in both arms; let the run go on, or measure again")
+
+    @cached_property
+    def lengths(self) -> list[str]:
+        """Overall first, then the length classes from short to long."""
+        return [OVERALL, *sorted(self.requests["length"].unique(), key=lower_edge)]
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        return [line for length in self.lengths for line in self._lines_of(length)]
+
+    @cached_property
+    def verdicts(self) -> list[ClassVerdict]:
+        return [self._verdict_of(length) for length in self.lengths]
+
+    def line(self, length: str, quantity: str) -> Line:
+        return next(line for line in self.lines if (line.length, line.quantity) == (length, quantity))
+
+    def sides(self, length: str, other: str = DISAGGREGATED) -> Sides:
+        """Both arms' statistics for one length class, from the pairs that ended in both."""
+        chosen = self.requests[self.requests["pair"].isin(self.pairs[other])]
+        if length != OVERALL:
+            chosen = chosen[chosen["length"] == length]
+        finished = chosen[chosen["status"] == "finished"]
+        both = finished[finished["arm"] == COLOCATED].merge(
+            finished[finished["arm"] == other], on=["pair", "request_id"]
+        )
+        found = []
+        for arm in (COLOCATED, other):
+            timed = finished[finished["arm"] == arm].merge(both[["pair", "request_id"]])
+            found.append(
+                block_statistics(
+                    offered=chosen[chosen["arm"] == arm],
+                    timed=timed,
+                    gaps=self.gaps.merge(timed[KEY]),
+                    blocks=self.run.tables["blocks"].query("arm == @arm"),
+                    slo=self.run.config["slo"],
+                    num_workers=num_workers(self.run),
+                )
+            )
+        return Sides(*found)
+
+    def _lines_of(self, length: str) -> Iterator[Line]:
+        sides, null = self.sides(length), self.sides(length, NULL)
+        predicted = self._predicted(length)
+        ledgers, null_ledgers = sides.ledgers(), null.ledgers()
+        made = make_ledger(*predicted) if predicted else None
+        for name in STAGE_TIMES:
+            modeled = getattr(predicted[1], name) - getattr(predicted[0], name) if predicted else np.nan
+            yield _line(length, "stage", name, "s", sides, sides.change(name), modeled, null.change(name))
+        for name in LEDGER_LINES:
+            modeled = getattr(made, name) if made else np.nan
+            yield _line(length, "ledger", name, "s", sides, ledgers[name], modeled, null_ledgers[name])
+        for name, unit in UNITS.items():
+            yield _line(length, "metric", name, unit, sides, sides.change(name), np.nan, null.change(name))
+        breakeven = Interval(np.nan, sides.breakeven_output_tokens(), np.nan)
+        num_pairs = len(sides.other)
+        yield Line(length, "metric", BREAKEVEN, "tokens", np.nan, np.nan, breakeven, np.nan, NOTHING, num_pairs)
+
+    def _predicted(self, length: str) -> tuple[ArmTimes, ArmTimes] | None:
+        """What the run predicted for a class; overall is the mean of the classes, weighted by offered requests."""
+        offered = self.requests.loc[self.requests["arm"] == COLOCATED, "length"]
+        shares = {length: 1.0}
+        if length == OVERALL:
+            shares = {str(name): float(share) for name, share in offered.value_counts(normalize=True).items()}
+        if not set(shares) <= set(self.run.predicted):
+            return None
+        colocated, disaggregated = (
+            ArmTimes(
+                *(
+                    sum(share * self.run.predicted[n][arm][f.name] for n, share in shares.items())
+                    for f in fields(ArmTimes)
+                )
+            )
+            for arm in (COLOCATED, DISAGGREGATED)
+        )
+        return colocated, disaggregated
+
+    def _verdict_of(self, length: str) -> ClassVerdict:
+        lines = {line.quantity: line for line in self.lines if line.length == length and line.section == "ledger"}
+        win, bill, ledger, net = (lines[name].measured for name in ("win_s", "bill_s", "ledger_s", "net_s"))
+        verdict = decide(win, bill, ledger, lines["ledger_s"].num_pairs)
+        offered = self.requests[
+            (self.requests["arm"] == DISAGGREGATED) & self.requests["pair"].isin(self.pairs[DISAGGREGATED])
+        ]
+        num_requests = len(offered) if length == OVERALL else int((offered["length"] == length).sum())
+        return ClassVerdict(length, num_requests, lines, verdict, pools_note(net, verdict.answer))
+
+
+def complete_pairs(run: Run, arm: str) -> list[int]:
+    """Pairs whose blocks ended in the colocated arm and in ``arm``."""
+    blocks = run.tables["blocks"]
+    ended, others = (set(blocks.loc[blocks["arm"] == name, "pair"]) for name in (COLOCATED, arm))
+    return sorted(int(pair) for pair in ended & others)
+
+
+def num_workers(run: Run) -> int:
+    placement = run.config["placement"]
+    return int(placement["num_prefill"] + placement["num_decode"] + placement["num_colocated"])
+
+
+def lower_edge(length: str) -> int:
+    """For sorting: the first number of a length class, such as 129 for ``129-512`` and 8192 for ``>8192``."""
+    return int(length.removeprefix(">").split("-")[0])
+
+
+def _line(
+    length: str,
+    section: Literal["stage", "ledger", "metric"],
+    quantity: str,
+    unit: str,
+    sides: Sides,
+    values: pd.Series[float],
+    modeled: float,
+    null_values: pd.Series[float],
+) -> Line:
+    means = [float(arm[quantity].mean()) if quantity in arm else np.nan for arm in (sides.colocated, sides.other)]
+    null = bootstrap_mean(null_values)
+    if quantity in ONLY_HAND_OFF:
+        means[0], null = np.nan, NOTHING
+    num_pairs = int(values.notna().sum())
+    return Line(length, section, quantity, unit, means[0], means[1], bootstrap_mean(values), modeled, null, num_pairs)

@@ -1,0 +1,115 @@
+"""One row per offered request, and one per gap between tokens, from the event log: the ground of every other table.
+
+Column work only (sorts, differences, grouped sums), so that millions of token rows take seconds. What a metric means
+is defined in ``xpyd.metrics``. Stamps here count from the first stamp of their block: exact as floats, NaN where a
+request never reached a stage.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.load import Run
+from xpyd import metrics
+from xpyd.economics.ledger import length_class
+from xpyd.request import Stage
+from xpyd.units import NS_PER_S
+
+KEY = ["block", "request_id"]
+MAX_RESIDUAL = 0.02  # of TTFT: above it the stages do not explain what the client saw
+STAGE_TIMES = ["queue_s", "prefill_s", "exposed_transfer_s", "admission_s", "decode_s"]
+
+
+def request_frame(run: Run) -> pd.DataFrame:
+    """One row per offered request: stamps (``<stage>_ns``), stage times, metrics.
+
+    ``status`` is finished, failed (see ``reason``) or unfinished. ``ttft_s`` is what the client saw;
+    ``ttft_prefill_s`` and ``ttft_decode_s`` are the two places that token 0 can leave from. The five of
+    ``STAGE_TIMES`` add up to ``e2e_s``. ``residual_s`` is ``ttft_s`` less the stages before the first token, and
+    ``residual_flag`` marks where it exceeds two percent. ``lateness_s`` is how late the open loop sent the request.
+    """
+    frame = run.tables["requests"].copy()
+    classes = {input_len: length_class(input_len) for input_len in frame["input_len"].unique()}
+    frame["length"] = frame["input_len"].map(classes)
+    for columns in (_stamps(run.tables["stages"]), _failures(run.tables["stages"]), _token_columns(run)):
+        frame = frame.merge(columns, on=KEY, how="left")
+    frame["num_tokens"] = frame["num_tokens"].fillna(0).astype(int)
+    frame["reason"] = frame["reason"].fillna("")
+    ended = [frame["finished_ns"].notna(), frame["failed_ns"].notna()]
+    frame["status"] = np.select(ended, ["finished", "failed"], "unfinished")
+    return _with_times(frame)
+
+
+def gap_frame(run: Run) -> pd.DataFrame:
+    """One row per gap: block, request_id, ``gap_s``, and ``end_ns``, the later token's stamp."""
+    tokens = _sorted_tokens(run)
+    gaps = metrics.gaps_by_request(tokens["group"], tokens["at_ns"])
+    later = tokens[tokens["group"].eq(tokens["group"].shift())]
+    return later[KEY].assign(gap_s=gaps.seconds, end_ns=later["at_ns"].astype("float64")).reset_index(drop=True)
+
+
+def _stamps(stages: pd.DataFrame) -> pd.DataFrame:
+    """One column per stage, in ns from the block's first stamp; a stage stamped twice counts the first time."""
+    relative = stages.assign(t_ns=stages["t_ns"] - stages.groupby("block")["t_ns"].transform("min"))
+    once = relative.sort_values("t_ns", kind="stable").drop_duplicates([*KEY, "stage"])
+    wide = once.pivot(index=KEY, columns="stage", values="t_ns").astype("float64")
+    wide = wide.reindex(columns=[stage.value for stage in Stage]).add_suffix("_ns")
+    ends = once[once["stage"] == Stage.PREFILL_END].set_index(KEY)
+    return wide.join(ends["rank"].rename("prefill_rank")).reset_index()
+
+
+def _failures(stages: pd.DataFrame) -> pd.DataFrame:
+    return stages.loc[stages["stage"] == Stage.FAILED, [*KEY, "reason"]].drop_duplicates(KEY)
+
+
+def _sorted_tokens(run: Run) -> pd.DataFrame:
+    """Tokens in order, with ``at_ns``, when the client had it, and ``group``, the number of its request here."""
+    tokens = run.tables["tokens"].sort_values([*KEY, "index"], kind="stable", ignore_index=True)
+    origins = run.tables["stages"].groupby("block")["t_ns"].min()
+    at_ns = tokens["t_ns"] - tokens["block"].map(origins)
+    return tokens.assign(at_ns=at_ns, group=tokens.groupby(KEY, sort=False).ngroup())
+
+
+def _token_columns(run: Run) -> pd.DataFrame:
+    """Per request: its first and last token, where the first came from, and what its gaps say."""
+    tokens = _sorted_tokens(run)
+    found = tokens.groupby("group").agg(
+        block=("block", "first"),
+        request_id=("request_id", "first"),
+        first_token_ns=("at_ns", "first"),
+        last_token_ns=("at_ns", "last"),
+        first_token_rank=("rank", "first"),
+        num_tokens=("index", "size"),
+    )
+    found = found.astype({"first_token_ns": "float64", "last_token_ns": "float64"})
+    gaps = metrics.gaps_by_request(tokens["group"], tokens["at_ns"])
+    by_request = pd.Series(gaps.seconds).groupby(gaps.request_index)
+    found["mean_gap_s"] = by_request.mean()
+    found["max_gap_s"] = by_request.max()
+    tails = metrics.tbt_tail_by_request(gaps)
+    found["tbt_tail_s"] = pd.Series(tails.seconds, index=tails.request_index)
+    return found
+
+
+def _with_times(frame: pd.DataFrame) -> pd.DataFrame:
+    arrived, prefill_end = frame["arrived_ns"], frame["prefill_end_ns"]
+    admitted = frame["decode_admit_ns"].fillna(prefill_end)  # a request of one token never decodes
+    landed = frame["transfer_end_ns"].fillna(prefill_end)  # nothing moved, nothing is exposed
+    frame["lateness_s"] = (frame["routed_ns"] - arrived) / NS_PER_S
+    frame["ttft_s"] = metrics.ttft_s(arrived, frame["first_token_ns"])
+    frame["ttft_prefill_s"] = metrics.ttft_s(arrived, prefill_end)
+    frame["ttft_decode_s"] = metrics.ttft_s(arrived, admitted)
+    frame["tpot_s"] = metrics.tpot_s(frame["first_token_ns"], frame["last_token_ns"], frame["num_tokens"])
+    frame["e2e_s"] = metrics.e2e_s(arrived, frame["last_token_ns"])
+    frame["queue_s"] = (frame["prefill_begin_ns"] - arrived) / NS_PER_S
+    frame["prefill_s"] = (prefill_end - frame["prefill_begin_ns"]) / NS_PER_S
+    frame["transfer_s"] = metrics.transfer_s(frame["transfer_begin_ns"], frame["transfer_end_ns"])
+    frame["exposed_transfer_s"] = metrics.exposed_transfer_s(prefill_end, landed)
+    frame["admission_s"] = metrics.handoff_s(prefill_end, admitted) - frame["exposed_transfer_s"]
+    frame["decode_s"] = (frame["last_token_ns"] - admitted) / NS_PER_S
+    from_prefill = frame["first_token_rank"] == frame["prefill_rank"]
+    explained = frame["ttft_prefill_s"].where(from_prefill, frame["ttft_decode_s"])
+    frame["residual_s"] = frame["ttft_s"] - explained
+    frame["residual_flag"] = frame["residual_s"].abs() > MAX_RESIDUAL * frame["ttft_s"]
+    return frame
