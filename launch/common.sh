@@ -1,0 +1,124 @@
+# shellcheck shell=bash disable=SC2034  # what is set here is read by the scripts
+# What the launch scripts share: set-up, the layout of ranks, the ranks' program, signals. Sourced, never run.
+# The scripts set XPYD_ROOT, the checkout, first.
+#
+# XPYD_SITE              site profiles to source, in order, by name in launch/sites or by path: modules,ib
+# XPYD_PYTHON            the Python of the ranks (default: the checkout's .venv, else python on PATH)
+# XPYD_WORKERS_PER_NODE  workers on each node (default 1); the client is one more rank on the first node
+# XPYD_LOG_DIR           where the ranks' logs go
+# XPYD_SRUN_MPI          srun's --mpi (default pmix, for Open MPI; pmi2 for MPICH)
+# XPYD_REQUEUE           1: a Slurm job near its time limit goes back into the queue once it has written what it has
+# XPYD_DRY_RUN           1: print the command that would start the ranks, and stop
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# Profiles extend these: options of srun and mpirun, and a command that the ranks' Python is wrapped into.
+XPYD_SRUN_ARGS=()
+XPYD_MPIRUN_ARGS=()
+XPYD_WRAP=()
+
+load_site() {
+  local names name profile
+  IFS=, read -ra names <<<"${XPYD_SITE:-}"
+  for name in ${names[@]+"${names[@]}"}; do
+    profile=$XPYD_ROOT/launch/sites/$name.sh
+    [[ $name == */* ]] && profile=$name
+    [[ -r $profile ]] || fail "XPYD_SITE=$name: no profile $profile; there are: $(ls -x "$XPYD_ROOT/launch/sites")"
+    # shellcheck source=/dev/null
+    source "$profile"
+  done
+}
+
+# Everything before the ranks: profile, defaults, Python, workers per node, log folder named $1.
+setup() {
+  load_site
+  # shellcheck source=launch/env.sh
+  source "$XPYD_ROOT/launch/env.sh"
+  if [[ -z ${XPYD_PYTHON:-} ]]; then
+    XPYD_PYTHON=$XPYD_ROOT/.venv/bin/python
+    [[ -x $XPYD_PYTHON ]] || XPYD_PYTHON=$(command -v python) || fail "no python on PATH; set XPYD_PYTHON or XPYD_SITE"
+  fi
+  XPYD_WORKERS_PER_NODE=${XPYD_WORKERS_PER_NODE:-1}
+  [[ $XPYD_WORKERS_PER_NODE =~ ^[1-9][0-9]*$ ]] || fail "XPYD_WORKERS_PER_NODE=$XPYD_WORKERS_PER_NODE: must be a positive number"
+  export XPYD_LOG_DIR="${XPYD_LOG_DIR:-$PWD/logs}/$1"
+  export PYTHONPATH="$XPYD_ROOT${PYTHONPATH:+:$PYTHONPATH}"
+}
+
+# The host of every rank, one per line: client and workers on the first node, then the workers of each other node.
+rank_hosts() {
+  local host
+  echo "$1"
+  for host in "$@"; do
+    for ((worker = 0; worker < XPYD_WORKERS_PER_NODE; worker++)); do
+      echo "$host"
+    done
+  done
+}
+
+# The program of every rank, into the array `program`: rank.sh, the site's wrapper, Python, the experiment, its overrides.
+rank_program() {
+  local experiment=$1
+  shift
+  [[ -r $XPYD_ROOT/experiments/$experiment.py ]] ||
+    fail "no experiment $experiment; there are: $(cd "$XPYD_ROOT/experiments" && echo [a-z]*.py | sed 's/\.py//g')"
+  program=("$XPYD_ROOT/launch/rank.sh" ${XPYD_WRAP[@]+"${XPYD_WRAP[@]}"}
+    "$XPYD_PYTHON" -m mpi4py -m "experiments.$experiment" "$@")
+}
+
+# Options of every srun, into the array `options`. A rank that fails takes the others along; one that is stuck after
+# others have ended does so after --wait.
+srun_options() {
+  options=("--mpi=${XPYD_SRUN_MPI:-pmix}" --kill-on-bad-exit=1 --wait=60)
+  if ! scontrol show config | grep -q '^TaskPlugin *= task/none'; then
+    options+=(--cpu-bind=none) # ranks pin themselves
+  fi
+  options+=(${XPYD_SRUN_ARGS[@]+"${XPYD_SRUN_ARGS[@]}"})
+}
+
+# Run the step of a Slurm job, and end the job with its code.
+finish_job() {
+  local code=0
+  run_ranks "$@" || code=$?
+  if ((XPYD_NEAR_LIMIT)) && [[ ${XPYD_REQUEUE:-} == 1 ]]; then
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$code"
+}
+
+# Run the ranks to their end and return their code. SIGUSR1 (time is nearly up) and SIGTERM go on to them.
+run_ranks() {
+  XPYD_NEAR_LIMIT=0
+  if [[ ${XPYD_DRY_RUN:-} == 1 ]]; then
+    printf '%q ' "$@"
+    echo
+    return 0
+  fi
+  mkdir -p "$XPYD_LOG_DIR"
+  local code=0 interrupted=1 child
+  "$@" &
+  child=$!
+  trap 'interrupted=1; XPYD_NEAR_LIMIT=1; kill -USR1 "$child"' USR1
+  trap 'interrupted=1; kill -TERM "$child"' TERM INT
+  while ((interrupted)); do # a signal ends `wait` before the child ends
+    interrupted=0
+    code=0
+    wait "$child" || code=$?
+  done
+  trap - USR1 TERM INT
+  ((code == 0)) || show_logs "$code"
+  return "$code"
+}
+
+# The last words of every rank but the first, whose output is the job's.
+show_logs() {
+  local log
+  echo "the ranks ended with exit code $1; logs are in $XPYD_LOG_DIR" >&2
+  for log in "$XPYD_LOG_DIR"/rank-*.log; do
+    [[ -s $log ]] || continue
+    echo "--- $log" >&2
+    tail -n 20 "$log" >&2
+  done
+}
