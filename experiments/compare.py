@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from xpyd.config import Compare
 from xpyd.entry import Job, main
-from xpyd.trial import compare_blocks, finish, open_session, play_all, write_prediction
 
 
 def run(job: Job) -> None:
+    from xpyd.trial import compare_blocks, finish, open_session, play_all, write_prediction  # ranks only: torch and MPI
+
     config: Compare = job.config
     with open_session(job) as session:
         write_prediction(session, config, job)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from xpyd.config import Interference
 from xpyd.entry import Job, main
-from xpyd.trial import finish, run_interference
 
 
 def run(job: Job) -> None:
+    from xpyd.probes import run_interference  # ranks only: torch and MPI
+    from xpyd.trial import finish
+
     config: Interference = job.config
     run_interference(config, job)
     finish(job)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from xpyd.config import Serve
 from xpyd.entry import Job, main
-from xpyd.trial import finish, open_session, play_all, serve_blocks
 
 
 def run(job: Job) -> None:
+    from xpyd.trial import finish, open_session, play_all, serve_blocks  # ranks only: torch and MPI
+
     config: Serve = job.config
     with open_session(job) as session:
         play_all(session, serve_blocks(config), job)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from xpyd.config import Transfer
 from xpyd.entry import Job, main
-from xpyd.trial import finish, run_transfer
 
 
 def run(job: Job) -> None:
+    from xpyd.probes import run_transfer  # ranks only: torch and MPI
+    from xpyd.trial import finish
+
     config: Transfer = job.config
     run_transfer(config, job)
     finish(job)

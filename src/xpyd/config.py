@@ -126,7 +126,6 @@ class Serve(Ranked):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        self.transport.check(self.placement.num_workers)
         spec = resolve_spec(self.model)
         capacity = self.scheduler.num_kv_blocks * self.scheduler.block_size
         longest = self.workload.max_tokens()
@@ -141,6 +140,7 @@ class Serve(Ranked):
                 f"the longest request of the workload has {longest} tokens, model {spec.name} knows positions up to "
                 f"max_position_embeddings={spec.max_position_embeddings}; shorten workload lengths or raise it"
             )
+        self.workload.check(self.num_blocks)
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ class Compare(Serve):
                 f"placement.num_colocated={self.placement.num_colocated}: compare needs xPyD, such as placement=1p1d; "
                 "it derives the colocated arm with as many workers itself"
             )
+        self.workload.check(self.num_pairs)
         if self.num_blocks != 1:
             raise ValueError(f"num_blocks={self.num_blocks} is read by serve only; compare counts pairs, set num_pairs")
 

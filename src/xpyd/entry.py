@@ -119,10 +119,7 @@ def _main_front(config: Experiment, phases: Phases) -> int:
 
 def _main_rank(experiment: str, phases: Phases, arguments: list[str]) -> int:
     """Inside MPI: rank 0 finds or composes each job and broadcasts it; every rank runs it."""
-    from xpyd.transport.ucx import preload
-
-    preload()
-    from mpi4py import MPI
+    from xpyd.mpi import MPI
 
     comm = MPI.COMM_WORLD
     signal.signal(signal.SIGTERM, _terminate)
@@ -201,7 +198,7 @@ def report(run_dir: RunDir, config: Experiment) -> int:
 
 def mpi_library() -> str:
     """The MPI library that this rank runs on, in its own words."""
-    from mpi4py import MPI
+    from xpyd.mpi import MPI
 
     return str(MPI.Get_library_version().splitlines()[0].strip("\0"))
 

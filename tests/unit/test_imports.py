@@ -14,6 +14,7 @@ FLOORS = {
     "xpyd.units": 0,
     "xpyd.request": 0,
     "xpyd.placement": 0,
+    "xpyd.mpi": 0,
     "xpyd.model.spec": 0,
     "xpyd.records": 1,
     "xpyd.metrics": 1,
@@ -33,6 +34,7 @@ FLOORS = {
     "xpyd.launcher": 5,
     "xpyd.entry": 5,
     "xpyd.trial": 5,
+    "xpyd.probes": 5,
     "experiments": 6,
     "analysis": 6,
 }
@@ -42,10 +44,10 @@ ONLY_IN = {
     "hydra": ("xpyd.config", "xpyd.entry", "experiments"),
     "pandas": ("analysis",),
     "torch": ("xpyd.kv.cache", "xpyd.kv.codec", "xpyd.model"),
-    "mpi4py": ("xpyd.placement", "xpyd.transport.mpi", "xpyd.worker", "xpyd.entry"),
+    "mpi4py": ("xpyd.mpi",),
     "ucxx": ("xpyd.transport.ucx",),
     "ucp": ("xpyd.transport.ucx",),
-    "libucx": ("xpyd.transport.ucx",),
+    "libucx": ("xpyd.mpi",),
 }
 
 

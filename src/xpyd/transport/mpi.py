@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-from mpi4py import MPI
 
 from xpyd.kv.layout import Span
+from xpyd.mpi import MPI
 from xpyd.transport.base import Bytes, Capabilities, Ticket, Transport
 
 

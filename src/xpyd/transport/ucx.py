@@ -133,20 +133,6 @@ class UcxTransport(Transport):
         return self._buffer[span.offset : span.offset + span.nbytes]
 
 
-def preload() -> None:
-    """Load the wheel's UCX libraries now: call it before MPI starts.
-
-    Open MPI's wheel brings an older UCX of the same soname; whichever is loaded first serves both, and only the newer
-    one can (ucxx fails with an undefined symbol otherwise). Nothing happens where the wheel is not installed.
-    """
-    os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")  # the wheel's loader sets variables that UCX warns about
-    try:
-        import libucx
-    except ImportError:
-        return
-    libucx.load_library()
-
-
 class _Api:
     """The names that this file needs, from the binding that is here."""
 
@@ -161,7 +147,6 @@ class _Api:
 
 def _load() -> Any:
     """Import the binding. Raises TransportError with the remedy where there is none."""
-    preload()
     try:
         import ucxx._lib.libucxx as lib
         from ucxx._lib.arr import Array

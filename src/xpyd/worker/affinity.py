@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mpi4py import MPI
-
+from xpyd.mpi import MPI
 from xpyd.placement import CLIENT_RANK
 
 

@@ -1,24 +1,90 @@
-"""Short measurements before the first request: prefill, decode step and link, from which the ledger is predicted.
+"""Short measurements before the first request: engine steps and link, from which the ledger is predicted.
 
-All workers calibrate at the same time, since they will also work at the same time. The lengths and batches here are
-not those of the workload: a prediction is never scored on the points that it was fitted to.
+All workers time their steps at the same moment, since they will also work at the same moment. Lengths and batches are
+fixed here and not the workload's: a prediction is never scored on the points that it was fitted to.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from statistics import median
-from typing import Any
+from collections.abc import Iterator
+from time import perf_counter_ns
 
 from xpyd.economics.cost import ComputePoint, LinkPoint
+from xpyd.kv.plan import plan_request
 from xpyd.model.runner import ModelRunner, Segment
-from xpyd.placement import CLIENT_RANK
+from xpyd.placement import Role
+from xpyd.units import NS_PER_S
 from xpyd.worker.session import Session
-from xpyd.worker.wire_bench import measure_link
+from xpyd.worker.wire import receive_once, send_once, wait_quietly
 
-PREFILL_LENS = (16, 48, 96, 192, 384)
-DECODE_BATCHES = (1, 2, 4, 8)
-DECODE_CONTEXTS = (64, 256)
-MIXED_CHUNKS = (32, 128)
-REPEATS = 3
+CHUNKS = ((16, 0), (48, 0), (144, 0), (320, 0), (96, 160))  # (new tokens, tokens cached before them)
+DECODES = ((1, 40), (1, 400), (3, 40), (6, 40), (6, 200), (12, 40))  # (sequences, context of each)
+MIXED = ((40, 3, 40), (144, 6, 40))  # (new tokens, sequences, context)
+TRANSFER_BLOCKS = (1, 3, 6, 12, 24, 48)
+NUM_REPEATS = 3
+
+
+def calibrate(session: Session) -> tuple[list[ComputePoint], list[LinkPoint]] | None:
+    """Timed steps of every worker and timed transfers of one pair, on rank 0; None elsewhere. Collective."""
+    steps = list(_time_steps(session.runner, session.setup.scheduler.num_kv_blocks)) if session.runner else []
+    wait_quietly(session.comm)
+    transfers = _time_transfers(session)
+    wait_quietly(session.comm)
+    gathered = session.comm.gather((steps, transfers))
+    if gathered is None:
+        return None
+    return [p for each, _ in gathered for p in each], [p for _, each in gathered for p in each]
+
+
+def _time_steps(runner: ModelRunner, num_blocks: int) -> Iterator[ComputePoint]:
+    """Every point that fits the pool, ``NUM_REPEATS`` times, after one unrecorded round."""
+    points = [(new, cached, 0, 0) for new, cached in CHUNKS] + [(0, 0, seqs, length) for seqs, length in DECODES]
+    points += [(new, 0, seqs, length) for new, seqs, length in MIXED]
+    size = runner.cache.block_size
+    for repeat in range(-1, NUM_REPEATS):
+        for new, cached, num_seqs, context in points:
+            if num_seqs * -(-context // size) + -(-(new + cached) // size) > num_blocks:
+                continue
+            segments = _segments(size, new, cached, num_seqs, context)
+            begin_ns = perf_counter_ns()
+            runner.run(segments)
+            seconds = (perf_counter_ns() - begin_ns) / NS_PER_S
+            if repeat >= 0:
+                yield ComputePoint(seconds, new, cached, num_seqs, num_seqs * context)
+
+
+def _segments(size: int, new: int, cached: int, num_seqs: int, context: int) -> list[Segment]:
+    """``num_seqs`` decodes of ``context`` tokens, and a chunk of ``new`` tokens behind ``cached``, in blocks of their own."""
+    per_sequence = -(-context // size)
+    segments = [
+        Segment([1], context - 1, list(range(i * per_sequence, (i + 1) * per_sequence)), 0, 0, True)
+        for i in range(num_seqs)
+    ]
+    if new:
+        first = num_seqs * per_sequence
+        table = list(range(first, first + -(-(new + cached) // size)))
+        segments.append(Segment([1] * new, cached, table, 0, 0, True))
+    return segments
+
+
+def _time_transfers(session: Session) -> list[LinkPoint]:
+    """Hand-offs of whole block tables between the first prefill and the first decode rank, alone on the link."""
+    placement, transfer = session.placement, session.setup.transfer
+    if session.links is None or session.runner is None:
+        return []
+    source, destination = placement.ranks(Role.PREFILL)[0], placement.ranks(Role.DECODE)[0]
+    if session.rank not in (source, destination):
+        return []
+    layout = session.runner.cache.layout
+    points: list[LinkPoint] = []
+    sizes = [blocks for blocks in TRANSFER_BLOCKS if blocks <= layout.num_blocks]
+    for seq, blocks in enumerate(sizes * (NUM_REPEATS + 1)):
+        plan = plan_request(layout, range(blocks), range(blocks), transfer.max_piece_bytes)
+        if session.rank == source:
+            send_once(session.links.transport, session.comm, destination, plan, seq, transfer.pieces_in_flight)
+            continue
+        seconds = receive_once(session.links.transport, session.comm, source, plan, seq)
+        if seq >= len(sizes):  # the first round warms up
+            num_bytes = sum(span.nbytes for span in plan.destination)
+            points.append(LinkPoint(num_bytes, len(plan.destination), seconds))
+    return points

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mpi4py import MPI
-
+from xpyd.mpi import MPI
 from xpyd.worker.messages import AnyMessage, Message, decode, encode
 
 TAG = 7002

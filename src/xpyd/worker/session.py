@@ -23,8 +23,6 @@ from xpyd.router import RouterConfig
 from xpyd.run_dir import RowWriter, RunDir
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.scheduler.registry import build_scheduler
-from xpyd.transport.base import Transport
-from xpyd.transport.counters import interface_bytes
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
 from xpyd.worker.affinity import pin_cores
@@ -34,6 +32,7 @@ from xpyd.worker.colocated import ColocatedWorker
 from xpyd.worker.decode import DecodeWorker
 from xpyd.worker.engine import Engine
 from xpyd.worker.handoff import TransferConfig
+from xpyd.worker.links import Links
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.prefill import PrefillWorker
 
@@ -88,7 +87,10 @@ class Session:
                 setup.sampling,
                 num_threads=max(1, len(self.cores)),
             )
-        self.transport, self.routes = self._connect()
+        self.links: Links | None = None
+        if not setup.placement.num_colocated:
+            buffer = self.runner.cache.buffer if self.runner is not None else None
+            self.links = Links(setup.transport, setup.fabric, comm, self.placement, buffer)
 
     def play(self, block: Block) -> Played | None:
         """Play one block on every rank; the client's rank gets what it saw. Collective.
@@ -125,8 +127,8 @@ class Session:
     def close(self) -> None:
         """Write what is pending and release the transport; safe after an error."""
         self.rows.close()
-        if self.transport is not None:
-            self.transport.close()
+        if self.links is not None:
+            self.links.close()
 
     def __enter__(self) -> Session:
         return self
@@ -134,36 +136,15 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _connect(self) -> tuple[Transport | None, dict[str, str]]:
-        """Make the transport between prefill and decode ranks and warm every pair; routes by ``source->destination``."""
-        if self.setup.placement.num_colocated:
-            return None, {}
-        transport = self.setup.transport.build(self.setup.fabric, self.comm)
-        if self.runner is not None:
-            transport.register(self.runner.cache.buffer)
-        addresses = self.comm.allgather(transport.address())
-        peers = self._peers()
-        transport.connect({peer: addresses[peer] for peer in peers})
-        routes = {f"{self.rank}->{peer}": transport.route(peer) for peer in peers}
-        for route in routes.values():
-            self.setup.fabric.check_route(route)
-        gathered = self.comm.allgather(routes)
-        return transport, {pair: route for each in gathered for pair, route in each.items()}
-
-    def _peers(self) -> tuple[int, ...]:
-        role = self.placement.roles[self.rank]
-        others = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
-        return self.placement.ranks(others[role]) if role in others else ()
-
     def _worker(self, role: Role, desk: Desk) -> Worker:
         assert self.runner is not None
         engine = Engine(self.runner, build_scheduler(self.setup.scheduler, role))
         timeout_s = self.setup.drain_timeout_s
         if role is Role.COLOCATED:
             return ColocatedWorker(engine, desk, timeout_s)
-        assert self.transport is not None
+        assert self.links is not None
         kind = PrefillWorker if role is Role.PREFILL else DecodeWorker
-        return kind(engine, desk, timeout_s, self.transport, self.setup.transfer)
+        return kind(engine, desk, timeout_s, self.links.transport, self.setup.transfer)
 
     def _play_client(self, block: Block, placement: Placement, desk: Desk) -> Played:
         for r in block.requests:
@@ -221,18 +202,11 @@ class Session:
         self.comm.Barrier()
 
     def _bytes(self) -> tuple[int, int]:
-        """Bytes received so far by this rank's transport, and by its node's interfaces."""
-        received = self.transport.received_bytes if self.transport is not None else 0
-        used = self._interfaces_used()
-        return received, sum(count for name, count in interface_bytes().items() if name in used)
-
-    def _interfaces_used(self) -> set[str]:
-        """Interfaces that KV really crosses, from the routes (``tcp/eth0``); shared memory crosses none."""
-        return {route.rsplit("/", 1)[1] for route in self.routes.values() if "/" in route} & set(interface_bytes())
+        return self.links.bytes_so_far() if self.links is not None else (0, 0)
 
     def _interface_sum(self, deltas: list[int]) -> int:
         """One count per node (its ranks see the same counters); -1 where KV did not cross a counted interface."""
-        if not self._interfaces_used():
+        if self.links is None or not self.links.interfaces:
             return -1
         return sum(deltas[self.nodes.index(node)] for node in dict.fromkeys(self.nodes))
 

@@ -8,6 +8,9 @@ from typing import Annotated
 from annotated_types import Gt
 
 
+WIRE_BLOCK_BYTES = 64 * 1024  # blocks of the ``transfer`` experiment's patterns
+
+
 @dataclass(frozen=True)
 class WireSweep:
     """The points of the ``transfer`` experiment: every size with every layer count and number of pieces in flight."""
@@ -18,6 +21,20 @@ class WireSweep:
     max_piece_bytes: Annotated[int, Gt(0)]
     num_repeats: Annotated[int, Gt(0)]
     held_out_bytes: tuple[Annotated[int, Gt(0)], ...] = ()  # measured, not fitted: the model is scored on these
+
+    def __post_init__(self) -> None:
+        for size in (*self.payload_bytes, *self.held_out_bytes):
+            for layers in self.num_layers:
+                layer_bytes, rest = divmod(size, layers)
+                if rest or layer_bytes % min(layer_bytes, WIRE_BLOCK_BYTES):
+                    raise ValueError(
+                        f"payload of {size} bytes does not divide into num_layers={layers} layers of whole blocks "
+                        f"({WIRE_BLOCK_BYTES} bytes, or one smaller block); use powers of two"
+                    )
+
+    @property
+    def buffer_bytes(self) -> int:
+        return max((*self.payload_bytes, *self.held_out_bytes))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,26 @@
+"""The one place where MPI starts. Importing this module initialises MPI; front ends must not.
+
+UCX's libraries are loaded first: Open MPI's wheel brings an older UCX of the same soname, whichever is loaded first
+serves both, and only the newer one can (ucxx fails with an undefined symbol otherwise).
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def preload_ucx() -> None:
+    """Load the UCX of the wheel, where it is installed; a site's own UCX is found by the loader itself."""
+    os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")  # the wheel's loader sets variables that UCX warns about
+    try:
+        import libucx
+    except ImportError:
+        return
+    libucx.load_library()
+
+
+preload_ucx()
+
+from mpi4py import MPI  # noqa: E402
+
+__all__ = ["MPI"]

@@ -1,0 +1,58 @@
+"""The two experiments that measure one cost alone: the wire without a model, and interference without a wire."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xpyd.config import Interference, Transfer
+from xpyd.entry import ROOT, Job, mpi_library
+from xpyd.environment import environment, machine
+from xpyd.model.runner import ModelRunner
+from xpyd.placement import CLIENT_RANK, Role, node_names, place
+from xpyd.run_dir import RowWriter
+from xpyd.worker.affinity import pin_cores
+from xpyd.worker.interference import measure_gaps
+from xpyd.worker.links import Links
+from xpyd.worker.wire import measure_pair, wait_quietly
+
+
+def run_transfer(config: Transfer, job: Job) -> None:
+    """Measure every prefill-decode pair alone, one pair after the other; collective."""
+    comm = job.comm
+    placement = place(config.placement, node_names(comm))
+    cores = pin_cores(comm) if config.placement.pin_cores else []
+    buffer = np.zeros(config.sweep.buffer_bytes, np.uint8) if comm.rank != CLIENT_RANK else None
+    links = Links(config.transport, config.fabric, comm, placement, buffer)
+    facts = comm.gather((cores, machine()))
+    if facts is not None:
+        found = environment(ROOT, placement, links.routes, facts, mpi_library(), config.fabric.emulated)
+        job.run_dir.write_json("environment.json", found)
+    with RowWriter(job.run_dir, comm.rank) as rows:
+        for source in placement.ranks(Role.PREFILL):
+            for destination in placement.ranks(Role.DECODE):
+                job.say(f"rank {source} -> rank {destination} over {links.routes[f'{source}->{destination}']}")
+                if comm.rank in (source, destination):
+                    assert buffer is not None
+                    measure_pair(links.transport, comm, source, destination, buffer, config.sweep, rows.write)
+                rows.flush()
+                wait_quietly(comm)
+    links.close()
+
+
+def run_interference(config: Interference, job: Job) -> None:
+    """Measure gaps on every worker at the same time; collective."""
+    comm = job.comm
+    placement = place(config.placement, node_names(comm))
+    cores = pin_cores(comm) if config.placement.pin_cores else []
+    facts = comm.gather((cores, machine()))
+    if facts is not None:
+        found = environment(ROOT, placement, {}, facts, mpi_library(), emulated=False)
+        job.run_dir.write_json("environment.json", found)
+    with RowWriter(job.run_dir, comm.rank) as rows:
+        if comm.rank != CLIENT_RANK:
+            pool = config.scheduler
+            runner = ModelRunner(config.model, pool.num_kv_blocks, pool.block_size, num_threads=max(1, len(cores)))
+            for row in measure_gaps(runner, pool.block_size, config.sweep, seed=0):
+                rows.write(row)
+                rows.flush_if_due()
+        wait_quietly(comm)

@@ -1,0 +1,57 @@
+"""Connects every prefill rank with every decode rank, warm, and says which wire each pair really uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpyd.placement import Placement, Role
+from xpyd.transport.base import Transport
+from xpyd.transport.counters import interface_bytes
+from xpyd.transport.fabric import FabricConfig
+from xpyd.transport.registry import TransportConfig
+
+OPPOSITE = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
+
+
+class Links:
+    """The transport of one rank and its routes, ``source->destination``. Collective to create.
+
+    Raises TransportError where a device is missing, a peer cannot be reached, or strict mode finds a fallback.
+    """
+
+    def __init__(
+        self,
+        config: TransportConfig,
+        fabric: FabricConfig,
+        comm: Any,
+        placement: Placement,
+        buffer: NDArray[np.uint8] | None,
+    ) -> None:
+        self.transport: Transport = config.build(fabric, comm)
+        if buffer is not None:
+            self.transport.register(buffer)
+        addresses = comm.allgather(self.transport.address())
+        role = placement.roles[comm.rank]
+        peers = placement.ranks(OPPOSITE[role]) if role in OPPOSITE else ()
+        self.transport.connect({peer: addresses[peer] for peer in peers})
+        mine = {f"{comm.rank}->{peer}": self.transport.route(peer) for peer in peers}
+        for route in mine.values():
+            fabric.check_route(route)
+        self.routes: dict[str, str] = {pair: r for each in comm.allgather(mine) for pair, r in each.items()}
+
+    @property
+    def interfaces(self) -> set[str]:
+        """This node's interfaces that KV crosses, from the routes (``tcp/eth0``); shared memory crosses none."""
+        lanes = [lane for route in self.routes.values() for lane in route.split("+")]
+        return {lane.rpartition("/")[2] for lane in lanes} & set(interface_bytes())
+
+    def bytes_so_far(self) -> tuple[int, int]:
+        """Bytes received by this rank's transport, and by its node's interfaces that KV crosses."""
+        used = self.interfaces
+        return self.transport.received_bytes, sum(n for name, n in interface_bytes().items() if name in used)
+
+    def close(self) -> None:
+        self.transport.close()

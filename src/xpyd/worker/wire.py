@@ -1,0 +1,157 @@
+"""The bill alone: one timed hand-off of a KV pattern between two ranks, without a model around it.
+
+As in the real hand-off the destination posts its receives, says "go", and the clock runs from there to the last byte.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xpyd.kv.layout import PoolLayout
+from xpyd.kv.plan import Plan, plan_request
+from xpyd.records import TransferPointRow
+from xpyd.transport.base import Transport, TransportError
+from xpyd.transport.flow import RecvFlow, SendFlow
+from xpyd.units import NS_PER_S
+from xpyd.worker.sweeps import WIRE_BLOCK_BYTES, WireSweep
+
+GO_TAG = 7003
+TIMEOUT_S = 60.0
+WAIT_SLEEP_S = 1e-3
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """``payload_bytes`` as ``num_layers`` layers of equal size, contiguous in each layer."""
+
+    payload_bytes: int
+    num_layers: int
+    pieces_in_flight: int
+    held_out: bool
+
+    def plan(self, max_piece_bytes: int) -> Plan:
+        layer_bytes = self.payload_bytes // self.num_layers
+        block_bytes = min(WIRE_BLOCK_BYTES, layer_bytes)
+        table = list(range(layer_bytes // block_bytes))
+        layout = PoolLayout(self.num_layers, len(table), block_bytes)
+        return plan_request(layout, table, table, max_piece_bytes)
+
+
+def patterns(sweep: WireSweep) -> list[Pattern]:
+    """Every point of the sweep, in its order."""
+    sizes = [(size, False) for size in sweep.payload_bytes] + [(size, True) for size in sweep.held_out_bytes]
+    return [
+        Pattern(size, layers, window, held_out)
+        for size, held_out in sizes
+        for layers in sweep.num_layers
+        for window in sweep.pieces_in_flight
+    ]
+
+
+def send_once(transport: Transport, comm: Any, peer: int, plan: Plan, seq: int, window: int) -> None:
+    """The source's side of one timed transfer."""
+    comm.recv(source=peer, tag=GO_TAG)
+    flow = SendFlow(transport, peer, plan.source, seq, window)
+    flow.release(len(plan.source))
+    _finish(transport, flow, f"sending to rank {peer}")
+
+
+def receive_once(transport: Transport, comm: Any, peer: int, plan: Plan, seq: int) -> float:
+    """The destination's side; returns the seconds from "go" to the last byte."""
+    flow = RecvFlow(transport, peer, plan.destination, seq)
+    begin_ns = perf_counter_ns()
+    comm.send(None, dest=peer, tag=GO_TAG)
+    _finish(transport, flow, f"receiving from rank {peer}")
+    return (perf_counter_ns() - begin_ns) / NS_PER_S
+
+
+def measure_pair(
+    transport: Transport,
+    comm: Any,
+    source: int,
+    destination: int,
+    buffer: NDArray[np.uint8],
+    sweep: WireSweep,
+    write: Callable[[TransferPointRow], None],
+) -> None:
+    """Measure every pattern ``num_repeats`` times between two ranks, in a fresh order each repeat; both call this.
+
+    The destination writes the rows. Its first receipt of each pattern is checked against the source's checksum.
+    Raises TransportError where bytes differ or nothing arrives in time.
+    """
+    points = patterns(sweep)
+    peer = destination if comm.rank == source else source
+    if comm.rank == source:
+        buffer[:] = np.random.default_rng(source).integers(0, 256, buffer.size, dtype=np.uint8)
+    generator = np.random.default_rng(0)
+    seq = 0
+    for repeat in range(-1, sweep.num_repeats):  # -1: warm-up and check
+        for which in generator.permutation(len(points)):
+            point = points[which]
+            plan = point.plan(sweep.max_piece_bytes)
+            if comm.rank == source:
+                if repeat < 0:
+                    comm.send(zlib.crc32(buffer[: point.payload_bytes]), dest=peer, tag=GO_TAG)
+                send_once(transport, comm, peer, plan, seq, point.pieces_in_flight)
+            else:
+                _receive_point(transport, comm, peer, buffer, point, plan, seq, repeat, write)
+            seq += 1
+
+
+def _receive_point(
+    transport: Transport,
+    comm: Any,
+    peer: int,
+    buffer: NDArray[np.uint8],
+    point: Pattern,
+    plan: Plan,
+    seq: int,
+    repeat: int,
+    write: Callable[[TransferPointRow], None],
+) -> None:
+    if repeat < 0:
+        expected = comm.recv(source=peer, tag=GO_TAG)
+        buffer[: point.payload_bytes] = 0
+        receive_once(transport, comm, peer, plan, seq)
+        if zlib.crc32(buffer[: point.payload_bytes]) != expected:
+            raise TransportError(f"{point.payload_bytes} bytes from rank {peer} arrived changed: wrong checksum")
+        return
+    seconds = receive_once(transport, comm, peer, plan, seq)
+    write(
+        TransferPointRow(
+            src_rank=peer,
+            dst_rank=comm.rank,
+            transport=transport.name,
+            payload_bytes=point.payload_bytes,
+            num_layers=point.num_layers,
+            num_pieces=len(plan.source),
+            pieces_in_flight=point.pieces_in_flight,
+            repeat=repeat,
+            seconds=seconds,
+            held_out=point.held_out,
+        )
+    )
+
+
+def wait_quietly(comm: Any) -> None:
+    """A barrier that sleeps: ranks with nothing to do leave their core to those that measure."""
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(WAIT_SLEEP_S)
+
+
+def _finish(transport: Transport, flow: SendFlow | RecvFlow, what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not flow.done:
+        transport.progress()
+        flow.advance()
+        if time.monotonic() > deadline:
+            raise TransportError(f"{what} is not done after {TIMEOUT_S:.0f} s")
