@@ -10,12 +10,16 @@ from dataclasses import asdict
 from datetime import datetime
 
 from xpyd.config import Compare, Serve
+from xpyd.economics.predict import predict, to_json
+from xpyd.economics.scenario import Scenario, classes_of, fit_calibration
 from xpyd.entry import ROOT, Job, mpi_library
 from xpyd.environment import environment, machine
+from xpyd.model.spec import ModelSpec
 from xpyd.units import NS_PER_S
 from xpyd.worker.calibrate import calibrate
 from xpyd.worker.session import Block, Session, Setup, warm_up_blocks
 
+MAX_RATE_RPS = 1e6  # a trace whose rows share one time stamp has no rate
 COLOCATED, DISAGGREGATED, NULL = "colocated", "disaggregated", "null"
 
 
@@ -80,18 +84,44 @@ def play_all(session: Session, blocks: list[Block], job: Job) -> None:
 
 
 def write_prediction(session: Session, config: Compare, job: Job) -> None:
-    """Calibrate on points that are not scored, and write predicted.json before the first request is sent."""
-    job.say("calibrating: prefill, decode and link, each alone")
-    calibration = calibrate(session)
-    if job.rank != 0:
+    """Calibrate on points that are not scored, and write predicted.json before the first request is sent. Collective."""
+    job.say("calibrating: engine steps and link, each alone")
+    points = calibrate(session)
+    if points is None:
         return
-    assert calibration is not None
-    from xpyd.economics.predict import predict
+    calibration = fit_calibration(*points)
+    prediction = predict(calibration, scenario_of(config, session.spec))
+    content = {
+        "written_at": datetime.now().isoformat(),
+        "calibration": asdict(calibration),
+        "classes": to_json(prediction),
+    }
+    job.run_dir.write_json("predicted.json", content)
 
-    classes = predict(calibration, config)
-    job.run_dir.write_json(
-        "predicted.json",
-        {"written_at": datetime.now().isoformat(), "calibration": asdict(calibration), "classes": classes},
+
+def scenario_of(config: Compare, spec: ModelSpec) -> Scenario:
+    """What the prediction may know: the planned lengths and rate, and the limits of the ranks; no measured request."""
+    arrival = config.workload.arrival
+    planned = [request for pair in range(config.num_pairs) for request in config.workload.build(pair)]
+    concurrency = config.workload.concurrency
+    cv2 = {"fixed": 0.0, "gamma": (arrival.cv or 1.0) ** 2}.get(arrival.kind, 1.0) if arrival else 1.0
+    rate_rps = None if concurrency else min(config.workload.summary().rate_rps or MAX_RATE_RPS, MAX_RATE_RPS)
+    return Scenario(
+        spec=spec,
+        classes=classes_of(planned),
+        num_requests=config.workload.num_requests,
+        num_prefill=config.placement.num_prefill,
+        num_decode=config.placement.num_decode,
+        policy=config.scheduler.policy,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        block_size=config.scheduler.block_size,
+        num_kv_blocks=config.scheduler.num_kv_blocks,
+        mode=config.transfer.mode,
+        max_piece_bytes=config.transfer.max_piece_bytes,
+        rate_rps=rate_rps,
+        concurrency=concurrency,
+        arrival_cv2=cv2,
     )
 
 
