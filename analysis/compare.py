@@ -15,23 +15,22 @@ import pandas as pd
 from analysis import command
 from analysis.compare_plots import comparison_plots
 from analysis.compare_tables import (
-    checks_table,
-    config_columns,
     invariance_table,
     ledger_table,
     metric_table,
     tidy_lines,
-    traffic_table,
     verdict_table,
 )
 from analysis.format import interval, sentence
 from analysis.invariance import check_invariance
 from analysis.ledger import COLOCATED, DISAGGREGATED, NULL, OVERALL, Comparison
 from analysis.load import Run, differences
-from analysis.results import Results, Table
-from analysis.tables import request_table
+from analysis.results import Results, Table, Tone
+from analysis.tables import checks_table, config_columns, request_table, traffic_table
+from xpyd.economics.verdict import Answer
 
 MAX_CONFIG_COLUMNS = 4
+TONES: dict[Answer, Tone] = {Answer.SPLIT: "split", Answer.UNDECIDED: "open"}
 
 
 def analyse(run: Run, by_class: bool = False) -> Results:
@@ -59,7 +58,7 @@ def analyse(run: Run, by_class: bool = False) -> Results:
         frame=tidy_lines(comparison),
         plots=comparison_plots(comparison),
         details=[*([] if by_class else per_class), request_table(comparison.requests, run.labels)],
-        partial=run.partial,
+        tone=TONES.get(overall.verdict.answer, "stay"),
     )
 
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.ledger import COLOCATED, DISAGGREGATED, LEDGER_LINES, NULL, OVERALL, Comparison, Line
+from analysis.plots import draw_gaps, draw_ttft, draw_whiskers
 from analysis.results import Plot
-from analysis.style import ARM_COLOURS, COST, GAIN, INK, MUTED, SERIES, cumulative, seconds_axis
-from xpyd.economics.verdict import Interval
-from xpyd.units import NS_PER_S
-
-MAX_MARKS = 400  # prefill steps shaded in one panel
+from analysis.style import ARM_COLOURS, COST, GAIN, INK, MUTED, SERIES, seconds_axis
 
 
 def comparison_plots(comparison: Comparison) -> list[Plot]:
@@ -37,7 +32,7 @@ def comparison_plots(comparison: Comparison) -> list[Plot]:
             f"Gaps between tokens over time, pair {pair}",
             "Each point is one gap, as the client saw it. Shaded: steps with prefill in them, on any rank of the arm. "
             "Where the two share a rank, gaps grow inside the shade: that is the interference.",
-            lambda figure: draw_gaps(figure, comparison, pair),
+            lambda figure: draw_gaps(figure, comparison.run, comparison.gaps, blocks_of(comparison, pair)),
             height_in=4.6,
         ),
         Plot(
@@ -57,41 +52,11 @@ def comparison_plots(comparison: Comparison) -> list[Plot]:
     ]
 
 
-def draw_ttft(figure: Figure, requests: pd.DataFrame, limit_s: float) -> None:
-    axes = figure.add_subplot()
-    for arm in (COLOCATED, DISAGGREGATED, NULL):
-        values = requests.loc[requests["arm"] == arm, "ttft_s"].dropna().to_numpy()
-        cumulative(axes, values, arm, ARM_COLOURS[arm], ":" if arm == NULL else "-")
-    axes.axvline(limit_s, color=MUTED, linestyle="--", linewidth=1)
-    axes.set(xscale="log", xlabel="TTFT, as the client saw it", ylabel="share of requests", ylim=(0, 1.02))
-    seconds_axis(axes, "x")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left")
-
-
-def draw_gaps(figure: Figure, comparison: Comparison, pair: int) -> None:
-    panels = figure.subplots(2, 1, sharex=True, sharey=True)
-    for axes, arm in zip(panels, (COLOCATED, DISAGGREGATED), strict=True):
-        chosen = comparison.gaps[(comparison.gaps["pair"] == pair) & (comparison.gaps["arm"] == arm)]
-        shade_prefill(axes, comparison, arm, pair)
-        axes.plot(chosen["end_ns"] / NS_PER_S, chosen["gap_s"], ".", color=ARM_COLOURS[arm], markersize=3, alpha=0.7)
-        axes.set(title=arm, ylabel="gap", ylim=(0, None))
-        axes.margins(x=0.01)
-        seconds_axis(axes)
-    panels[-1].set_xlabel("seconds into the block")
-
-
-def shade_prefill(axes: Axes, comparison: Comparison, arm: str, pair: int) -> None:
-    """Shade the steps with prefill tokens, evenly thinned where there are more than the eye can tell apart."""
-    run = comparison.run
-    blocks = run.tables["blocks"]
-    block = blocks.loc[(blocks["pair"] == pair) & (blocks["arm"] == arm), "block"].iloc[0]
-    stages, steps = run.tables["stages"], run.tables["steps"]
-    origin_ns = stages.loc[stages["block"] == block, "t_ns"].min()
-    marked = steps[(steps["block"] == block) & (steps["num_prefill_tokens"] > 0)].sort_values("begin_ns")
-    marked = marked.iloc[:: max(1, -(-len(marked) // MAX_MARKS))]
-    for begin_ns, end_ns in zip(marked["begin_ns"], marked["end_ns"], strict=True):
-        axes.axvspan((begin_ns - origin_ns) / NS_PER_S, (end_ns - origin_ns) / NS_PER_S, color=MUTED, alpha=0.22, lw=0)
+def blocks_of(comparison: Comparison, pair: int) -> dict[str, int]:
+    """The block number of each arm of a pair."""
+    blocks = comparison.run.tables["blocks"]
+    played = blocks[(blocks["pair"] == pair) & blocks["arm"].isin([COLOCATED, DISAGGREGATED])]
+    return {str(arm): int(block) for arm, block in sorted(zip(played["arm"], played["block"], strict=True))}
 
 
 def draw_bill_and_win(figure: Figure, comparison: Comparison) -> None:
@@ -101,7 +66,7 @@ def draw_bill_and_win(figure: Figure, comparison: Comparison) -> None:
         lines = [comparison.line(length, name) for length in comparison.lengths]
         heights = [line.measured.mid for line in lines]
         axes.bar(places + offset, heights, 0.36, color=colour, label=label, alpha=0.9)
-        _whiskers(axes, places + offset, [line.measured for line in lines])
+        draw_whiskers(axes, places + offset, [line.measured for line in lines])
         axes.plot(places + offset, [line.modeled for line in lines], "x", color=INK, markersize=6, label="_")
     axes.plot([], [], "x", color=INK, label="modeled")
     axes.axhline(0, color=MUTED, linewidth=1)
@@ -146,14 +111,3 @@ def draw_prediction(figure: Figure, lines: Sequence[Line]) -> None:
     seconds_axis(axes, "x")
     seconds_axis(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
-
-
-def _whiskers(axes: Axes, places: Sequence[float] | np.ndarray, found: Sequence[Interval]) -> None:
-    known = [(place, interval) for place, interval in zip(places, found, strict=True) if interval.known]
-    if known:
-        low = [interval.mid - interval.low for _, interval in known]
-        high = [interval.high - interval.mid for _, interval in known]
-        middle = [interval.mid for _, interval in known]
-        axes.errorbar(
-            [place for place, _ in known], middle, [low, high], fmt="none", ecolor=INK, elinewidth=1.2, capsize=3
-        )

@@ -1,4 +1,4 @@
-"""The tables of a comparison: verdict per length class, ledger, latency, bytes, output, checks; and the tidy rows."""
+"""The tables of a comparison: verdict per length class, ledger, latency, output invariance; and the tidy rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from analysis.invariance import Invariance
 from analysis.ledger import DISAGGREGATED, NULL, OVERALL, Comparison, Line
 from analysis.load import Run
 from analysis.results import Table, titled
-from analysis.traffic import count_traffic
-from xpyd.units import NS_PER_S, format_bytes, format_s
+from analysis.tables import config_columns
+from xpyd.units import format_s
 
 LINE_NAMES = {
     "queue_s": "queue",
@@ -75,22 +75,6 @@ def metric_table(comparison: Comparison, length: str) -> Table:
     return Table(title, columns, [_metric_row(line) for line in lines], [note])
 
 
-def traffic_table(run: Run) -> Table:
-    rows = [
-        (t.arm, t.finding, _bytes(t.ledger_bytes), _bytes(t.transport_bytes), _bytes(t.interface_bytes))
-        for t in count_traffic(run)
-    ]
-    routes = sorted(set(run.environment.get("routes", {}).values()))
-    transfers = run.tables["transfers"]
-    verified = int(transfers["verified"].sum())
-    notes = [
-        f"Transport {run.config['transport']['name']} over {', '.join(routes) or 'an unknown route'}.",
-        f"Checksums of every layer and block compared across the wire in {verified} of {len(transfers)} transfers.",
-    ]
-    columns = ("arm", "finding", "ledger", "transport", "interfaces")
-    return Table(titled("Bytes moved, by counter, measured", run.labels), columns, rows, notes, num_left=2)
-
-
 def invariance_table(run: Run, found: list[Invariance]) -> Table:
     rows = [
         (
@@ -107,33 +91,6 @@ def invariance_table(run: Run, found: list[Invariance]) -> Table:
             notes.append(f"{f.arms[1]}: differs in {where}, margin {row.margin:.2g}.")
     columns = ("same tokens?", "finding", "compared", "equal", "within rounding", "different")
     return Table(titled("Output invariance, measured", run.labels), columns, rows, notes, num_left=2)
-
-
-def checks_table(run: Run, frame: pd.DataFrame) -> Table:
-    """What was offered, what became of it, and how far the stamps can be trusted."""
-    rows = []
-    for arm, requests in frame.groupby("arm", sort=False):
-        counts = requests["status"].value_counts()
-        numbers = [len(requests), *(int(counts.get(status, 0)) for status in ("finished", "failed", "unfinished"))]
-        late = number(float(requests["lateness_s"].quantile(0.99)), "s")
-        residual = number(float(requests["residual_s"].median()), "s")
-        rows.append((str(arm), *map(str, numbers), late, residual, str(int(requests["residual_flag"].sum()))))
-    blocks = run.tables["blocks"]
-    clock_error_s = float(blocks["clock_error_ns"].max()) / NS_PER_S if len(blocks) else float("nan")
-    notes = [f"Every latency across ranks is uncertain by the clock error, at most {number(clock_error_s, 's')}."]
-    failed = frame[frame["status"] == "failed"].groupby(["arm", "reason"], as_index=False).size().head(5)
-    notes += [f"{row.arm}: {row.size} failed: {row.reason}" for row in failed.itertuples()]
-    columns = (
-        "arm",
-        "offered",
-        "finished",
-        "failed",
-        "unfinished",
-        "late p99",
-        "residual p50",
-        "residual > 2 % of TTFT",
-    )
-    return Table(titled("Requests and stamps, measured", run.labels), columns, rows, notes)
 
 
 def null_note(comparison: Comparison) -> str:
@@ -174,21 +131,6 @@ def tidy_lines(comparison: Comparison) -> pd.DataFrame:
     )
 
 
-def config_columns(run: Run) -> dict[str, str]:
-    """The settings that a reader of several runs tells them apart by."""
-    placement = run.config.get("placement", {})
-    xpyd = f"{placement.get('num_prefill', 0)}P{placement.get('num_decode', 0)}D"
-    return {
-        "run": run.name,
-        "labels": ", ".join(run.labels),
-        "model": str(run.config.get("model", {}).get("name", "")),
-        "placement": f"{placement['num_colocated']}C" if placement.get("num_colocated") else xpyd,
-        "policy": str(run.config.get("scheduler", {}).get("policy", "")),
-        "transport": str(run.config.get("transport", {}).get("name", "")),
-        "mode": str(run.config.get("transfer", {}).get("mode", "")),
-    }
-
-
 def _metric_row(line: Line) -> tuple[str, ...]:
     values = number(line.colocated, line.unit), number(line.disaggregated, line.unit)
     return line.quantity, *values, interval(line.measured, line.unit), null_finding(line.null, line.unit)
@@ -201,7 +143,3 @@ def _pairs_note(comparison: Comparison) -> str:
 
 def _words(length: str) -> str:
     return "all lengths" if length == OVERALL else f"input tokens {length}"
-
-
-def _bytes(count: int) -> str:
-    return "not readable" if count < 0 else format_bytes(count)

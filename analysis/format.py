@@ -58,11 +58,11 @@ def percent(value: float) -> str:
     return f"{value:+.0f} %"
 
 
-def interval_note(num_pairs: int) -> str:
+def interval_note(count: int, unit: str = "block pairs") -> str:
     """What the brackets of a table are, or why there are none."""
-    if num_pairs < MIN_BLOCK_PAIRS:
-        return f"No intervals: {num_pairs} block pairs, at least {MIN_BLOCK_PAIRS} are needed. No verdict is possible."
-    return f"[low, high]: 95 % interval from a paired bootstrap over {num_pairs} block pairs, never over tokens."
+    if count < MIN_BLOCK_PAIRS:
+        return f"No intervals: they need at least {MIN_BLOCK_PAIRS} {unit}, this has {count}."
+    return f"[low, high]: 95 % interval from a bootstrap over {count} {unit}, never over tokens."
 
 
 def sentence(text: str) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.intervals import bootstrap_mean
 from analysis.load import Run, RunError
 from analysis.requests import KEY, STAGE_TIMES, gap_frame, request_frame
-from analysis.statistics import ONLY_HAND_OFF, UNITS, block_statistics
+from analysis.statistics import ONLY_HAND_OFF, UNITS, block_statistics, num_workers
 from xpyd import metrics
 from xpyd.economics.ledger import ArmTimes, make_ledger
 from xpyd.economics.verdict import Interval, Verdict, decide, pools_note
@@ -197,11 +197,6 @@ def complete_pairs(run: Run, arm: str) -> list[int]:
     blocks = run.tables["blocks"]
     ended, others = (set(blocks.loc[blocks["arm"] == name, "pair"]) for name in (COLOCATED, arm))
     return sorted(int(pair) for pair in ended & others)
-
-
-def num_workers(run: Run) -> int:
-    placement = run.config["placement"]
-    return int(placement["num_prefill"] + placement["num_decode"] + placement["num_colocated"])
 
 
 def lower_edge(length: str) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pandas as pd
 from matplotlib.figure import Figure
+
+Tone = Literal["split", "stay", "open"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Results:
     frame: pd.DataFrame
     plots: Sequence[Plot] = ()
     details: Sequence[Table] = field(default=())  # long tables, in the report only
-    partial: bool = False
+    tone: Tone = "open"  # how the page colours the answer
 
 
 def titled(title: str, labels: Sequence[str]) -> str:

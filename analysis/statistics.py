@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from analysis.load import Run
 from analysis.requests import STAGE_TIMES
 from xpyd import metrics
 from xpyd.units import NS_PER_S
@@ -76,3 +77,9 @@ def meets_slo(requests: pd.DataFrame, slo: Mapping[str, float]) -> pd.Series[boo
     finished = requests["status"] == "finished"
     found = metrics.meets_slo(finished, requests["ttft_s"], requests["max_gap_s"], slo["ttft_s"], slo["itl_s"])
     return pd.Series(np.asarray(found, dtype=bool), index=requests.index)
+
+
+def num_workers(run: Run) -> int:
+    """Ranks with a model, the same number in every arm."""
+    placement = run.config["placement"]
+    return int(placement["num_prefill"] + placement["num_decode"] + placement["num_colocated"])

@@ -1,4 +1,4 @@
-"""Tables that several experiments share: every request of a run."""
+"""Tables that several experiments share: requests, bytes by counter, how far the stamps can be trusted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.format import number
+from analysis.load import Run
 from analysis.results import Table, titled
+from analysis.traffic import count_traffic
+from xpyd.units import NS_PER_S, format_bytes
 
 TIMES = [
     "ttft_s",
@@ -37,3 +40,65 @@ def request_table(frame: pd.DataFrame, labels: Sequence[str]) -> Table:
     if len(frame) > MAX_ROWS:
         notes.append(f"The first {MAX_ROWS} of {len(frame)} requests; the run folder's tables hold all.")
     return Table(titled("Requests, measured", labels), columns, rows, notes, num_left=2)
+
+
+def traffic_table(run: Run) -> Table:
+    rows = [
+        (t.arm, t.finding, _bytes(t.ledger_bytes), _bytes(t.transport_bytes), _bytes(t.interface_bytes))
+        for t in count_traffic(run)
+    ]
+    routes = sorted(set(run.environment.get("routes", {}).values()))
+    transfers = run.tables["transfers"]
+    verified = int(transfers["verified"].sum())
+    notes = [
+        f"Transport {run.config['transport']['name']} over {', '.join(routes) or 'an unknown route'}.",
+        f"Checksums of every layer and block compared across the wire in {verified} of {len(transfers)} transfers.",
+    ]
+    columns = ("arm", "finding", "ledger", "transport", "interfaces")
+    return Table(titled("Bytes moved, by counter, measured", run.labels), columns, rows, notes, num_left=2)
+
+
+def checks_table(run: Run, frame: pd.DataFrame) -> Table:
+    """What was offered, what became of it, and how far the stamps can be trusted."""
+    rows = []
+    for arm, requests in frame.groupby("arm", sort=False):
+        counts = requests["status"].value_counts()
+        numbers = [len(requests), *(int(counts.get(status, 0)) for status in ("finished", "failed", "unfinished"))]
+        late = number(float(requests["lateness_s"].quantile(0.99)), "s")
+        residual = number(float(requests["residual_s"].median()), "s")
+        rows.append((str(arm), *map(str, numbers), late, residual, str(int(requests["residual_flag"].sum()))))
+    blocks = run.tables["blocks"]
+    clock_error_s = float(blocks["clock_error_ns"].max()) / NS_PER_S if len(blocks) else float("nan")
+    notes = [f"Every latency across ranks is uncertain by the clock error, at most {number(clock_error_s, 's')}."]
+    failed = frame[frame["status"] == "failed"].groupby(["arm", "reason"], as_index=False).size().head(5)
+    notes += [f"{row.arm}: {row.size} failed: {row.reason}" for row in failed.itertuples()]
+    columns = (
+        "arm",
+        "offered",
+        "finished",
+        "failed",
+        "unfinished",
+        "late p99",
+        "residual p50",
+        "residual > 2 % of TTFT",
+    )
+    return Table(titled("Requests and stamps, measured", run.labels), columns, rows, notes)
+
+
+def config_columns(run: Run) -> dict[str, str]:
+    """The settings that a reader of several runs tells them apart by."""
+    placement = run.config.get("placement", {})
+    xpyd = f"{placement.get('num_prefill', 0)}P{placement.get('num_decode', 0)}D"
+    return {
+        "run": run.name,
+        "labels": ", ".join(run.labels),
+        "model": str(run.config.get("model", {}).get("name", "")),
+        "placement": f"{placement['num_colocated']}C" if placement.get("num_colocated") else xpyd,
+        "policy": str(run.config.get("scheduler", {}).get("policy", "")),
+        "transport": str(run.config.get("transport", {}).get("name", "")),
+        "mode": str(run.config.get("transfer", {}).get("mode", "")),
+    }
+
+
+def _bytes(count: int) -> str:
+    return "not readable" if count < 0 else format_bytes(count)

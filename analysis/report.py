@@ -1,0 +1,112 @@
+"""One self-contained HTML page for a run of any experiment: verdict, tables, plots, requests, provenance.
+
+python -m analysis.report runs/compare/20260101-120000-000000
+python -m analysis.report --print --out page.html RUN
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from analysis import command, compare, economics, interference, serve, transfer
+from analysis.load import Run, RunError, load_runs
+from analysis.render import print_terminal
+from analysis.results import Plot, Results
+from analysis.style import RC, WIDTH_IN, svg_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+ANALYSES: dict[str, Callable[[Run], Results]] = {
+    "compare": compare.analyse,
+    "serve": serve.analyse,
+    "transfer": transfer.analyse,
+    "interference": interference.analyse,
+    "economics": economics.analyse,
+}
+
+
+def page(run: Run, results: Results) -> str:
+    """The whole page as HTML: nothing in it is fetched from anywhere."""
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        results=results,
+        plots=[(plot, draw(plot)) for plot in results.plots],
+        facts=facts(run),
+        sources={
+            "config.yaml": yaml.safe_dump(run.config, sort_keys=False),
+            "environment.json": yaml.safe_dump(run.environment, sort_keys=False),
+        },
+    )
+
+
+def draw(plot: Plot) -> Markup:
+    """A plot as inline SVG."""
+    with rc_context(RC):
+        figure = Figure(figsize=(WIDTH_IN, plot.height_in), layout="constrained")
+        plot.draw(figure)
+        return Markup(svg_text(figure))  # made by matplotlib from our own words; text in it is drawn as paths
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What a reader wants to know of the run at a glance."""
+    environment = run.environment
+    routes = environment.get("routes", {})
+    found = [
+        ("experiment", run.experiment),
+        ("model", str(run.config.get("model", {}).get("name", ""))),
+        ("started", str(environment.get("started_at", ""))),
+        ("commit", str(environment.get("commit", ""))[:12]),
+        ("hosts", ", ".join(environment.get("hosts", []))),
+        ("MPI", str(environment.get("mpi", ""))),
+        ("KV routes", ", ".join(f"{pair} {route}" for pair, route in routes.items())),
+        ("run folder", ", ".join(str(path) for path in run.paths)),
+    ]
+    return [(name, value) for name, value in found if value]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    try:
+        (run,) = load_runs(options.runs, options.allow_partial)
+        if run.experiment not in ANALYSES:
+            raise RunError(f"{run.paths[0]}: experiment {run.experiment!r} has no report; known: {', '.join(ANALYSES)}")
+        results = ANALYSES[run.experiment](run)
+        out = options.out or run.paths[0] / "report.html"
+        out.write_text(page(run, results))
+    except (RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return command.USER_ERROR
+    if options.print:
+        print_terminal(results, Console())
+    print(out)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m analysis.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder; repeats of one trial are pooled")
+    made.add_argument("--out", type=Path, metavar="FILE", help="where the page goes (default: RUN/report.html)")
+    made.add_argument("--print", action="store_true", help="print the tables too")
+    made.add_argument("--allow-partial", action="store_true", help="read a run without DONE: stopped or still running")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
