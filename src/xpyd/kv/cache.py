@@ -23,6 +23,7 @@ class KVCache:
     def __init__(self, spec: ModelSpec, num_blocks: int, block_size: int, device: str = "cpu") -> None:
         shape = (spec.num_layers, num_blocks, 2, block_size, spec.num_kv_heads, spec.head_dim)
         self.pool = torch.zeros(shape, dtype=DTYPES[spec.dtype], device=device)
+        self._read = self.pool.new_empty((0, *shape[3:]))  # grows; fresh memory for every layer costs page faults
         self.block_size = block_size
         self.layout = PoolLayout(spec.num_layers, num_blocks, spec.block_bytes(block_size))
         assert self.layout.nbytes == self.pool.nbytes, "the layout describes the pool byte for byte"
@@ -45,7 +46,16 @@ class KVCache:
         self.pool[layer, blocks, 1, offsets] = v
 
     def read(self, layer: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V of block tables, shape [..., num_blocks]: each [..., num_blocks * block_size, num_kv_heads, head_dim]."""
-        blocks = self.pool[layer][tables]  # [..., num_blocks, 2, block_size, num_kv_heads, head_dim]
-        k, v = blocks.select(-4, 0), blocks.select(-4, 1)
-        return k.flatten(-4, -3), v.flatten(-4, -3)
+        """K and V of ``tables`` [..., num_blocks]: each [..., num_blocks * block_size, num_kv_heads, head_dim].
+
+        They are copies in one buffer that the next read reuses: use them before it.
+        """
+        halves = self.pool[layer].flatten(0, 1)  # a view: K of block 0, V of block 0, K of block 1, ...
+        rows = torch.stack((2 * tables, 2 * tables + 1)).flatten()
+        if self._read.shape[0] < len(rows):
+            self._read = halves.new_empty((len(rows), *halves.shape[1:]))
+        copied = self._read[: len(rows)]
+        # index_select copies whole blocks; indexing with a tensor copies element by element, many times slower.
+        torch.index_select(halves, 0, rows, out=copied)
+        k, v = copied.view(2, *tables.shape[:-1], -1, *halves.shape[2:])
+        return k, v

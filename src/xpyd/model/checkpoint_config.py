@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from xpyd.model.spec import DTYPE_BYTES, Dtype, ModelSpec, RopeScaling
 
@@ -30,15 +30,27 @@ def resolve_spec(spec: ModelSpec) -> ModelSpec:
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}; was the download cut off?") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no JSON object; was it overwritten? Download it again")
+    _check_supported(config, path)
     return _spec_of(config, folder, path, spec.seed)
 
 
-def _spec_of(config: dict[str, Any], folder: Path, path: Path, seed: int) -> ModelSpec:
+def _check_supported(config: dict[str, Any], path: Path) -> None:
+    """Refuse what would load and then compute something else than the checkpoint's own model."""
     kind = config.get("model_type")
     if kind not in SUPPORTED:
         raise CheckpointError(f"{path}: model_type={kind!r} is not supported; supported are {', '.join(SUPPORTED)}")
-    if kind == "llama" and (config.get("attention_bias") or config.get("mlp_bias")):
-        raise CheckpointError(f"{path}: attention_bias or mlp_bias is set; biases of a Llama are not supported")
+    for key in ("attention_bias", "mlp_bias", "quantization_config"):
+        if config.get(key):
+            raise CheckpointError(f"{path}: {key}={config[key]!r} is not supported; use a checkpoint without it")
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        raise CheckpointError(f"{path}: hidden_act={activation!r} is not supported; only silu is")
+
+
+def _spec_of(config: dict[str, Any], folder: Path, path: Path, seed: int) -> ModelSpec:
+    kind = config["model_type"]
     try:
         heads = int(config["num_attention_heads"])
         return ModelSpec(
@@ -63,7 +75,7 @@ def _spec_of(config: dict[str, Any], folder: Path, path: Path, seed: int) -> Mod
             seed=seed,
         )
     except KeyError as error:
-        raise CheckpointError(f"{path}: key {error} is missing") from None
+        raise CheckpointError(f"{path}: key {error} is missing; download it again") from None
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -82,7 +94,8 @@ def _rope_scaling(config: dict[str, Any], path: Path) -> RopeScaling | None:
     if kind not in ("linear", "llama3"):
         raise CheckpointError(f"{path}: rope_type={kind!r} is not supported; supported are default, linear, llama3")
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    return RopeScaling(kind, **{name: scaling[name] for name in names if name in scaling})
+    rope_type = cast(Literal["linear", "llama3"], kind)
+    return RopeScaling(rope_type, **{name: scaling[name] for name in names if name in scaling})
 
 
 def _sliding_window(config: dict[str, Any], kind: str) -> int | None:
@@ -99,5 +112,4 @@ def _dtype(config: dict[str, Any], path: Path) -> Dtype:
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     if name not in DTYPE_BYTES:
         raise CheckpointError(f"{path}: dtype={name!r} is not supported; supported are {', '.join(DTYPE_BYTES)}")
-    found: Dtype = name
-    return found
+    return cast(Dtype, name)

@@ -32,7 +32,9 @@ def _llama3(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
     return torch.where(between, blended, scaled)
 
 
-def cos_sin(frequencies: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def cos_sin(
+    frequencies: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine of every token's angles; ``positions`` [num_tokens], each result [num_tokens, 1, head_dim]."""
     angles = positions[:, None].float() * frequencies[None, :]
     angles = torch.cat((angles, angles), dim=-1)[:, None, :]

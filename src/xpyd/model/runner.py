@@ -36,9 +36,17 @@ class Segment:
     def end(self) -> int:
         return self.start + len(self.tokens)
 
+    @property
+    def is_decode(self) -> bool:
+        """One token behind a context: it runs in the batched decode path, whatever it is for."""
+        return len(self.tokens) == 1 and self.start > 0
+
 
 class ModelRunner:
-    """Weights, pool and one forward pass. Raises CheckpointError for a checkpoint that cannot be used."""
+    """Weights, pool and one forward pass.
+
+    Raises CheckpointError for a checkpoint that cannot be used, ValueError for a shape that only the cost model knows.
+    """
 
     def __init__(
         self,
@@ -49,37 +57,41 @@ class ModelRunner:
         num_threads: int = 1,
         device: str = "cpu",
     ) -> None:
+        if spec.latent_dim:
+            raise ValueError(
+                f"model.latent_dim={spec.latent_dim}: multi-head latent attention is modeled by `economics` only; "
+                "choose a model with latent_dim=0 to run it"
+            )
         torch.set_num_threads(num_threads)
         self.spec = resolve_spec(spec)
         self.cache = KVCache(self.spec, num_blocks, block_size, device)
+        self._device = torch.device(device)
         self._sampling = sampling or SamplingConfig()
         self._weights = load_weights(self.spec, device)
         self._frequencies = inverse_frequencies(self.spec).to(device)
 
-    @torch.inference_mode()
-    def run(
-        self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None = None
-    ) -> list[Sampled | None]:
-        """Run one step; a token for each segment that samples, None for the others, in the order given."""
-        order = sorted(range(len(segments)), key=lambda i: not _is_decode(segments[i]))  # decodes first, stable
-        packed = [segments[i] for i in order]
-        batch = self._pack(packed)
-        logits = forward(self.spec, self._weights, self._frequencies, batch, self.cache, on_layer)
-        seeds = [(segment.seed, segment.index) for segment in packed if segment.samples]
+    def run(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None = None) -> list[Sampled | None]:
+        """Run one step; a token for each segment that samples, None for the others, in the order given.
+
+        ``on_layer(layer)`` is called as soon as that layer's KV of all segments is in the pool.
+        """
+        logits = self.logits(segments, on_layer)
+        seeds = [(segment.seed, segment.index) for segment in segments if segment.samples]
         drawn = iter(sample(logits, self._sampling, seeds) if seeds else ())
-        results: list[Sampled | None] = [None] * len(segments)
-        for i, segment in zip(order, packed, strict=True):
-            if segment.samples:
-                results[i] = next(drawn)
-        return results
+        return [next(drawn) if segment.samples else None for segment in segments]
 
-    def logits(self, segments: Sequence[Segment]) -> torch.Tensor:
-        """Logits [num_samples, vocab_size] of one step without sampling, for tests; decodes come first."""
-        with torch.inference_mode():
-            packed = sorted(segments, key=lambda segment: not _is_decode(segment))
-            return forward(self.spec, self._weights, self._frequencies, self._pack(packed), self.cache, None)
+    @torch.inference_mode()
+    def logits(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+        """Run one step; the logits of the segments that sample, in the order given, [num_samples, vocab_size]."""
+        assert segments, "a step without segments"
+        # Decodes first, by length: sequences that attend together should be of similar length.
+        order = sorted(range(len(segments)), key=lambda i: (not segments[i].is_decode, segments[i].end))
+        batch = self._pack([segments[i] for i in order])
+        logits = forward(self.spec, self._weights, self._frequencies, batch, self.cache, on_layer)
+        sampled = [i for i in order if segments[i].samples]
+        return logits[self._tensor(sorted(range(len(sampled)), key=sampled.__getitem__))]
 
-    def _pack(self, segments: Sequence[Segment]) -> Batch:
+    def _pack(self, segments: list[Segment]) -> Batch:
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -92,17 +104,15 @@ class ModelRunner:
             slots += self.cache.slots(segment.block_table, segment.start, len(segment.tokens))
             if segment.samples:
                 rows.append(len(tokens) - 1)
-            if not _is_decode(segment):
+            if not segment.is_decode:
                 chunks.append(self._chunk(segment, begin))
-        decodes = [segment for segment in segments if _is_decode(segment)]
         return Batch(
-            tokens=torch.tensor(tokens),
-            positions=torch.tensor(positions),
-            slots=torch.tensor(slots),
-            decodes=self._decode_group(decodes) if decodes else None,
-            num_decodes=len(decodes),
+            tokens=self._tensor(tokens),
+            positions=self._tensor(positions),
+            slots=self._tensor(slots),
+            decodes=self._decode_groups([segment for segment in segments if segment.is_decode]),
             chunks=chunks,
-            sampled_rows=torch.tensor(rows, dtype=torch.long),
+            sampled_rows=self._tensor(rows),
         )
 
     def _chunk(self, segment: Segment, begin: int) -> ChunkView:
@@ -113,21 +123,35 @@ class ModelRunner:
             begin=begin,
             end=begin + num_tokens,
             start=segment.start,
-            table=torch.tensor(segment.block_table),
-            mask=None if plain else causal_mask(segment.start, num_tokens, window),
+            table=self._tensor(segment.block_table[: self._blocks_of(segment)]),
+            mask=None if plain else causal_mask(segment.start, num_tokens, window, self._device),
         )
 
-    def _decode_group(self, segments: Sequence[Segment]) -> DecodeGroup:
-        size = self.cache.block_size
-        lens = [segment.end for segment in segments]
-        width = max(-(-end // size) for end in lens)
+    def _decode_groups(self, segments: list[Segment]) -> list[DecodeGroup]:
+        """Split decodes, sorted by length, so that none is padded to more than twice its own blocks."""
+        groups = []
+        begin = 0
+        for end in range(1, len(segments) + 1):
+            limit = 2 * self._blocks_of(segments[begin])
+            if end == len(segments) or self._blocks_of(segments[end]) > limit:
+                groups.append(self._decode_group(segments[begin:end], begin))
+                begin = end
+        return groups
+
+    def _decode_group(self, segments: list[Segment], begin: int) -> DecodeGroup:
+        width = self._blocks_of(segments[-1])
         tables = [(segment.block_table + [0] * width)[:width] for segment in segments]
+        lens = self._tensor([segment.end for segment in segments])
         return DecodeGroup(
-            tables=torch.tensor(tables),
-            mask=decode_mask(torch.tensor(lens), width * size, self.spec.sliding_window),
+            begin=begin,
+            end=begin + len(segments),
+            tables=self._tensor(tables),
+            mask=decode_mask(lens, width * self.cache.block_size, self.spec.sliding_window),
         )
 
+    def _blocks_of(self, segment: Segment) -> int:
+        """Blocks that hold the sequence up to this segment's end; its table may be longer."""
+        return -(-segment.end // self.cache.block_size)
 
-def _is_decode(segment: Segment) -> bool:
-    """One token behind a context runs in the batched decode path, whatever it is for."""
-    return len(segment.tokens) == 1 and segment.start > 0
+    def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)

@@ -22,7 +22,7 @@ class Sampled:
 
 
 def sample(logits: torch.Tensor, config: SamplingConfig, seeds: list[tuple[int, int]]) -> list[Sampled]:
-    """One token per row of ``logits`` [num_samples, vocab_size]; ``seeds`` holds (request seed, token index) per row."""
+    """One token per row of ``logits`` [num_samples, vocab_size]; ``seeds``: (request seed, token index) per row."""
     top, greedy = logits.topk(2, dim=-1)
     margins: list[float] = (top[:, 0] - top[:, 1]).tolist()
     tokens = greedy[:, 0].tolist() if not config.temperature else _draw(logits, config, seeds)
@@ -36,6 +36,8 @@ def _draw(logits: torch.Tensor, config: SamplingConfig, seeds: list[tuple[int, i
         smallest = scaled.topk(min(config.top_k, scaled.shape[-1]), dim=-1).values[:, -1:]
         scaled = scaled.masked_fill(scaled < smallest, float("-inf"))
     cumulative = scaled.softmax(-1).cumsum(-1)
-    draws = torch.tensor([[np.random.default_rng(seed).random()] for seed in seeds], dtype=torch.float64)
+    draws = torch.tensor([[np.random.default_rng(seed).random()] for seed in seeds], dtype=torch.float64).to(
+        logits.device
+    )
     tokens: list[int] = torch.searchsorted(cumulative, draws * cumulative[:, -1:]).squeeze(-1).tolist()
     return tokens

@@ -26,8 +26,7 @@ class Batch:
     tokens: torch.Tensor  # [num_tokens]
     positions: torch.Tensor  # [num_tokens]
     slots: torch.Tensor  # [num_tokens]
-    decodes: DecodeGroup | None
-    num_decodes: int
+    decodes: list[DecodeGroup]
     chunks: list[ChunkView]
     sampled_rows: torch.Tensor  # [num_samples]: rows whose logits are wanted
 
@@ -42,17 +41,17 @@ def forward(
 ) -> torch.Tensor:
     """Logits of the sampled rows, shape [num_samples, vocab_size], float32. Writes the batch's KV into the cache.
 
-    ``on_layer(layer)`` is called when that layer's KV is in the pool and its output is computed.
+    ``on_layer(layer)`` is called as soon as that layer's KV is in the pool, before its attention and MLP run.
     """
     x = weights.embedding[batch.tokens]  # [num_tokens, hidden_size]
     cos, sin = cos_sin(frequencies, batch.positions, x.dtype)
     for index, layer in enumerate(weights.layers):
-        h = rms_norm(x, layer.input_norm, spec.rms_norm_eps)
-        x = x + _attention(spec, layer, h, (cos, sin), batch, cache, index)
-        h = rms_norm(x, layer.post_norm, spec.rms_norm_eps)
-        x = x + _mlp(layer, h)
+        q, k, v = _project(spec, layer, rms_norm(x, layer.input_norm, spec.rms_norm_eps), cos, sin)
+        cache.write(index, batch.slots, k, v)
         if on_layer is not None:
             on_layer(index)
+        x = x + F.linear(_attend(q, k, v, batch, cache, index), layer.o)
+        x = x + _mlp(layer, rms_norm(x, layer.post_norm, spec.rms_norm_eps))
     x = rms_norm(x[batch.sampled_rows], weights.norm, spec.rms_norm_eps)
     return F.linear(x, weights.head).float()
 
@@ -64,30 +63,28 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return weight * wide.to(x.dtype)
 
 
-def _attention(
-    spec: ModelSpec,
-    layer: LayerWeights,
-    h: torch.Tensor,
-    angles: tuple[torch.Tensor, torch.Tensor],
-    batch: Batch,
-    cache: KVCache,
-    index: int,
-) -> torch.Tensor:
-    heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-    qkv = F.linear(h, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, dim)
-    q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+def _project(
+    spec: ModelSpec, layer: LayerWeights, h: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries [num_tokens, num_heads, head_dim], keys and values [num_tokens, num_kv_heads, head_dim], rotated."""
+    heads, kv_heads = spec.num_heads, spec.num_kv_heads
+    qkv = F.linear(h, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv_heads, spec.head_dim)
+    q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
     if layer.q_norm is not None and layer.k_norm is not None:
         q, k = rms_norm(q, layer.q_norm, spec.rms_norm_eps), rms_norm(k, layer.k_norm, spec.rms_norm_eps)
-    q, k = rotate(q, *angles), rotate(k, *angles)
-    cache.write(index, batch.slots, k, v)
-    parts = []
-    if batch.decodes is not None:
-        parts.append(attend_decodes(q[: batch.num_decodes], cache, index, batch.decodes))
+    return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, cache: KVCache, layer: int
+) -> torch.Tensor:
+    """Attention of every sequence over its own tokens, shape [num_tokens, num_heads * head_dim]."""
+    parts = [attend_decodes(q[group.begin : group.end], cache, layer, group) for group in batch.decodes]
     for chunk in batch.chunks:
         rows = slice(chunk.begin, chunk.end)
-        parts.append(attend_chunk(q[rows], k[rows], v[rows], cache, index, chunk))
+        parts.append(attend_chunk(q[rows], k[rows], v[rows], cache, layer, chunk))
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return F.linear(out.reshape(-1, heads * dim), layer.o)
+    return out.flatten(1)
 
 
 def _mlp(layer: LayerWeights, h: torch.Tensor) -> torch.Tensor:
