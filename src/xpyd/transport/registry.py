@@ -20,7 +20,7 @@ def _ucx(config: TransportConfig, fabric: FabricConfig, comm: Any) -> Transport:
     from xpyd.transport.ucx import UcxTransport
 
     fabric.check_devices()
-    return UcxTransport(fabric.settings(), config.peer_errors)
+    return UcxTransport(comm.rank, fabric.settings(), config.peer_errors)
 
 
 TRANSPORTS: dict[str, Callable[[TransportConfig, FabricConfig, Any], Transport]] = {

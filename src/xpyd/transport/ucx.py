@@ -17,20 +17,23 @@ import numpy as np
 from xpyd.kv.layout import Span
 from xpyd.transport.base import Bytes, Capabilities, Ticket, Transport, TransportError
 
-WARM_TAG = 1 << 40  # above every tag of a piece
+RANK_SHIFT = 32  # UCX matches by tag alone, whoever sends: the source's rank lies above the piece's tag
+WARM_TAG = (1 << 31) - 1  # a piece's tag never gets there
 CONNECT_TIMEOUT_S = 30.0
 
 
 class UcxTicket(Ticket):
-    def __init__(self, request: Any, span: Bytes, what: str) -> None:
+    def __init__(self, request: Any, endpoint: Any, span: Bytes, what: str) -> None:
         self._request = request
+        self._endpoint = endpoint  # a receive belongs to no endpoint: only this one knows that its peer died
         self._span = span  # UCX reads or writes it until the request is complete
         self._what = what
 
     def done(self) -> bool:
-        if not self._request.completed:
-            return False
         try:
+            if not self._request.completed:
+                self._endpoint.raise_on_error()
+                return False
             self._request.check_error()
         except Exception as error:
             raise TransportError(f"{self._what} failed: {type(error).__name__}: {error}; did that rank die?") from error
@@ -41,9 +44,10 @@ class UcxTransport(Transport):
     name: ClassVar[str] = "ucx"
     capabilities: ClassVar[Capabilities] = Capabilities(cross_process=True, cross_node=True, peer_errors=True)
 
-    def __init__(self, settings: Mapping[str, str], peer_errors: bool = True) -> None:
+    def __init__(self, rank: int, settings: Mapping[str, str], peer_errors: bool = True) -> None:
         """``settings``: UCX options without their UCX_ prefix. Raises TransportError where UCX refuses them."""
         super().__init__()
+        self._rank = rank
         self._api = _load()
         self._peer_errors = peer_errors
         api = self._api
@@ -102,15 +106,18 @@ class UcxTransport(Transport):
 
     def _send(self, peer: int, view: Bytes, tag: int, what: str) -> UcxTicket:
         api = self._api
+        full = api.UCXXTag(self._rank << RANK_SHIFT | tag)
         try:
-            return UcxTicket(self._endpoints[peer].tag_send(api.Array(view), api.UCXXTag(tag)), view, what)
+            endpoint = self._endpoints[peer]
+            return UcxTicket(endpoint.tag_send(api.Array(view), full), endpoint, view, what)
         except Exception as error:
             raise TransportError(f"{what} failed at once: {error}") from error
 
     def _recv(self, peer: int, view: Bytes, tag: int, what: str) -> UcxTicket:
         api = self._api
-        request = self._endpoints[peer].tag_recv(api.Array(view), api.UCXXTag(tag), api.UCXXTagMaskFull)
-        return UcxTicket(request, view, what)
+        full = api.UCXXTag(peer << RANK_SHIFT | tag)
+        endpoint = self._endpoints[peer]
+        return UcxTicket(endpoint.tag_recv(api.Array(view), full, api.UCXXTagMaskFull), endpoint, view, what)
 
     def _warm(self) -> None:
         """Exchange a small and a large message with every peer: wire-up and rendezvous are done before any stamp."""
