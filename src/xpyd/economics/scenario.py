@@ -22,6 +22,16 @@ class RequestClass:
     input_len: float
     output_len: float
 
+    @property
+    def num_gaps(self) -> float:
+        """Decode steps of a request: token 0 comes from prefill."""
+        return max(0.0, self.output_len - 1)
+
+    @property
+    def context_len(self) -> float:
+        """Mean context while it decodes: its prompt and half of its output."""
+        return self.input_len + self.output_len / 2
+
 
 def classes_of(requests: Iterable[Request]) -> tuple[RequestClass, ...]:
     """One class per length bucket that occurs among ``requests`` (planned ones: nothing is sent yet)."""
@@ -66,6 +76,7 @@ class Scenario:
     num_kv_blocks: int
     mode: Literal["whole", "layerwise"]
     max_piece_bytes: int
+    router: Literal["round_robin", "least_outstanding"] = "least_outstanding"
     rate_rps: float | None = None
     concurrency: int | None = None
     arrival_cv2: float = 1.0
@@ -84,6 +95,10 @@ class Scenario:
     def num_colocated(self) -> int:
         return self.num_prefill + self.num_decode
 
+    def mean(self, by_class: Sequence[float]) -> float:
+        """The mean over requests of something that each class has one value of."""
+        return sum(cls.share * value for cls, value in zip(self.classes, by_class, strict=True))
+
     @property
     def chunk_tokens(self) -> int | None:
         """Prompt tokens of one step; None where prompts run whole."""
@@ -92,7 +107,7 @@ class Scenario:
     @property
     def num_seats(self) -> int:
         """Sequences that one rank can hold: its limit, or fewer where their KV fills the pool."""
-        mean_blocks = sum(cls.share * self.blocks(cls.input_len + cls.output_len) for cls in self.classes)
+        mean_blocks = self.mean([self.blocks(cls.input_len + cls.output_len) for cls in self.classes])
         return max(1, min(self.max_num_seqs, int(self.num_kv_blocks // mean_blocks)))
 
     def blocks(self, num_tokens: float) -> int:
