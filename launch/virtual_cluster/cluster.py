@@ -20,6 +20,8 @@ MUNGED = (
     "munged --force --num-threads 2 --key-file {folder}/munge.key --log-file {folder}/log/munged.{host}.log"
     " --socket /run/munge/munge.socket.2 --pid-file /run/munge/munged.pid --seed-file /run/munge/munged.seed"
 )
+# Slurm's PMIx would offer munge first, and MPI libraries built without it say so on every rank.
+SLURMD = "PMIX_MCA_psec=native slurmd -b"
 # A qdisc of another kind cannot be changed in place.
 REPLACE_QDISC = "tc qdisc delete dev {device} root 2>/dev/null; exec tc -batch -"
 
@@ -133,7 +135,7 @@ class Cluster:
 
     def _daemons(self, host: str) -> str:
         munged = MUNGED.format(folder=self.spec.folder, host=host)
-        return f"{munged} && {'slurmctld' if host == LOGIN else 'slurmd -b'}"
+        return f"{munged} && {'slurmctld' if host == LOGIN else SLURMD}"
 
     def _for_all(self, commands: dict[str, list[str]], expected: str = "") -> None:
         """Run a command per node, all at once. Raises ClusterError with what the first that failed has to say.

@@ -43,6 +43,8 @@ def extend_path() -> None:
 def missing_packages() -> list[str]:
     """Debian packages that must be installed first; empty where all is there."""
     missing = {package for program, package in PACKAGES.items() if shutil.which(program) is None}
+    if os.geteuid() and shutil.which("newuidmap") is None:
+        missing.add("uidmap")
     if "libc-bin" not in missing:
         libraries = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True).stdout
         if PMIX_LIBRARY not in libraries:  # Slurm's plug-in loads it by name at run time
@@ -51,8 +53,11 @@ def missing_packages() -> list[str]:
 
 
 def user_options() -> list[str]:
-    """Options of unshare that stand in for root; empty for root."""
-    return [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    """Options of unshare that stand in for root; empty for root.
+
+    slurmd drops its groups, which the kernel allows only with a range of ids (/etc/subuid, /etc/subgid).
+    """
+    return [] if os.geteuid() == 0 else ["--user", "--map-root-user", "--map-auto"]
 
 
 def refusal() -> str | None:
@@ -66,7 +71,10 @@ def refusal() -> str | None:
     reason = result.stderr.strip()
     if os.geteuid() == 0:
         return f"this kernel or container refuses namespaces even to root ({reason}); CAP_SYS_ADMIN is needed"
-    return f"not root, and this kernel refuses user namespaces ({reason}); run as root, or enable user namespaces"
+    return (
+        f"not root, and user namespaces are refused ({reason}); run as root, or enable "
+        "user namespaces, install uidmap, and give this user a line in /etc/subuid and /etc/subgid"
+    )
 
 
 def unshare_cluster(folder: Path, lock: int) -> list[str]:

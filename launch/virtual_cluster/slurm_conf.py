@@ -32,7 +32,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=1
 CompleteWait=0
 KillWait=10
-SlurmdTimeout=30
+SlurmdTimeout=15
 ReturnToService=2
 JobRequeue=1
 MailProg=/bin/true
