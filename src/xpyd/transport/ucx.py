@@ -1,29 +1,55 @@
-"""KV over UCX: tagged sends and receives on the ucxx core API, worker addresses exchanged by the caller, no thread.
+"""KV over UCX: tagged sends and receives, worker addresses exchanged by the caller, no thread.
 
-Spans of the registered buffer go to UCX as they are: no copy is made in Python. Which transport and device an
-endpoint really uses is asked of UCX itself (``ucp_ep_query``). Where ucxx is missing, ucx-py's core API serves.
+Spans of the registered buffer go to UCX as they are: no copy is made in Python. The binding is ucxx's core API, or
+ucx-py's where only that is installed (its authors retired it in favour of ucxx).
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from xpyd.kv.layout import Span
 from xpyd.transport.base import Bytes, Capabilities, Ticket, Transport, TransportError
+from xpyd.transport.ucx_route import query_route
 
 RANK_SHIFT = 32  # UCX matches by tag alone, whoever sends: the source's rank lies above the piece's tag
 WARM_TAG = (1 << 31) - 1  # a piece's tag never gets there
 CONNECT_TIMEOUT_S = 30.0
+MAX_PROGRESS_ROUNDS = 16
+
+
+class Request(Protocol):
+    """What both bindings' requests offer."""
+
+    @property
+    def completed(self) -> bool: ...
+
+    def check_error(self) -> None: ...
+
+
+class Binding(Protocol):
+    """The few calls that this transport needs of UCX."""
+
+    def address(self) -> bytes: ...
+
+    def endpoint(self, address: bytes) -> Any: ...
+
+    def send(self, endpoint: Any, view: Bytes, tag: int) -> Request: ...
+
+    def recv(self, endpoint: Any, view: Bytes, tag: int) -> Request: ...
+
+    def progress(self) -> bool: ...
+
+    def handle(self, endpoint: Any) -> int: ...
 
 
 class UcxTicket(Ticket):
-    def __init__(self, request: Any, endpoint: Any, span: Bytes, what: str) -> None:
+    def __init__(self, request: Request, endpoint: Any, span: Bytes, what: str) -> None:
         self._request = request
         self._endpoint = endpoint  # a receive belongs to no endpoint: only this one knows that its peer died
         self._span = span  # UCX reads or writes it until the request is complete
@@ -48,163 +74,184 @@ class UcxTransport(Transport):
         """``settings``: UCX options without their UCX_ prefix. Raises TransportError where UCX refuses them."""
         super().__init__()
         self._rank = rank
-        self._api = _load()
-        self._peer_errors = peer_errors
-        api = self._api
+        kind = _installed()
         try:
-            self._context = api.UCXContext(dict(settings), feature_flags=(api.Feature.TAG,))
+            self._binding: Binding = kind(dict(settings), peer_errors)
         except Exception as error:
             raise TransportError(f"UCX does not start with {dict(settings)}: {error}") from error
-        self._worker = api.UCXWorker(self._context)
         self._endpoints: dict[int, Any] = {}
 
     def register(self, buffer: Bytes) -> None:
         self._buffer = buffer
 
     def address(self) -> bytes:
-        return bytes(self._worker.address)
+        return self._binding.address()
 
     def connect(self, addresses: Mapping[int, bytes]) -> None:
-        api = self._api
         for peer, address in addresses.items():
             try:
-                self._endpoints[peer] = api.UCXEndpoint.create_from_worker_address(
-                    self._worker, api.UCXAddress.create_from_buffer(address), self._peer_errors
-                )
+                self._endpoints[peer] = self._binding.endpoint(address)
             except Exception as error:
                 raise TransportError(
                     f"UCX finds no way to rank {peer}: {error}; do fabric.tls and fabric.net_devices name something "
                     "that both nodes have?"
                 ) from error
-        self._warm()
+        for nbytes in (8, 1 << 20):  # wire-up and rendezvous are done before any stamp
+            self._warm(nbytes)
 
     def send(self, peer: int, span: Span, tag: int) -> Ticket:
         self.sent_bytes += span.nbytes
-        view = self._view(span)
-        return self._send(peer, view, tag, f"sending {span.nbytes} bytes to rank {peer}")
+        return self._send(peer, self._view(span), tag)
 
     def recv(self, peer: int, span: Span, tag: int) -> Ticket:
         self.received_bytes += span.nbytes
-        view = self._view(span)
-        return self._recv(peer, view, tag, f"receiving {span.nbytes} bytes from rank {peer}")
+        return self._recv(peer, self._view(span), tag)
 
     def progress(self) -> bool:
-        """Up to a few UCX progress rounds, until nothing more moves."""
+        """A few UCX progress rounds, until nothing more moves."""
         moved = False
-        for _ in range(16):
-            if not self._worker.progress_once():
+        for _ in range(MAX_PROGRESS_ROUNDS):
+            if not self._binding.progress():
                 break
             moved = True
         return moved
 
     def route(self, peer: int) -> str:
-        """Every ``transport/device`` that the endpoint's lanes use, such as ``tcp/eth0`` or ``posix/memory+cma/memory``."""
-        return _query_lanes(int(self._endpoints[peer].handle))
+        """Every ``transport/device`` that the endpoint uses, such as ``tcp/eth0`` or ``posix/memory+cma/memory``."""
+        return query_route(self._binding.handle(self._endpoints[peer]))
 
     def close(self) -> None:
         self._endpoints.clear()
 
-    def _send(self, peer: int, view: Bytes, tag: int, what: str) -> UcxTicket:
-        api = self._api
-        full = api.UCXXTag(self._rank << RANK_SHIFT | tag)
+    def _send(self, peer: int, view: Bytes, tag: int) -> UcxTicket:
+        endpoint, what = self._endpoints[peer], f"sending {view.nbytes} bytes to rank {peer}"
         try:
-            endpoint = self._endpoints[peer]
-            return UcxTicket(endpoint.tag_send(api.Array(view), full), endpoint, view, what)
+            return UcxTicket(self._binding.send(endpoint, view, self._rank << RANK_SHIFT | tag), endpoint, view, what)
         except Exception as error:
             raise TransportError(f"{what} failed at once: {error}") from error
 
-    def _recv(self, peer: int, view: Bytes, tag: int, what: str) -> UcxTicket:
-        api = self._api
-        full = api.UCXXTag(peer << RANK_SHIFT | tag)
-        endpoint = self._endpoints[peer]
-        return UcxTicket(endpoint.tag_recv(api.Array(view), full, api.UCXXTagMaskFull), endpoint, view, what)
+    def _recv(self, peer: int, view: Bytes, tag: int) -> UcxTicket:
+        endpoint, what = self._endpoints[peer], f"receiving {view.nbytes} bytes from rank {peer}"
+        return UcxTicket(self._binding.recv(endpoint, view, peer << RANK_SHIFT | tag), endpoint, view, what)
 
-    def _warm(self) -> None:
-        """Exchange a small and a large message with every peer: wire-up and rendezvous are done before any stamp."""
-        for size in (8, 1 << 20):
-            tickets = []
-            for peer in self._endpoints:
-                out, back = np.zeros(size, np.uint8), np.empty(size, np.uint8)
-                what = f"the first message between this rank and rank {peer}"
-                tickets += [self._recv(peer, back, WARM_TAG, what), self._send(peer, out, WARM_TAG, what)]
-            deadline = time.monotonic() + CONNECT_TIMEOUT_S
-            while not all(ticket.done() for ticket in tickets):
-                self._worker.progress_once()
-                if time.monotonic() > deadline:
-                    raise TransportError(
-                        f"no first message with ranks {sorted(self._endpoints)} within {CONNECT_TIMEOUT_S:.0f} s; "
-                        "is a firewall between the nodes, or the wrong fabric.net_devices?"
-                    )
+    def _warm(self, nbytes: int) -> None:
+        """Exchange a message with every peer. Raises TransportError when none comes in time."""
+        tickets = []
+        for peer in self._endpoints:
+            tickets.append(self._recv(peer, np.empty(nbytes, np.uint8), WARM_TAG))
+            tickets.append(self._send(peer, np.zeros(nbytes, np.uint8), WARM_TAG))
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        while not all(ticket.done() for ticket in tickets):
+            self._binding.progress()
+            if time.monotonic() > deadline:
+                raise TransportError(
+                    f"no first message with ranks {sorted(self._endpoints)} within {CONNECT_TIMEOUT_S:.0f} s; is a "
+                    "firewall between the nodes, or the wrong fabric.net_devices?"
+                )
 
     def _view(self, span: Span) -> Bytes:
         return self._buffer[span.offset : span.offset + span.nbytes]
 
 
-class _Api:
-    """The names that this file needs, from the binding that is here."""
+class UcxxBinding:
+    """ucxx's core API (``ucxx._lib``), the default."""
 
-    def __init__(self, lib: Any, array: Any) -> None:
-        self.Array = array
-        for name in ("UCXContext", "UCXWorker", "UCXEndpoint", "UCXAddress", "UCXXTag", "UCXXTagMaskFull", "Feature"):
-            setattr(self, name, getattr(lib, name))
-
-    def __getattr__(self, name: str) -> Any:  # set in __init__; tells the type checker that any name may exist
-        raise AttributeError(name)
-
-
-def _load() -> Any:
-    """Import the binding. Raises TransportError with the remedy where there is none."""
-    try:
-        import ucxx._lib.libucxx as lib
+    def __init__(self, settings: dict[str, str], peer_errors: bool) -> None:
+        import ucxx._lib.libucxx as api
         from ucxx._lib.arr import Array
-    except ImportError as error:
-        raise TransportError(
-            f"transport.name=ucx: no UCX binding here ({error}); pip install 'xpyd[embedded]' brings ucxx, or choose "
-            "transport=mpi"
-        ) from error
-    return _Api(lib, Array)
+
+        self._api, self._array, self._peer_errors = api, Array, peer_errors
+        self._context = api.UCXContext(settings, feature_flags=(api.Feature.TAG,))
+        self._worker = api.UCXWorker(self._context)
+
+    def address(self) -> bytes:
+        return bytes(self._worker.address)
+
+    def endpoint(self, address: bytes) -> Any:
+        remote = self._api.UCXAddress.create_from_buffer(address)
+        return self._api.UCXEndpoint.create_from_worker_address(self._worker, remote, self._peer_errors)
+
+    def send(self, endpoint: Any, view: Bytes, tag: int) -> Any:
+        return endpoint.tag_send(self._array(view), self._api.UCXXTag(tag))
+
+    def recv(self, endpoint: Any, view: Bytes, tag: int) -> Any:
+        return endpoint.tag_recv(self._array(view), self._api.UCXXTag(tag), self._api.UCXXTagMaskFull)
+
+    def progress(self) -> bool:
+        return bool(self._worker.progress_once())
+
+    def handle(self, endpoint: Any) -> int:
+        return int(endpoint.handle)
 
 
-class _Entry(ctypes.Structure):
-    _fields_ = (("transport", ctypes.c_char_p), ("device", ctypes.c_char_p))
+class CallbackRequest:
+    """A ucx-py request: its callback tells the end."""
+
+    def __init__(self) -> None:
+        self.completed = False
+        self._error: Exception | None = None
+
+    def end(self, request: Any, error: Exception | None) -> None:
+        self.completed, self._error = True, error
+
+    def check_error(self) -> None:
+        if self._error is not None:
+            raise self._error
 
 
-class _EpAttr(ctypes.Structure):
-    """``ucp_ep_attr_t`` of UCX 1.12 and later (ucp/api/ucp.h)."""
+class UcxPyBinding:
+    """ucx-py's core API (``ucp._libs.ucx_api``, 0.45), for a site that still has it."""
 
-    _fields_ = (
-        ("field_mask", ctypes.c_uint64),
-        ("name", ctypes.c_char * 32),
-        ("local_sockaddr", ctypes.c_char * 128),
-        ("remote_sockaddr", ctypes.c_char * 128),
-        ("entries", ctypes.POINTER(_Entry)),
-        ("num_entries", ctypes.c_uint),
-        ("entry_size", ctypes.c_size_t),
-        ("user_data", ctypes.c_void_p),
+    def __init__(self, settings: dict[str, str], peer_errors: bool) -> None:
+        from ucp._libs import ucx_api as api
+        from ucp._libs.arr import Array
+
+        self._api, self._array, self._peer_errors = api, Array, peer_errors
+        self._context = api.UCXContext(settings, feature_flags=(api.Feature.TAG,))
+        self._worker = api.UCXWorker(self._context)
+
+    def address(self) -> bytes:
+        return bytes(self._worker.get_address())
+
+    def endpoint(self, address: bytes) -> Any:
+        remote = self._api.UCXAddress.from_buffer(address)
+        return self._api.UCXEndpoint.create_from_worker_address(self._worker, remote, self._peer_errors)
+
+    def send(self, endpoint: Any, view: Bytes, tag: int) -> CallbackRequest:
+        ended = CallbackRequest()
+        array = self._array(view)
+        if self._api.tag_send_nb(endpoint, array, array.nbytes, tag=tag, cb_func=ended.end) is None:
+            ended.completed = True  # done at once: UCX calls no callback then
+        return ended
+
+    def recv(self, endpoint: Any, view: Bytes, tag: int) -> CallbackRequest:
+        ended = CallbackRequest()
+        array = self._array(view)
+        request = self._api.tag_recv_nb(self._worker, array, array.nbytes, tag=tag, cb_func=ended.end, ep=endpoint)
+        if request is None:
+            ended.completed = True
+        return ended
+
+    def progress(self) -> bool:
+        self._worker.progress()  # ucx-py does not tell whether anything moved
+        return False
+
+    def handle(self, endpoint: Any) -> int:
+        return int(endpoint.handle)
+
+
+def _installed() -> type[UcxxBinding] | type[UcxPyBinding]:
+    """The binding that imports. Raises TransportError with the remedy where there is none."""
+    os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")  # the wheel's loader sets variables that UCX warns about
+    reasons = []
+    for kind, module in ((UcxxBinding, "ucxx._lib.libucxx"), (UcxPyBinding, "ucp._libs.ucx_api")):
+        try:
+            __import__(module)
+        except (ImportError, OSError) as error:
+            reasons.append(f"{module}: {error}")
+        else:
+            return kind
+    raise TransportError(
+        f"transport.name=ucx: no UCX binding here ({'; '.join(reasons)}); pip install 'xpyd[embedded]' brings ucxx, or "
+        "choose transport=mpi"
     )
-
-
-FIELD_TRANSPORTS = 1 << 3
-MAX_LANES = 16
-
-
-def _query_lanes(endpoint: int) -> str:
-    """Ask UCX which transports and devices an endpoint's lanes use; "unknown" where this UCX cannot say."""
-    library = _loaded_libucp()
-    if library is None:
-        return "unknown"
-    entries = (_Entry * MAX_LANES)()
-    attributes = _EpAttr(field_mask=FIELD_TRANSPORTS, num_entries=MAX_LANES, entry_size=ctypes.sizeof(_Entry))
-    attributes.entries = ctypes.cast(entries, ctypes.POINTER(_Entry))
-    if library.ucp_ep_query(ctypes.c_void_p(endpoint), ctypes.byref(attributes)) != 0:
-        return "unknown"
-    lanes = [(e.transport.decode(), e.device.decode()) for e in entries[: attributes.num_entries]]
-    return "+".join(dict.fromkeys(f"{transport}/{device}" for transport, device in lanes)) or "unknown"
-
-
-def _loaded_libucp() -> Any:
-    """The libucp that this process has loaded already, which is the one the endpoint belongs to."""
-    with open("/proc/self/maps") as maps:
-        paths = {line.split()[-1] for line in maps if "libucp" in line and ".so" in line}
-    named = sorted(path for path in paths if os.path.basename(path).startswith("libucp"))
-    return ctypes.CDLL(named[0]) if named else None

@@ -19,7 +19,7 @@ from xpyd.worker.base import Desk
 from xpyd.worker.messages import EndBlock, Failed, Submit, Tokens, pack_prompt
 
 LEAD_NS = 20_000_000  # from "go" to the block's begin: every worker is in its loop by then
-IDLE_SLEEP_S = 100e-6
+IDLE_SLEEP_S = 50e-6
 
 
 @dataclass(slots=True)

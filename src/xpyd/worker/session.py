@@ -25,7 +25,7 @@ from xpyd.scheduler.base import SchedulerConfig
 from xpyd.scheduler.registry import build_scheduler
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
-from xpyd.worker.affinity import pin_cores
+from xpyd.worker.affinity import pin_cores, sharpen_sleeps
 from xpyd.worker.base import Desk, Worker, WorkerError
 from xpyd.worker.client import Client, Played
 from xpyd.worker.colocated import ColocatedWorker
@@ -73,6 +73,7 @@ class Session:
         self.nodes = node_names(comm)
         self.placement = place(setup.placement, self.nodes)
         self.cores = pin_cores(comm) if setup.placement.pin_cores else []
+        sharpen_sleeps()
         self.spec = resolve_spec(setup.model)
         self.rows = RowWriter(run_dir, self.rank)
         self.clock = Clock()
