@@ -16,7 +16,7 @@ from analysis import command
 from analysis.format import number
 from analysis.load import Run, RunError
 from analysis.results import Plot, Results, Table, titled
-from analysis.style import GAIN, MUTED, SERIES, seconds_axis
+from analysis.style import INK, MUTED, SERIES, seconds_axis
 from analysis.tables import config_columns
 from xpyd.economics.verdict import Answer
 from xpyd.units import format_bytes
@@ -117,7 +117,7 @@ def draw_ledgers(figure: Figure, points: pd.DataFrame) -> None:
         label = f"bill, {rate:g} Gb/s"
         axes.plot(chosen["input_len"], chosen["exposed_transfer_s"], "o-", color=colour, markersize=4, label=label)
     win = points.drop_duplicates("input_len").sort_values("input_len")
-    axes.plot(win["input_len"], win["win_s"], "--", color=GAIN, linewidth=2.2, label="win")
+    axes.plot(win["input_len"], win["win_s"], "--", color=INK, linewidth=2.2, label="win")
     _length_axis(figure, points)
     axes.set(yscale="log", ylabel="per request")
     seconds_axis(axes)
@@ -132,6 +132,7 @@ def draw_breakeven(figure: Figure, points: pd.DataFrame) -> None:
         axes.axhline(rate, color=MUTED, linestyle=":", linewidth=1)
     _length_axis(figure, points)
     axes.set(yscale="log", ylabel="Gb/s")
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _length_axis(figure: Figure, points: pd.DataFrame) -> None:

@@ -40,7 +40,7 @@ def draw_gaps(figure: Figure, run: Run, gaps: pd.DataFrame, blocks: Mapping[str,
         pixels = len(chosen) > MAX_DOTS
         axes.plot(chosen["end_ns"] / NS_PER_S, chosen["gap_s"], ".", color=ARM_COLOURS[arm], ms=3, rasterized=pixels)
         axes.set(title=arm, ylabel="gap")
-        axes.margins(x=0.01)
+        axes.margins(x=0.01, y=0.1)
         seconds_axis(axes)
     panels[-1].set_ylim(0, None)
     panels[-1].set_xlabel("seconds into the block")

@@ -69,7 +69,7 @@ def block_statistics(
     found["goodput_rps per rank"] = found["goodput_rps"] / num_workers
     found["overlap"] = metrics.overlap(found["transfer_s mean"], found["exposed_transfer_s"])
     found["penalty_ratio"] = metrics.penalty_ratio(found["exposed_transfer_s"], found["prefill_s"])
-    return found
+    return found.astype("float64")  # also where an arm has no block: empty columns come out as bool
 
 
 def meets_slo(requests: pd.DataFrame, slo: Mapping[str, float]) -> pd.Series[bool]:

@@ -10,7 +10,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from xpyd.units import format_s
 
@@ -69,6 +69,9 @@ def svg_text(figure: Figure) -> str:
 def seconds_axis(axes: Axes, which: str = "y") -> None:
     """Ticks such as ``10 ms`` on one axis that holds seconds."""
     axis = axes.yaxis if which == "y" else axes.xaxis
+    if axis.get_scale() == "log":
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+        axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: format_s(value)))
 
 
