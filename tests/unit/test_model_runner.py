@@ -137,7 +137,9 @@ def test_sampling_depends_on_seed_and_index_alone() -> None:
     forward = sample(logits, config, seeds)
     backward = sample(logits.flip(0), config, seeds[::-1])
     assert forward == backward[::-1]
-    assert sample(logits[:1].repeat(50, 1), config, [(s, 0) for s in range(50)]) != [forward[0]] * 50
+    same = logits[:1].repeat(50, 1)
+    for varied in ([(i, 0) for i in range(50)], [(4, i) for i in range(50)]):
+        assert len({each.token for each in sample(same, config, varied)}) > 5
 
 
 def test_sampling_follows_the_softmax() -> None:

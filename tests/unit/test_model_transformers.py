@@ -24,13 +24,13 @@ SHAPE = {
     "max_position_embeddings": 256,
     "pad_token_id": 0,
 }
-LLAMA3_ROPE = {
+LLAMA3_ROPE = {  # of the four wavelengths (6, 63, 628, 6283) one is kept, one blended, two divided
     "rope_type": "llama3",
     "rope_theta": 10000.0,
     "factor": 4.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
+    "original_max_position_embeddings": 128,
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
