@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NET = Path("/sys/class/net")
+# Of the calling process's network namespace. /sys/class/net shows that of whoever mounted /sys, so not it.
+NET_COUNTERS = Path("/proc/self/net/dev")
+NUM_HEADER_LINES = 2
 INFINIBAND = Path("/sys/class/infiniband")
 IB_WORD_BYTES = 4  # port_rcv_data counts 32-bit words (InfiniBand specification, PortCounters)
 
 
-def interface_bytes() -> dict[str, int]:
+def interface_bytes(net_counters: Path = NET_COUNTERS, infiniband: Path = INFINIBAND) -> dict[str, int]:
     """Received bytes so far by interface (``eth0``) and InfiniBand port (``mlx5_0:1``) of this network namespace."""
     counts = {}
-    for path in NET.glob("*/statistics/rx_bytes") if NET.exists() else ():
-        counts[path.parts[-3]] = int(path.read_text())
-    for path in INFINIBAND.glob("*/ports/*/counters/port_rcv_data") if INFINIBAND.exists() else ():
+    lines = net_counters.read_text().splitlines()[NUM_HEADER_LINES:] if net_counters.exists() else []
+    for line in lines:
+        name, _, values = line.partition(":")
+        counts[name.strip()] = int(values.split()[0])
+    for path in infiniband.glob("*/ports/*/counters/port_rcv_data"):
         device, port = path.parts[-5], path.parts[-3]
         counts[f"{device}:{port}"] = int(path.read_text()) * IB_WORD_BYTES
     return counts

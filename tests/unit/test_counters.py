@@ -1,0 +1,43 @@
+"""Interface counters: the kernel's formats are read right, and traffic over loopback shows."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from xpyd.transport.counters import interface_bytes
+
+NET_DEV = """\
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo: 1234567   11 0 0 0 0 0 0 1234567 11 0 0 0 0 0 0
+eth0:98765432109 22 0 0 0 0 0 0 5 1 0 0 0 0 0 0
+"""
+
+
+def test_the_kernel_table_is_read_also_where_a_count_fills_its_column(tmp_path: Path) -> None:
+    table = tmp_path / "dev"
+    table.write_text(NET_DEV)
+    assert interface_bytes(table, tmp_path / "none") == {"lo": 1234567, "eth0": 98765432109}
+
+
+def test_infiniband_ports_count_words_of_four_bytes(tmp_path: Path) -> None:
+    counter = tmp_path / "mlx5_0" / "ports" / "2" / "counters" / "port_rcv_data"
+    counter.parent.mkdir(parents=True)
+    counter.write_text("1000\n")
+    assert interface_bytes(tmp_path / "none", tmp_path) == {"mlx5_0:2": 4000}
+
+
+def test_bytes_over_loopback_are_counted() -> None:
+    nbytes = 1 << 20
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        before = interface_bytes()["lo"]
+        with socket.create_connection(server.getsockname()) as sender:
+            receiver, _ = server.accept()
+            with receiver:
+                for _ in range(16):
+                    sender.sendall(bytes(nbytes // 16))
+                    received = 0
+                    while received < nbytes // 16:
+                        received += len(receiver.recv(nbytes))
+        assert interface_bytes()["lo"] - before >= nbytes
