@@ -100,13 +100,15 @@ def test_layerwise_equals_sending_layer_after_layer(wire_s: float, window_s: flo
 @pytest.mark.parametrize("num_layers", [1, 4, 32])
 @pytest.mark.parametrize("window_s", [0.0, 0.01, 0.5])
 def test_breakeven_bandwidth_costs_exactly_the_win(num_layers: int, window_s: float) -> None:
-    bytes_per_s = breakeven_bytes_per_s(0.050, 1e6, fixed_s=0.002, num_layers=num_layers, window_s=window_s)
-    assert effective_transfer_s(0.002, 1e6 / bytes_per_s, num_layers, window_s) == pytest.approx(0.050)
+    bytes_per_s = breakeven_bytes_per_s(0.050, 1e6, 0.002, 0.003, num_layers, window_s)
+    wire_s = LinkModel(0.002, 0.003, bytes_per_s).wire_s(1e6, num_descriptors=1)
+    assert effective_transfer_s(0.002, wire_s, num_layers, window_s) == pytest.approx(0.050)
 
 
 def test_no_bandwidth_pays_where_nothing_is_won() -> None:
     assert breakeven_bytes_per_s(0.0, 1e6) == inf
-    assert breakeven_bytes_per_s(0.001, 1e6, fixed_s=0.001) == inf
+    assert breakeven_bytes_per_s(0.001, 1e6, alpha_s=0.001, num_layers=4, window_s=1.0) == inf
+    assert breakeven_bytes_per_s(0.001, 1e6, descriptors_s=0.001) == inf
 
 
 def link_points(link: LinkModel, noise: float = 0.0) -> list[LinkPoint]:

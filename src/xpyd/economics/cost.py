@@ -73,18 +73,22 @@ def overlap_needed(transfer_s: float, prefill_s: float, target_penalty: float) -
 
 
 def breakeven_bytes_per_s(
-    budget_s: float, num_bytes: float, fixed_s: float = 0.0, num_layers: int = 1, window_s: float = 0.0
+    budget_s: float,
+    num_bytes: float,
+    alpha_s: float = 0.0,
+    descriptors_s: float = 0.0,
+    num_layers: int = 1,
+    window_s: float = 0.0,
 ) -> float:
     """The bandwidth at which the exposed transfer costs exactly ``budget_s`` (the win); inf where none is enough.
 
-    ``fixed_s`` is paid at any bandwidth. Inverts :func:`effective_transfer_s`, which with one layer is
-    ``fixed + bytes / bandwidth``.
+    ``descriptors_s`` is gamma times their number. Inverts :func:`effective_transfer_s`, which with one layer is
+    ``alpha + descriptors + bytes / bandwidth``.
     """
-    spare_s = budget_s - fixed_s
-    if spare_s <= 0:
-        return inf
+    spare_s = budget_s - alpha_s
     hidden_at_most = window_s * (num_layers - 1) / num_layers
-    return num_bytes / min(spare_s * num_layers, spare_s + hidden_at_most)
+    bytes_s = min(spare_s * num_layers, spare_s + hidden_at_most) - descriptors_s
+    return num_bytes / bytes_s if bytes_s > 0 else inf
 
 
 @dataclass(frozen=True)
