@@ -22,6 +22,7 @@ FLOORS = {
     "xpyd.kv.blocks": 1,
     "xpyd.workload": 1,
     "xpyd.economics": 1,
+    "xpyd.economics.sweep": 2,
     "xpyd.kv": 2,
     "xpyd.scheduler": 2,
     "xpyd.router": 2,
