@@ -12,7 +12,7 @@ import transformers
 
 from xpyd.model.checkpoint_config import CheckpointError
 from xpyd.model.runner import ModelRunner, Segment
-from xpyd.model.spec import ModelSpec
+from xpyd.model.spec import ModelSpec, RopeScaling
 
 SHAPE = {
     "hidden_size": 48,
@@ -23,6 +23,7 @@ SHAPE = {
     "vocab_size": 160,
     "max_position_embeddings": 256,
     "pad_token_id": 0,
+    "initializer_range": 0.3,  # wide weights make attention sharp: a wrong angle shows
 }
 LLAMA3_ROPE = {  # of the four wavelengths (6, 63, 628, 6283) one is kept, one blended, two divided
     "rope_type": "llama3",
@@ -175,3 +176,16 @@ def test_a_bad_config_is_refused(tmp_path: Path, content: str | None, message: s
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
         runner_on(tmp_path)
+
+
+def test_a_config_as_transformers_4_wrote_it_is_read(tmp_path: Path) -> None:
+    """Most published folders are of that form: rope_theta and torch_dtype at the top, rope_scaling apart."""
+    make_checkpoint(tmp_path, "llama-rope-llama3")
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    new_form = runner_on(tmp_path).spec
+    scaling = config.pop("rope_parameters")
+    old = {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling, "torch_dtype": config.pop("dtype")}
+    path.write_text(json.dumps(config | old))
+    assert runner_on(tmp_path).spec == new_form
+    assert new_form.rope_scaling == RopeScaling("llama3", 4.0, 1.0, 4.0, 128)
