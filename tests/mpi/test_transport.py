@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,8 +33,19 @@ def test_ucx_names_the_wire_it_uses(mpirun: Run) -> None:
 
 
 @pytest.mark.mpi
-def test_ucx_notices_a_killed_peer() -> None:
-    program = [sys.executable, str(PROGRAMS / "killed_peer.py")]
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_scattered_blocks_move_pool_to_pool_and_planted_faults_are_caught(mpirun: Run, name: str) -> None:
+    done = mpirun(3, ["-m", "mpi4py", str(PROGRAMS / "hand_off.py"), name])
+    assert done.returncode == 0, done.stderr
+    assert "pool verified" in done.stdout
+    assert ("interface agrees" in done.stdout) == (name == "ucx")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("survivor", ["receiving", "sending"])
+def test_ucx_notices_a_killed_peer(survivor: str) -> None:
+    program = [sys.executable, str(PROGRAMS / "killed_peer.py"), survivor]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60)
-    assert "noticed: " in done.stdout, done.stdout + done.stderr
-    assert "rank 1" in done.stdout
+    assert re.search(rf"noticed: {survivor} \d+ bytes (from|to) rank 1 failed", done.stdout), done.stdout + done.stderr
+    assert "closed" in done.stdout
+    assert done.returncode == 0

@@ -9,7 +9,7 @@ from xpyd.transport.counters import interface_bytes
 
 NET_DEV = """\
 Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls
     lo: 1234567   11 0 0 0 0 0 0 1234567 11 0 0 0 0 0 0
 eth0:98765432109 22 0 0 0 0 0 0 5 1 0 0 0 0 0 0
 """

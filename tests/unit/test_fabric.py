@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from xpyd.transport.base import TransportError
-from xpyd.transport.counters import interface_bytes
 from xpyd.transport.fabric import FabricConfig, local_devices
+from xpyd.transport.ucx_route import opened_devices
 
 
 def fabric(**settings: object) -> FabricConfig:
@@ -26,13 +26,20 @@ def test_a_missing_device_is_named_with_what_is_here() -> None:
 
 @pytest.mark.parametrize(
     ("tls", "route"),
-    [(("tcp",), "tcp/eth0"), (("rc", "ud"), "rc_verbs/mlx5_0:1"), (("ib",), "rc_mlx5/mlx5_0:1+ud_mlx5/mlx5_0:1")],
+    [
+        (("tcp",), "tcp/eth0"),
+        (("rc", "ud"), "rc_verbs/mlx5_0:1"),
+        (("ib",), "rc_mlx5/mlx5_0:1+ud_mlx5/mlx5_0:1"),
+        (("sm",), "posix/memory+cma/memory"),
+    ],
 )
 def test_the_wire_asked_for_passes(tls: tuple[str, ...], route: str) -> None:
     fabric(tls=tls, strict=True).check_route(route)
 
 
-@pytest.mark.parametrize(("tls", "route"), [(("rc", "ud"), "tcp/eth0"), (("tcp",), "unknown"), (("rc",), "rc_mlx5/a:1+tcp/b")])
+@pytest.mark.parametrize(
+    ("tls", "route"), [(("rc", "ud"), "tcp/eth0"), (("tcp",), "unknown"), (("rc",), "rc_mlx5/a:1+tcp/b")]
+)
 def test_a_fallback_is_refused_in_strict_mode(tls: tuple[str, ...], route: str) -> None:
     with pytest.raises(TransportError, match=r"fabric\.strict=true"):
         fabric(tls=tls, strict=True).check_route(route)
@@ -54,5 +61,43 @@ def test_one_setting_in_two_places_is_refused() -> None:
         fabric(ucx={"UCX_TLS": "tcp"})
 
 
-def test_interface_counters_are_readable() -> None:
-    assert interface_bytes()["lo"] >= 0
+def test_a_device_without_its_port_stands_for_any_port() -> None:
+    asked = fabric(net_devices=("mlx5_0",), strict=True)
+    asked.check_route("rc_mlx5/mlx5_0:1")
+    asked.check_usable(["mlx5_0:2", "eth0"])
+    with pytest.raises(TransportError, match="mlx5_1"):
+        asked.check_route("rc_mlx5/mlx5_1:1")
+
+
+def test_a_port_that_the_device_does_not_have_is_refused() -> None:
+    with pytest.raises(TransportError, match="no device lo:1 on this node"):
+        fabric(net_devices=("lo:1",)).check_devices()
+
+
+def test_a_device_that_ucx_left_out_is_refused() -> None:
+    with pytest.raises(TransportError, match=r"UCX cannot use eth1 .* opened eth0, memory"):
+        fabric(net_devices=("eth0", "eth1")).check_usable(["eth0", "memory"])
+
+
+@pytest.mark.parametrize("name", ["all", "^lo", "mlx5_*"])
+def test_open_ended_names_are_left_to_ucx_but_not_in_strict_mode(name: str) -> None:
+    loose = fabric(net_devices=(name,))
+    loose.check_devices()
+    loose.check_usable([])
+    with pytest.raises(ValueError, match="name what you expect"):
+        fabric(net_devices=(name,), strict=True)
+
+
+INFO = """\
+#     component 1  :  tcp
+#            md 1  :  component 1  tcp
+#
+#      resource 0  :  md 0  dev 0  flags -- self/memory
+#      resource 1  :  md 1  dev 1  flags -- tcp/eth0
+#      resource 2  :  md 5  dev 2  flags a- rc_mlx5/mlx5_0:1
+#
+"""
+
+
+def test_opened_devices_are_read_from_what_ucx_prints() -> None:
+    assert opened_devices(INFO) == ["eth0", "memory", "mlx5_0:1"]

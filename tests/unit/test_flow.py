@@ -7,8 +7,8 @@ import pytest
 
 from xpyd.kv.layout import PoolLayout, Span
 from xpyd.kv.plan import plan_request
-from xpyd.transport.base import TAG_LIMIT
-from xpyd.transport.flow import RecvFlow, SendFlow, tag_of
+from xpyd.transport.base import TAG_LIMIT, TransportError
+from xpyd.transport.flow import RecvFlow, SendFlow, tag_mask, tag_of
 from xpyd.transport.loopback import Hub, LoopbackTransport
 
 SPANS = [Span(i * 8, 8) for i in range(6)]
@@ -77,5 +77,15 @@ def test_a_scattered_plan_moves_pool_to_pool() -> None:
 
 
 @pytest.mark.parametrize(("seq", "piece"), [(0, 0), (32767, 65535), (32768, 65536), (10**9, 10**9)])
-def test_tags_stay_below_what_mpi_promises(seq: int, piece: int) -> None:
+def test_tags_fit_a_c_int(seq: int, piece: int) -> None:
     assert 0 <= tag_of(seq, piece) < TAG_LIMIT
+
+
+@pytest.mark.parametrize(("upper_bound", "num_bits"), [(2**31 - 1, 31), (2**28 - 1, 28), (2**23, 23), (2**62, 31)])
+def test_tags_are_cut_to_what_this_mpi_takes(upper_bound: int, num_bits: int) -> None:
+    assert tag_mask(upper_bound) == 2**num_bits - 1 <= upper_bound
+
+
+def test_an_mpi_with_too_few_tags_is_refused() -> None:
+    with pytest.raises(TransportError, match=r"32767 .*transport=ucx"):
+        tag_mask(32767)

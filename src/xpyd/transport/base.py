@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from xpyd.kv.layout import Span
 
 Bytes = NDArray[np.uint8]
-TAG_LIMIT = 2**31  # tags are below it: MPI promises no more
+TAG_LIMIT = 2**31  # tags are below it, and fit a C int
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,40 @@ class TransportError(RuntimeError):
 
 
 class Ticket(ABC):
-    """One posted send or receive."""
+    """One posted send or receive of ``view``. Bytes received are counted here, when they have landed."""
 
-    @abstractmethod
+    def __init__(self, transport: Transport, peer: int, view: Bytes, incoming: bool) -> None:
+        self.view = view  # the network reads or writes this memory until the ticket is done
+        self._transport = transport
+        self._peer = peer
+        self._incoming = incoming
+        self._done = False
+
     def done(self) -> bool:
         """True when complete. Raises TransportError when it failed. Never blocks; does not progress."""
+        if self._done:
+            return True
+        try:
+            self._done = self._poll()
+        except Exception as error:
+            raise self.failure(error) from error
+        if self._done and self._incoming:
+            self._transport.received_bytes += self.view.nbytes
+        return self._done
+
+    def failure(self, error: Exception) -> TransportError:
+        """The error of this ticket, with bytes and peer."""
+        verb = "receiving {} bytes from" if self._incoming else "sending {} bytes to"
+        what = f"{verb.format(self.view.nbytes)} rank {self._peer}"
+        return TransportError(f"{what} failed: {type(error).__name__}: {error}; did that rank die?")
+
+    @abstractmethod
+    def _poll(self) -> bool:
+        """True when complete; raises whatever the binding raises."""
 
 
 class Transport(ABC):
-    """Spans between the registered buffers of ranks. Create, ``register``, ``address``, ``connect``, post, ``close``."""
+    """Spans between registered buffers of ranks. Create, ``register``, ``address``, ``connect``, post, ``close``."""
 
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
@@ -76,7 +101,7 @@ class Transport(ABC):
 
     @abstractmethod
     def route(self, peer: int) -> str:
-        """The transport and device really used towards ``peer``, such as ``tcp/eth0``; "unknown" where it can't tell."""
+        """The transport and device really used towards ``peer``, such as ``tcp/eth0``, or "unknown"."""
 
     @abstractmethod
     def close(self) -> None:
@@ -84,4 +109,4 @@ class Transport(ABC):
 
     def __init__(self) -> None:
         self.sent_bytes = 0  # counted when posted
-        self.received_bytes = 0
+        self.received_bytes = 0  # counted when landed, see Ticket

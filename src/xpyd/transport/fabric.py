@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +12,23 @@ from annotated_types import Gt
 
 from xpyd.transport.base import TransportError
 
-NET = Path("/sys/class/net")
 INFINIBAND = Path("/sys/class/infiniband")
+SHARED_MEMORY = ("posix", "sysv", "cma", "knem", "xpmem")
+# UCX aliases: what `tls` may say, and the transports that it stands for.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "ib": ("rc_verbs", "rc_mlx5", "dc_mlx5", "ud_verbs", "ud_mlx5"),
+    "rc": ("rc_verbs", "rc_mlx5"),
+    "rc_v": ("rc_verbs",),
+    "rc_x": ("rc_mlx5",),
+    "ud": ("ud_verbs", "ud_mlx5"),
+    "ud_v": ("ud_verbs",),
+    "ud_x": ("ud_mlx5",),
+    "dc": ("dc_mlx5",),
+    "dc_x": ("dc_mlx5",),
+    "mm": ("posix", "sysv", "xpmem"),
+    "sm": SHARED_MEMORY,
+    "shm": SHARED_MEMORY,
+}
 
 
 @dataclass(frozen=True)
@@ -31,14 +48,27 @@ class FabricConfig:
     emulated: bool = False
 
     def __post_init__(self) -> None:
-        if self.strict and not (self.tls or self.net_devices):
+        named = (*self.tls, *self.net_devices)
+        if self.strict and not named:
             raise ValueError(
                 "strict=true with neither tls nor net_devices: there is nothing to hold UCX to; name the transports "
                 "(fabric.tls) or devices (fabric.net_devices) that you expect"
             )
+        open_ended = [name for name in named if _is_open_ended(name)]
+        if self.strict and open_ended:
+            raise ValueError(
+                f"strict=true with {open_ended} in tls or net_devices: strict mode compares the route with names, so "
+                "name what you expect"
+            )
         clash = {"TLS", "NET_DEVICES"} & {key.removeprefix("UCX_") for key in self.ucx}
         if clash:
             raise ValueError(f"ucx sets {sorted(clash)}, which fabric.tls and fabric.net_devices are for; use those")
+
+    @property
+    def shared_memory_only(self) -> bool:
+        """True where ``tls`` leaves UCX nothing but the memory of one node."""
+        transports = {transport for name in self.tls for transport in ALIASES.get(name, (name,))}
+        return bool(transports) and transports <= {*SHARED_MEMORY, "self"}
 
     def settings(self) -> dict[str, str]:
         """UCX options of this fabric, without the UCX_ prefix."""
@@ -52,11 +82,27 @@ class FabricConfig:
     def check_devices(self) -> None:
         """Raises TransportError for a device that this node does not have (``eth0``, ``mlx5_0:1``)."""
         here = local_devices()
-        missing = [name for name in self.net_devices if name.split(":")[0] not in here]
+        missing = [name for name in self.net_devices if not _is_open_ended(name) and name not in here]
         if missing:
             raise TransportError(
                 f"fabric.net_devices={list(self.net_devices)}: no device {', '.join(missing)} on this node; it has "
                 f"{', '.join(here) or 'none'}"
+            )
+
+    def check_usable(self, devices: Collection[str]) -> None:
+        """Raises TransportError for a device that the node has but UCX does not use; it would warn and pick another.
+
+        ``devices``: what UCX opened, such as ``eth0`` or ``mlx5_0:1``.
+        """
+        unused = [
+            wanted
+            for wanted in self.net_devices
+            if not _is_open_ended(wanted) and not any(_is_device(device, wanted) for device in devices)
+        ]
+        if unused:
+            raise TransportError(
+                f"fabric.net_devices={list(self.net_devices)}: UCX cannot use {', '.join(unused)} with "
+                f"fabric.tls={list(self.tls)}; is it up, with an address? UCX opened {', '.join(devices) or 'none'}"
             )
 
     def check_route(self, route: str) -> None:
@@ -65,37 +111,29 @@ class FabricConfig:
             return
         for lane in route.split("+"):
             transport, _, device = lane.partition("/")
-            if self.tls and not any(_is(transport, wanted) for wanted in self.tls):
+            if self.tls and not any(transport in (wanted, *ALIASES.get(wanted, ())) for wanted in self.tls):
                 raise TransportError(
                     f"fabric.strict=true: KV goes over {route}, but fabric.tls={list(self.tls)} was asked for; this is "
                     "a fallback. Check the device (ibv_devinfo) and UCX's reasons (UCX_LOG_LEVEL=debug)"
                 )
-            if self.net_devices and device not in self.net_devices:
+            if self.net_devices and not any(_is_device(device, wanted) for wanted in self.net_devices):
                 raise TransportError(
                     f"fabric.strict=true: KV goes over {route}, but fabric.net_devices={list(self.net_devices)}"
                 )
 
 
-# UCX aliases: what `tls` may say, and the transports that it stands for.
-ALIASES = {
-    "ib": ("rc_verbs", "rc_mlx5", "dc_mlx5", "ud_verbs", "ud_mlx5"),
-    "rc": ("rc_verbs", "rc_mlx5"),
-    "rc_v": ("rc_verbs",),
-    "rc_x": ("rc_mlx5",),
-    "ud": ("ud_verbs", "ud_mlx5"),
-    "ud_v": ("ud_verbs",),
-    "ud_x": ("ud_mlx5",),
-    "dc": ("dc_mlx5",),
-    "dc_x": ("dc_mlx5",),
-    "sm": ("posix", "sysv", "cma", "knem", "xpmem"),
-    "shm": ("posix", "sysv", "cma", "knem", "xpmem"),
-}
-
-
-def _is(transport: str, wanted: str) -> bool:
-    return transport == wanted or transport in ALIASES.get(wanted, ())
-
-
 def local_devices() -> list[str]:
-    """Network interfaces and InfiniBand devices of this node."""
-    return sorted(path.name for folder in (NET, INFINIBAND) if folder.exists() for path in folder.iterdir())
+    """Network interfaces, InfiniBand devices and their ports that this process can reach: its network namespace's."""
+    infiniband = list(INFINIBAND.iterdir()) if INFINIBAND.exists() else []
+    ports = [f"{device.name}:{port.name}" for device in infiniband for port in (device / "ports").iterdir()]
+    return sorted([*(name for _, name in socket.if_nameindex()), *(device.name for device in infiniband), *ports])
+
+
+def _is_open_ended(name: str) -> bool:
+    """``all``, ``^tcp`` and ``mlx5_*`` are UCX's to interpret."""
+    return name == "all" or name.startswith("^") or "*" in name
+
+
+def _is_device(device: str, wanted: str) -> bool:
+    """``mlx5_0`` stands for any of its ports, ``mlx5_0:1``."""
+    return wanted in (device, device.split(":")[0])

@@ -7,14 +7,30 @@ from collections.abc import Sequence
 from time import perf_counter_ns
 
 from xpyd.kv.layout import Span
-from xpyd.transport.base import Ticket, Transport
+from xpyd.transport.base import TAG_LIMIT, Ticket, Transport, TransportError
 
 SEQ_MASK, PIECE_MASK, PIECE_BITS = 0x7FFF, 0xFFFF, 16
+MIN_TAGS = 1 << 20  # keeps 16 transfers of one source apart
 
 
 def tag_of(transfer_seq: int, piece: int) -> int:
     """The tag of a piece, below 2**31. Wraps after 32,768 transfers and 65,536 pieces; pieces also match in order."""
     return (transfer_seq & SEQ_MASK) << PIECE_BITS | (piece & PIECE_MASK)
+
+
+def tag_mask(tag_upper_bound: int) -> int:
+    """The bits of a tag that this MPI takes: MPICH has 28, Open MPI 31, and the standard promises only 15.
+
+    Tags that share these bits pair in posting order. Raises TransportError where there are too few to keep
+    transfers apart.
+    """
+    if tag_upper_bound + 1 < MIN_TAGS:
+        raise TransportError(
+            f"transport.name=mpi: this MPI has tags up to {tag_upper_bound} (MPI_TAG_UB), {MIN_TAGS - 1} are needed; "
+            "choose transport=ucx"
+        )
+    num_bits = (min(tag_upper_bound, TAG_LIMIT - 1) + 1).bit_length() - 1
+    return (1 << num_bits) - 1
 
 
 class SendFlow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -9,15 +10,25 @@ import numpy as np
 
 from xpyd.kv.layout import Span
 from xpyd.mpi import MPI
-from xpyd.transport.base import Bytes, Capabilities, Ticket, Transport
+from xpyd.transport.base import Bytes, Capabilities, Ticket, Transport, TransportError
+from xpyd.transport.flow import tag_mask
+
+CONNECT_TIMEOUT_S = 30.0
 
 
 class MpiTicket(Ticket):
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, transport: Transport, peer: int, view: Bytes, incoming: bool) -> None:
+        super().__init__(transport, peer, view, incoming)
         self._request = request
+        self._status = MPI.Status()
 
-    def done(self) -> bool:
-        return bool(self._request.Test())
+    def _poll(self) -> bool:
+        if not self._request.Test(self._status):
+            return False
+        landed = self._status.Get_count(MPI.BYTE) if self._incoming else self.view.nbytes
+        if landed != self.view.nbytes:
+            raise ValueError(f"{landed} bytes came; the two ranks made different plans")
+        return True
 
 
 class MpiTransport(Transport):
@@ -29,6 +40,7 @@ class MpiTransport(Transport):
     def __init__(self, comm: Any) -> None:
         super().__init__()
         self._comm = comm.Dup()
+        self._tag_mask = tag_mask(self._comm.Get_attr(MPI.TAG_UB))
 
     def register(self, buffer: Bytes) -> None:
         self._buffer = buffer
@@ -41,15 +53,21 @@ class MpiTransport(Transport):
         tokens = [np.zeros(1, np.uint8) for _ in addresses]
         requests = [self._comm.Irecv(token, source=peer) for peer, token in zip(addresses, tokens, strict=True)]
         requests += [self._comm.Isend(np.ones(1, np.uint8), dest=peer) for peer in addresses]
-        MPI.Request.Waitall(requests)
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        while not MPI.Request.Testall(requests):
+            if time.monotonic() > deadline:
+                raise TransportError(f"no first message with ranks {sorted(addresses)} in {CONNECT_TIMEOUT_S:.0f} s")
 
     def send(self, peer: int, span: Span, tag: int) -> Ticket:
         self.sent_bytes += span.nbytes
-        return MpiTicket(self._comm.Isend([self._view(span), MPI.BYTE], dest=peer, tag=tag))
+        view = self._view(span)
+        request = self._comm.Isend([view, MPI.BYTE], dest=peer, tag=tag & self._tag_mask)
+        return MpiTicket(request, self, peer, view, incoming=False)
 
     def recv(self, peer: int, span: Span, tag: int) -> Ticket:
-        self.received_bytes += span.nbytes
-        return MpiTicket(self._comm.Irecv([self._view(span), MPI.BYTE], source=peer, tag=tag))
+        view = self._view(span)
+        request = self._comm.Irecv([view, MPI.BYTE], source=peer, tag=tag & self._tag_mask)
+        return MpiTicket(request, self, peer, view, incoming=True)
 
     def progress(self) -> bool:
         """A probe makes MPI move all pending messages; whether any moved is not told."""

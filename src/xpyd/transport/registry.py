@@ -20,7 +20,9 @@ def _ucx(config: TransportConfig, fabric: FabricConfig, comm: Any) -> Transport:
     from xpyd.transport.ucx import UcxTransport
 
     fabric.check_devices()
-    return UcxTransport(comm.rank, fabric.settings(), config.peer_errors)
+    transport = UcxTransport(comm.rank, fabric.settings(), config.peer_errors)
+    fabric.check_usable(transport.devices())
+    return transport
 
 
 TRANSPORTS: dict[str, Callable[[TransportConfig, FabricConfig, Any], Transport]] = {
@@ -43,6 +45,20 @@ class TransportConfig:
                 f"separate ranks; choose transport={' or transport='.join(TRANSPORTS)}"
             )
 
+    def check(self, fabric: FabricConfig) -> None:
+        """Raises ValueError where this transport cannot do what the fabric asks; needs no UCX and no MPI."""
+        if self.name != "ucx" and (fabric.tls or fabric.net_devices):
+            raise ValueError(
+                f"fabric.tls={list(fabric.tls)} and fabric.net_devices={list(fabric.net_devices)} speak to UCX, "
+                f"transport.name={self.name} would ignore them; choose transport=ucx, or fabric=auto"
+            )
+        if self.name == "ucx" and self.peer_errors and fabric.shared_memory_only:
+            raise ValueError(
+                f"fabric.tls={list(fabric.tls)} with transport.peer_errors=true: UCX's shared memory cannot report a "
+                "dead peer; set transport.peer_errors=false"
+            )
+
     def build(self, fabric: FabricConfig, comm: Any) -> Transport:
-        """The transport of this rank; collective over ``comm``. Raises TransportError."""
+        """The transport of this rank; collective over ``comm``. Raises ValueError (see ``check``), TransportError."""
+        self.check(fabric)
         return TRANSPORTS[self.name](self, fabric, comm)

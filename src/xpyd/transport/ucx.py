@@ -9,60 +9,33 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
 from xpyd.kv.layout import Span
-from xpyd.transport.base import Bytes, Capabilities, Ticket, Transport, TransportError
-from xpyd.transport.ucx_route import query_route
+from xpyd.transport.base import TAG_LIMIT, Bytes, Capabilities, Ticket, Transport, TransportError
+from xpyd.transport.ucx_route import opened_devices, query_route
 
 RANK_SHIFT = 32  # UCX matches by tag alone, whoever sends: the source's rank lies above the piece's tag
-WARM_TAG = (1 << 31) - 1  # a piece's tag never gets there
+WARM_TAG = TAG_LIMIT  # just above the tag of any piece
 CONNECT_TIMEOUT_S = 30.0
 MAX_PROGRESS_ROUNDS = 16
 
 
-class Request(Protocol):
-    """What both bindings' requests offer."""
-
-    @property
-    def completed(self) -> bool: ...
-
-    def check_error(self) -> None: ...
-
-
-class Binding(Protocol):
-    """The few calls that this transport needs of UCX."""
-
-    def address(self) -> bytes: ...
-
-    def endpoint(self, address: bytes) -> Any: ...
-
-    def send(self, endpoint: Any, view: Bytes, tag: int) -> Request: ...
-
-    def recv(self, endpoint: Any, view: Bytes, tag: int) -> Request: ...
-
-    def progress(self) -> bool: ...
-
-    def handle(self, endpoint: Any) -> int: ...
-
-
 class UcxTicket(Ticket):
-    def __init__(self, request: Request, endpoint: Any, span: Bytes, what: str) -> None:
+    def __init__(
+        self, request: Any, endpoint: Any, transport: Transport, peer: int, view: Bytes, incoming: bool
+    ) -> None:
+        super().__init__(transport, peer, view, incoming)
         self._request = request
         self._endpoint = endpoint  # a receive belongs to no endpoint: only this one knows that its peer died
-        self._span = span  # UCX reads or writes it until the request is complete
-        self._what = what
 
-    def done(self) -> bool:
-        try:
-            if not self._request.completed:
-                self._endpoint.raise_on_error()
-                return False
-            self._request.check_error()
-        except Exception as error:
-            raise TransportError(f"{self._what} failed: {type(error).__name__}: {error}; did that rank die?") from error
+    def _poll(self) -> bool:
+        if not self._request.completed:
+            self._endpoint.raise_on_error()
+            return False
+        self._request.check_error()
         return True
 
 
@@ -76,9 +49,9 @@ class UcxTransport(Transport):
         self._rank = rank
         kind = _installed()
         try:
-            self._binding: Binding = kind(dict(settings), peer_errors)
+            self._binding = kind(settings, peer_errors)
         except Exception as error:
-            raise TransportError(f"UCX does not start with {dict(settings)}: {error}") from error
+            raise _refusal(kind, settings, error) from error
         self._endpoints: dict[int, Any] = {}
 
     def register(self, buffer: Bytes) -> None:
@@ -87,6 +60,10 @@ class UcxTransport(Transport):
     def address(self) -> bytes:
         return self._binding.address()
 
+    def devices(self) -> list[str]:
+        """The devices that UCX opened, such as ``eth0``, ``mlx5_0:1`` and ``memory``."""
+        return opened_devices(self._binding.info())
+
     def connect(self, addresses: Mapping[int, bytes]) -> None:
         for peer, address in addresses.items():
             try:
@@ -94,17 +71,18 @@ class UcxTransport(Transport):
             except Exception as error:
                 raise TransportError(
                     f"UCX finds no way to rank {peer}: {error}; do fabric.tls and fabric.net_devices name something "
-                    "that both nodes have?"
+                    "that both nodes have, and that reports a dead peer (or transport.peer_errors=false)?"
                 ) from error
+        counted = self.received_bytes
         for nbytes in (8, 1 << 20):  # wire-up and rendezvous are done before any stamp
             self._warm(nbytes)
+        self.received_bytes = counted
 
     def send(self, peer: int, span: Span, tag: int) -> Ticket:
         self.sent_bytes += span.nbytes
         return self._send(peer, self._view(span), tag)
 
     def recv(self, peer: int, span: Span, tag: int) -> Ticket:
-        self.received_bytes += span.nbytes
         return self._recv(peer, self._view(span), tag)
 
     def progress(self) -> bool:
@@ -118,21 +96,23 @@ class UcxTransport(Transport):
 
     def route(self, peer: int) -> str:
         """Every ``transport/device`` that the endpoint uses, such as ``tcp/eth0`` or ``posix/memory+cma/memory``."""
-        return query_route(self._binding.handle(self._endpoints[peer]))
+        return query_route(self._binding.library(), self._binding.handle(self._endpoints[peer]))
 
     def close(self) -> None:
         self._endpoints.clear()
 
     def _send(self, peer: int, view: Bytes, tag: int) -> UcxTicket:
-        endpoint, what = self._endpoints[peer], f"sending {view.nbytes} bytes to rank {peer}"
+        endpoint = self._endpoints[peer]
         try:
-            return UcxTicket(self._binding.send(endpoint, view, self._rank << RANK_SHIFT | tag), endpoint, view, what)
-        except Exception as error:
-            raise TransportError(f"{what} failed at once: {error}") from error
+            request = self._binding.send(endpoint, view, self._rank << RANK_SHIFT | tag)
+        except Exception as error:  # to a peer already known to be dead
+            raise TransportError(f"sending {view.nbytes} bytes to rank {peer} failed at once: {error}") from error
+        return UcxTicket(request, endpoint, self, peer, view, incoming=False)
 
     def _recv(self, peer: int, view: Bytes, tag: int) -> UcxTicket:
-        endpoint, what = self._endpoints[peer], f"receiving {view.nbytes} bytes from rank {peer}"
-        return UcxTicket(self._binding.recv(endpoint, view, peer << RANK_SHIFT | tag), endpoint, view, what)
+        endpoint = self._endpoints[peer]
+        request = self._binding.recv(endpoint, view, peer << RANK_SHIFT | tag)
+        return UcxTicket(request, endpoint, self, peer, view, incoming=True)
 
     def _warm(self, nbytes: int) -> None:
         """Exchange a message with every peer. Raises TransportError when none comes in time."""
@@ -156,12 +136,12 @@ class UcxTransport(Transport):
 class UcxxBinding:
     """ucxx's core API (``ucxx._lib``), the default."""
 
-    def __init__(self, settings: dict[str, str], peer_errors: bool) -> None:
+    def __init__(self, settings: Mapping[str, str], peer_errors: bool) -> None:
         import ucxx._lib.libucxx as api
         from ucxx._lib.arr import Array
 
         self._api, self._array, self._peer_errors = api, Array, peer_errors
-        self._context = api.UCXContext(settings, feature_flags=(api.Feature.TAG,))
+        self._context = api.UCXContext(dict(settings), feature_flags=(api.Feature.TAG,))
         self._worker = api.UCXWorker(self._context)
 
     def address(self) -> bytes:
@@ -183,6 +163,12 @@ class UcxxBinding:
     def handle(self, endpoint: Any) -> int:
         return int(endpoint.handle)
 
+    def info(self) -> str:
+        return str(self._context.info)
+
+    def library(self) -> str:
+        return str(self._api.__file__)
+
 
 class CallbackRequest:
     """A ucx-py request: its callback tells the end."""
@@ -202,12 +188,12 @@ class CallbackRequest:
 class UcxPyBinding:
     """ucx-py's core API (``ucp._libs.ucx_api``, 0.45), for a site that still has it."""
 
-    def __init__(self, settings: dict[str, str], peer_errors: bool) -> None:
+    def __init__(self, settings: Mapping[str, str], peer_errors: bool) -> None:
         from ucp._libs import ucx_api as api
         from ucp._libs.arr import Array
 
         self._api, self._array, self._peer_errors = api, Array, peer_errors
-        self._context = api.UCXContext(settings, feature_flags=(api.Feature.TAG,))
+        self._context = api.UCXContext(dict(settings), feature_flags=(api.Feature.TAG,))
         self._worker = api.UCXWorker(self._context)
 
     def address(self) -> bytes:
@@ -239,8 +225,17 @@ class UcxPyBinding:
     def handle(self, endpoint: Any) -> int:
         return int(endpoint.handle)
 
+    def info(self) -> str:
+        return str(self._context.info())
 
-def _installed() -> type[UcxxBinding] | type[UcxPyBinding]:
+    def library(self) -> str:
+        return str(self._api.__file__)
+
+
+Binding = UcxxBinding | UcxPyBinding
+
+
+def _installed() -> type[Binding]:
     """The binding that imports. Raises TransportError with the remedy where there is none."""
     os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")  # the wheel's loader sets variables that UCX warns about
     reasons = []
@@ -254,4 +249,20 @@ def _installed() -> type[UcxxBinding] | type[UcxPyBinding]:
     raise TransportError(
         f"transport.name=ucx: no UCX binding here ({'; '.join(reasons)}); pip install 'xpyd[embedded]' brings ucxx, or "
         "choose transport=mpi"
+    )
+
+
+def _refusal(kind: type[Binding], settings: Mapping[str, str], error: Exception) -> TransportError:
+    """UCX says no more than "Invalid parameter": find the option without which it starts."""
+    culprits = []
+    for left_out in settings:
+        try:
+            kind({key: value for key, value in settings.items() if key != left_out}, True)
+        except Exception:  # so it is not this one alone
+            continue
+        culprits.append(f"{left_out}={settings[left_out]}")
+    hint = f"it starts without {' or without '.join(culprits)}" if culprits else "more than one option is wrong"
+    return TransportError(
+        f"UCX does not start with {dict(settings)}: {error}; {hint} (fabric.tls, fabric.net_devices, fabric.ucx; UCX's "
+        "own message is on stderr)"
     )

@@ -1,13 +1,12 @@
-"""Which transports and devices a UCX endpoint really uses, asked of UCX itself: a silent fallback cannot hide.
+"""Which transports and devices UCX opened and an endpoint really uses, asked of UCX: a silent fallback cannot hide.
 
-The Python bindings do not offer ``ucp_ep_query``, so it is called through ctypes in the library they have loaded.
+The Python bindings do not offer ``ucp_ep_query``, so it is called through ctypes in the library that they link.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-from typing import Any
+import re
 
 
 class _Entry(ctypes.Structure):
@@ -33,23 +32,28 @@ FIELD_TRANSPORTS = 1 << 3
 MAX_LANES = 16
 
 
-def query_route(endpoint: int) -> str:
-    """``transport/device`` of every lane of an endpoint (its ``ucp_ep_h``), joined by "+"; "unknown" where UCX can't say."""
-    library = _loaded_libucp()
-    if library is None:
+RESOURCE = re.compile(r"^#\s+resource\s+\d+\s.*\s\S+/(\S+)\s*$", re.MULTILINE)
+
+
+def query_route(binding: str, endpoint: int) -> str:
+    """``transport/device`` of every lane of an endpoint (its ``ucp_ep_h``), joined by "+"; "unknown" if UCX can't say.
+
+    ``binding`` is the file of the Python binding: symbols looked up in it are those of its own libucp, also where MPI
+    has loaded another one.
+    """
+    try:
+        query = ctypes.CDLL(binding).ucp_ep_query
+    except (OSError, AttributeError):  # UCX before 1.12
         return "unknown"
     entries = (_Entry * MAX_LANES)()
     attributes = _EpAttr(field_mask=FIELD_TRANSPORTS, num_entries=MAX_LANES, entry_size=ctypes.sizeof(_Entry))
     attributes.entries = ctypes.cast(entries, ctypes.POINTER(_Entry))
-    if library.ucp_ep_query(ctypes.c_void_p(endpoint), ctypes.byref(attributes)) != 0:
+    if query(ctypes.c_void_p(endpoint), ctypes.byref(attributes)) != 0:
         return "unknown"
     lanes = [(e.transport.decode(), e.device.decode()) for e in entries[: attributes.num_entries]]
     return "+".join(dict.fromkeys(f"{transport}/{device}" for transport, device in lanes)) or "unknown"
 
 
-def _loaded_libucp() -> Any:
-    """The libucp that this process has loaded already, which is the one the endpoint belongs to."""
-    with open("/proc/self/maps") as maps:
-        paths = {line.split()[-1] for line in maps if "libucp" in line and ".so" in line}
-    named = sorted(path for path in paths if os.path.basename(path).startswith("libucp"))
-    return ctypes.CDLL(named[0]) if named else None
+def opened_devices(info: str) -> list[str]:
+    """The devices in the text of ``ucp_context_print_info``: ``resource 1 : md 1 dev 1 flags -- tcp/eth0``."""
+    return sorted(set(RESOURCE.findall(info)))
