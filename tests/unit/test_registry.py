@@ -17,6 +17,11 @@ def test_loopback_is_refused_across_processes() -> None:
         TransportConfig("loopback")
 
 
+def test_an_unknown_transport_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="name='ucxx' is unknown; choose transport=mpi or transport=ucx"):
+        TransportConfig("ucxx")
+
+
 @pytest.mark.parametrize("asked", [fabric("tcp"), fabric(net_devices=("eth0",))])
 def test_mpi_cannot_be_held_to_a_wire(asked: FabricConfig) -> None:
     with pytest.raises(ValueError, match="transport=ucx, or fabric=auto"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from xpyd.transport.base import Transport
 from xpyd.transport.fabric import FabricConfig
@@ -33,17 +33,15 @@ TRANSPORTS: dict[str, Callable[[TransportConfig, FabricConfig, Any], Transport]]
 
 @dataclass(frozen=True)
 class TransportConfig:
-    """``peer_errors`` makes UCX notice a dead peer (a little slower). Other transports have no such switch."""
+    """``peer_errors`` makes UCX notice a dead peer, and use only wires that can: not shared memory. MPI has no switch."""
 
-    name: Literal["mpi", "ucx", "loopback"]
+    name: str
     peer_errors: bool = True
 
     def __post_init__(self) -> None:
         if self.name not in TRANSPORTS:
-            raise ValueError(
-                f"name={self.name!r} works inside one process only (it is for unit tests), and prefill and decode are "
-                f"separate ranks; choose transport={' or transport='.join(TRANSPORTS)}"
-            )
+            why = "works inside one process only (it is for unit tests)" if self.name == "loopback" else "is unknown"
+            raise ValueError(f"name={self.name!r} {why}; choose transport={' or transport='.join(TRANSPORTS)}")
 
     def check(self, fabric: FabricConfig) -> None:
         """Raises ValueError where this transport cannot do what the fabric asks; needs no UCX and no MPI."""
