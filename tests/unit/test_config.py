@@ -73,7 +73,7 @@ def test_presets_build() -> None:
         (["scheduler.num_kv_blocks=4"], r"num_kv_blocks=4 .*longest request .*raise scheduler\.num_kv_blocks"),
         (["placement=2c"], r"num_colocated=2: compare needs xPyD"),
         (["placement.num_decode=0"], r"num_decode=0: both must be at least 1"),
-        (["transport=loopback"], r"loopback"),
+        (["transport.name=loopback"], r"name='loopback' works inside one process only"),
     ],
 )
 def test_wrong_values_are_refused(overrides: list[str], message: str) -> None:
