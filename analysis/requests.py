@@ -26,8 +26,9 @@ def request_frame(run: Run) -> pd.DataFrame:
 
     ``status`` is finished, failed (see ``reason``) or unfinished. ``ttft_s`` is what the client saw;
     ``ttft_prefill_s`` and ``ttft_decode_s`` are the two places that token 0 can leave from. The five of
-    ``STAGE_TIMES`` add up to ``e2e_s``. ``residual_s`` is ``ttft_s`` less the stages before the first token, and
-    ``residual_flag`` marks where it exceeds two percent. ``lateness_s`` is how late the open loop sent the request.
+    ``STAGE_TIMES`` add up to ``e2e_s``. ``delivery_s`` is the first token's way from its worker to the client;
+    ``residual_s`` is ``ttft_s`` less that and the stages before it, and ``residual_flag`` marks where it exceeds two
+    percent. ``lateness_s`` is how late the open loop sent the request.
     """
     frame = run.tables["requests"].copy()
     classes = {input_len: length_class(input_len) for input_len in frame["input_len"].unique()}
@@ -68,7 +69,8 @@ def _sorted_tokens(run: Run) -> pd.DataFrame:
     tokens = run.tables["tokens"].sort_values([*KEY, "index"], kind="stable", ignore_index=True)
     origins = run.tables["stages"].groupby("block")["t_ns"].min()
     at_ns = tokens["t_ns"] - tokens["block"].map(origins)
-    return tokens.assign(at_ns=at_ns, group=tokens.groupby(KEY, sort=False).ngroup())
+    delivery_ns = tokens["t_ns"] - tokens["emitted_ns"]
+    return tokens.assign(at_ns=at_ns, delivery_ns=delivery_ns, group=tokens.groupby(KEY, sort=False).ngroup())
 
 
 def _token_columns(run: Run) -> pd.DataFrame:
@@ -80,6 +82,7 @@ def _token_columns(run: Run) -> pd.DataFrame:
         first_token_ns=("at_ns", "first"),
         last_token_ns=("at_ns", "last"),
         first_token_rank=("rank", "first"),
+        delivery_ns=("delivery_ns", "first"),
         num_tokens=("index", "size"),
     )
     found = found.astype({"first_token_ns": "float64", "last_token_ns": "float64"})
@@ -109,7 +112,8 @@ def _with_times(frame: pd.DataFrame) -> pd.DataFrame:
     frame["admission_s"] = metrics.handoff_s(prefill_end, admitted) - frame["exposed_transfer_s"]
     frame["decode_s"] = (frame["last_token_ns"] - admitted) / NS_PER_S
     from_prefill = frame["first_token_rank"] == frame["prefill_rank"]
-    explained = frame["ttft_prefill_s"].where(from_prefill, frame["ttft_decode_s"])
-    frame["residual_s"] = frame["ttft_s"] - explained
+    explained_ns = prefill_end.where(from_prefill, admitted) + frame["delivery_ns"]
+    frame["delivery_s"] = frame["delivery_ns"] / NS_PER_S
+    frame["residual_s"] = (frame["first_token_ns"] - explained_ns) / NS_PER_S
     frame["residual_flag"] = frame["residual_s"].abs() > MAX_RESIDUAL * frame["ttft_s"]
     return frame

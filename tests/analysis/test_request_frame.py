@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from analysis.load import load_run
 from analysis.requests import STAGE_TIMES, gap_frame, request_frame
 from tests.analysis.synthetic import Way, block_rows, write_run
 from xpyd import metrics
-from xpyd.records import StageRow
+from xpyd.records import StageRow, TokenRow
 
 MOVED = Way(queue=10, prefill=20, exposed=6, admission=4, to_first=0.1, gaps=(15, 10, 10), moved=True)
 
@@ -49,6 +50,15 @@ def test_the_residual_is_shown_and_flagged_beyond_two_percent(frame: pd.DataFram
     assert not frame["residual_flag"].iloc[0]
     assert frame["residual_s"].iloc[1] == pytest.approx(0.005)
     assert frame["residual_flag"].iloc[1]
+
+
+def test_delivery_to_the_client_is_a_stage_of_its_own(tmp_path: Path) -> None:
+    rows = block_rows(0, 0, "colocated", [(100, Way(to_first=5))])
+    rows = [replace(r, emitted_ns=r.t_ns - 4_000_000) if isinstance(r, TokenRow) else r for r in rows]
+    row = request_frame(load_run(write_run(tmp_path / "r", rows))).iloc[0]
+    assert row["delivery_s"] == pytest.approx(0.004)
+    assert row["residual_s"] == pytest.approx(0.001)
+    assert row["residual_flag"]
 
 
 def test_a_first_token_from_the_decode_rank_is_explained_by_the_hand_off(tmp_path: Path) -> None:
