@@ -1,7 +1,7 @@
 """Both arms, paired: xPyD against as many colocated workers, on the same requests, in one run.
 
-    python -m experiments.compare placement=1p1d placement.allow_shared_node=true
-    mpirun -n 5 python -m experiments.compare placement=2p2d
+python -m experiments.compare placement=1p1d placement.allow_shared_node=true
+mpirun -n 5 python -m experiments.compare placement=2p2d
 """
 
 from __future__ import annotations

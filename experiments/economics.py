@@ -1,6 +1,6 @@
 """Closed form, no ranks: the transfer bill and the interference win over prompt length and link rate.
 
-    python -m experiments.economics model=llama3_70b 'economics.rates_gbps=[25,100,400]'
+python -m experiments.economics model=llama3_70b 'economics.rates_gbps=[25,100,400]'
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Interference: gaps of a colocated decode batch, alone and beside prefill chunks, over chunk and batch sizes.
 
-    python -m experiments.interference 'sweep.chunk_tokens=[64,256]' model=tiny
+python -m experiments.interference 'sweep.chunk_tokens=[64,256]' model=tiny
 """
 
 from __future__ import annotations

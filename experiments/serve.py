@@ -1,7 +1,7 @@
 """One arm: play a workload on the placement as it is.
 
-    python -m experiments.serve placement=2c workload=chat
-    mpirun -n 3 python -m experiments.serve placement=1p1d placement.allow_shared_node=true
+python -m experiments.serve placement=2c workload=chat
+mpirun -n 3 python -m experiments.serve placement=1p1d placement.allow_shared_node=true
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The bill alone: KV patterns between prefill and decode ranks without a model; fits alpha, gamma and bandwidth.
 
-    python -m experiments.transfer placement.allow_shared_node=true transport=ucx
-    mpirun -n 3 python -m experiments.transfer transport=mpi
+python -m experiments.transfer placement.allow_shared_node=true transport=ucx
+mpirun -n 3 python -m experiments.transfer transport=mpi
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One clock for all ranks: stamps taken anywhere are given on the client's (rank 0's) monotonic clock.
 
 The offset is half of the fastest round trip's asymmetry, unknown; its bound is half of that round trip. Both are
-stored with the run. Ranks of one node share CLOCK_MONOTONIC, and the measurement must then agree with 0 within the bound.
+stored with the run. Ranks of one node share CLOCK_MONOTONIC: the measurement must then be 0 within the bound.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Clock:
 
 
 def synchronise(comm: Any, rounds: int = 32) -> Clock:
-    """Measure this rank's offset to rank 0; collective. The fastest of ``rounds`` round trips counts (Cristian 1989)."""
+    """Measure this rank's offset to rank 0; collective. The fastest of ``rounds`` trips counts (Cristian 1989)."""
     clock = Clock()
     for peer in range(1, comm.size):
         if comm.rank == 0:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-from annotated_types import Ge, Gt
+from annotated_types import Gt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from xpyd.economics.sweep import EconomicsConfig
@@ -133,7 +133,7 @@ class Serve(Ranked):
             raise ValueError(
                 f"scheduler.num_kv_blocks={self.scheduler.num_kv_blocks} x block_size={self.scheduler.block_size} "
                 f"holds {capacity} tokens, but the longest request of the workload has {longest}; raise "
-                f"scheduler.num_kv_blocks to at least {-(-longest // self.scheduler.block_size)} or shorten the workload"
+                f"scheduler.num_kv_blocks to {-(-longest // self.scheduler.block_size)} or shorten the workload"
             )
         if longest > spec.max_position_embeddings:
             raise ValueError(

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from xpyd.config import ConfigError, Experiment, allowed_keys, SCHEMAS, dump_config, load_config, suggest
+from xpyd.config import SCHEMAS, ConfigError, Experiment, Ranked, allowed_keys, dump_config, load_config, suggest
 from xpyd.launcher import inside_mpi, rank_command, shell_script, supervise
 from xpyd.run_dir import RunDir
 
@@ -81,7 +81,9 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment], i
     sys.argv = [f"python -m experiments.{experiment}", *arguments]
     codes = [0]
 
-    @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=experiment)
+    @hydra.main(  # type: ignore[untyped-decorator]
+        version_base="1.3", config_path=str(ROOT / "conf"), config_name=experiment
+    )
     def task(composed: Any) -> None:
         codes.append(act(load_config(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))))
 
@@ -96,7 +98,7 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment], i
 
 def _main_front(config: Experiment, phases: Phases) -> int:
     """Outside MPI: freeze the run folder, then run in this process or start the ranks."""
-    if not config.world_size:
+    if not isinstance(config, Ranked):
         run_dir = prepare(config)
         phases(Job(config, run_dir))
         run_dir.finish()
@@ -163,7 +165,10 @@ def _run(comm: Any, phases: Phases, composed: dict[str, Any], run_dir: RunDir) -
     stop = Stop()
     signal.signal(signal.SIGUSR1, lambda number, frame: setattr(stop, "requested", True))
     try:
-        phases(Job(load_config(composed), run_dir, comm, stop))
+        config = load_config(composed)
+        if not isinstance(config, Ranked):
+            raise ConfigError(f"{config.experiment} is closed form and needs no ranks; run it without mpirun or srun")
+        phases(Job(config, run_dir, comm, stop))
         return 0
     except (PlacementError, ConfigError) as error:
         return _user_error(str(error)) if comm.rank == 0 else USER_ERROR

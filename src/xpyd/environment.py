@@ -76,7 +76,7 @@ def environment(
     mpi: str,
     emulated: bool,
 ) -> dict[str, Any]:
-    """The content of environment.json; ``facts`` holds (cores, machine) of every rank, ``routes`` the wire of every pair."""
+    """The content of environment.json; ``facts``: (cores, machine) of every rank; ``routes``: wire of each pair."""
     return {
         "commit": commit(root),
         "started_at": datetime.now().isoformat(),

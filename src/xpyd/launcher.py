@@ -1,4 +1,4 @@
-"""Starts the ranks of a job: the command line for mpirun or srun, and a parent that forwards signals and never hangs."""
+"""Starts the ranks of a job through mpirun or srun, under a parent that forwards signals and never hangs."""
 
 from __future__ import annotations
 

@@ -90,7 +90,9 @@ class Placement:
         return any(self.nodes[rank] in prefill for rank in self.ranks(Role.DECODE))
 
     def describe(self) -> str:
-        return ", ".join(f"rank {r}: {role} on {node}" for r, (role, node) in enumerate(zip(self.roles, self.nodes)))
+        return ", ".join(
+            f"rank {r}: {role} on {node}" for r, (role, node) in enumerate(zip(self.roles, self.nodes, strict=True))
+        )
 
 
 def place(config: PlacementConfig, nodes: Sequence[str]) -> Placement:
@@ -138,7 +140,9 @@ def _placement(nodes: Sequence[str], roles: dict[int, Role]) -> Placement:
 
 
 def _layout(nodes: Sequence[str]) -> str:
-    return ", ".join(f"{node}: worker ranks {[r for r in range(1, len(nodes)) if nodes[r] == node]}" for node in dict.fromkeys(nodes))
+    return ", ".join(
+        f"{node}: worker ranks {[r for r in range(1, len(nodes)) if nodes[r] == node]}" for node in dict.fromkeys(nodes)
+    )
 
 
 def node_names(comm: Any) -> list[str]:

@@ -41,7 +41,10 @@ def open_session(job: Job) -> Session:
     facts = session.comm.gather((session.cores, machine()))
     if job.rank == 0:
         routes = session.links.routes if session.links is not None else {}
-        job.run_dir.write_json("environment.json", environment(ROOT, session.placement, routes, facts, mpi_library(), config.fabric.emulated))
+        job.run_dir.write_json(
+            "environment.json",
+            environment(ROOT, session.placement, routes, facts, mpi_library(), config.fabric.emulated),
+        )
         job.say(f"{config.placement.name}: {session.placement.describe()}")
         for pair, route in routes.items():
             job.say(f"KV {pair} over {config.transport.name}: {route}")
@@ -84,7 +87,7 @@ def play_all(session: Session, blocks: list[Block], job: Job) -> None:
 
 
 def write_prediction(session: Session, config: Compare, job: Job) -> None:
-    """Calibrate on points that are not scored, and write predicted.json before the first request is sent. Collective."""
+    """Calibrate on points that are not scored; write predicted.json before the first request is sent. Collective."""
     job.say("calibrating: engine steps and link, each alone")
     points = calibrate(session)
     if points is None:

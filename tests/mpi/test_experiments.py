@@ -55,7 +55,14 @@ def tokens_by_arm(found: dict[str, pd.DataFrame]) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", ["whole", "layerwise"])
 @pytest.mark.parametrize("transport", ["mpi", "ucx"])
 def test_both_arms_give_the_same_tokens(tmp_path: Path, transport: str, mode: str) -> None:
-    done = plain("compare", *SMALL, f"transport={transport}", f"transfer={mode}", "transfer.verify=always", f"run.root={tmp_path}")
+    done = plain(
+        "compare",
+        *SMALL,
+        f"transport={transport}",
+        f"transfer={mode}",
+        "transfer.verify=always",
+        f"run.root={tmp_path}",
+    )
     assert done.returncode == 0, done.stderr
     found = tables(run_folder(tmp_path, "compare"))
     arms = tokens_by_arm(found)
@@ -72,7 +79,9 @@ def test_both_arms_give_the_same_tokens(tmp_path: Path, transport: str, mode: st
 @pytest.mark.mpi
 @pytest.mark.parametrize(("num_ranks", "placement"), [(5, "2p2d"), (4, "2p1d")])
 def test_under_mpirun(mpirun: Run, tmp_path: Path, num_ranks: int, placement: str) -> None:
-    done = mpirun(num_ranks, ["-m", "experiments.compare", *SMALL, f"placement={placement}", f"run.root={tmp_path}"], 120)
+    done = mpirun(
+        num_ranks, ["-m", "experiments.compare", *SMALL, f"placement={placement}", f"run.root={tmp_path}"], 120
+    )
     assert done.returncode == 0, done.stderr
     found = tables(run_folder(tmp_path, "compare"))
     arms = tokens_by_arm(found)

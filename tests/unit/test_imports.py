@@ -54,7 +54,11 @@ ONLY_IN = {
 
 def modules() -> dict[str, Path]:
     found = {}
-    for base, folder in (("xpyd", ROOT / "src/xpyd"), ("experiments", ROOT / "experiments"), ("analysis", ROOT / "analysis")):
+    for base, folder in (
+        ("xpyd", ROOT / "src/xpyd"),
+        ("experiments", ROOT / "experiments"),
+        ("analysis", ROOT / "analysis"),
+    ):
         for path in folder.rglob("*.py"):
             parts = path.relative_to(folder).with_suffix("").parts
             name = ".".join((base, *parts)).removesuffix(".__init__")
@@ -100,7 +104,9 @@ def test_imports_point_down(name: str) -> None:
         theirs = floor_of(other)
         assert theirs is not None, f"{other} has no floor"
         same_package = name.rsplit(".", 1)[0] == other.rsplit(".", 1)[0]
-        assert theirs < mine or (theirs == mine and same_package), f"{name} (floor {mine}) imports {other} (floor {theirs})"
+        assert theirs < mine or (theirs == mine and same_package), (
+            f"{name} (floor {mine}) imports {other} (floor {theirs})"
+        )
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))

@@ -1,4 +1,4 @@
-"""Cores and timers: each worker on its own cores where a node has enough, and sleeps as short as they are asked to be."""
+"""Cores and timers: each worker on its own cores where a node has enough, and sleeps that end on time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 from xpyd.mpi import MPI
 from xpyd.placement import CLIENT_RANK
 
-
 PR_SET_TIMERSLACK = 29  # linux/prctl.h
 
 
 def sharpen_sleeps() -> None:
-    """Let this thread's sleeps end on time: Linux adds up to 50 us of slack by default, a good part of a short latency."""
+    """Let this thread's sleeps end on time: Linux adds up to 50 us by default, a good part of a short latency."""
     ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
 
 

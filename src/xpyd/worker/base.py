@@ -137,10 +137,10 @@ class Worker(ABC):
         """Progress KV transfers; True when something moved. A colocated worker has none."""
         return False
 
-    def before_run(self, plan: StepPlan) -> None:
+    def before_run(self, plan: StepPlan) -> None:  # noqa: B027 - a hook that a role may leave as it is
         """Called between schedule and run."""
 
-    def on_layer(self, layer: int) -> None:
+    def on_layer(self, layer: int) -> None:  # noqa: B027
         """Called when a layer's KV is in the pool."""
 
     def _stamp_begins(self, plan: StepPlan, begin_ns: int) -> None:

@@ -54,7 +54,7 @@ def _time_steps(runner: ModelRunner, num_blocks: int) -> Iterator[ComputePoint]:
 
 
 def _segments(size: int, new: int, cached: int, num_seqs: int, context: int) -> list[Segment]:
-    """``num_seqs`` decodes of ``context`` tokens, and a chunk of ``new`` tokens behind ``cached``, in blocks of their own."""
+    """``num_seqs`` decodes of ``context`` tokens, and ``new`` tokens behind ``cached`` ones, in blocks of their own."""
     per_sequence = -(-context // size)
     segments = [
         Segment([1], context - 1, list(range(i * per_sequence, (i + 1) * per_sequence)), 0, 0, True)

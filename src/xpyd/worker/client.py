@@ -112,9 +112,7 @@ class Client:
         self._load[prefill] += request.input_len
         self._load[decode] += request.output_len
         peer = decode if self._decode_router else -1
-        self._desk.mailbox.send(
-            prefill, Submit(request.request_id, prompt, request.output_len, request.seed, peer)
-        )
+        self._desk.mailbox.send(prefill, Submit(request.request_id, prompt, request.output_len, request.seed, peer))
         self._stamp(flight, Stage.ARRIVED, due_ns)
         self._stamp(flight, Stage.ROUTED, self._desk.clock.now_ns())
 

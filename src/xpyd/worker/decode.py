@@ -112,9 +112,7 @@ class DecodeWorker(Worker):
         now_ns = self.desk.clock.now_ns()
         self.desk.stamp(offer.request_id, Stage.TRANSFER_END, landed_ns)
         self.desk.stamp(offer.request_id, Stage.DECODE_ADMIT, now_ns)
-        self.desk.mailbox.send(
-            incoming.source, Release(offer.request_id, landed_ns, incoming.num_inflight, verified)
-        )
+        self.desk.mailbox.send(incoming.source, Release(offer.request_id, landed_ns, incoming.num_inflight, verified))
         if self._config.first_token == "decode":
             self.emit([Output(sequence, 0, Sampled(first.token, first.margin))], now_ns)
         del self._incoming[offer.request_id]

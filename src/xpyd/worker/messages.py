@@ -104,7 +104,8 @@ def encode(message: Message) -> bytes:
 
 def decode(data: bytes | bytearray) -> AnyMessage:
     """Raises msgspec.ValidationError for bytes that are no message."""
-    return _DECODER.decode(data)
+    message: AnyMessage = _DECODER.decode(data)
+    return message
 
 
 def pack_prompt(tokens: np.typing.NDArray[np.int32]) -> bytes:

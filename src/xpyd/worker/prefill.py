@@ -165,5 +165,6 @@ class PrefillWorker(Worker):
         if waited_s > self._config.timeout_s:
             raise WorkerError(
                 f"rank {self.desk.rank} (prefill): sending the KV of request {outgoing.submit.request_id} to rank "
-                f"{outgoing.submit.peer} is not done after {waited_s:.1f} s (transfer.timeout_s={self._config.timeout_s})"
+                f"{outgoing.submit.peer} is not done after {waited_s:.1f} s "
+                f"(transfer.timeout_s={self._config.timeout_s})"
             )

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-
 WIRE_BLOCK_BYTES = 64 * 1024  # blocks of the ``transfer`` experiment's patterns
 
 

@@ -99,7 +99,7 @@ def measure_pair(
             plan = point.plan(sweep.max_piece_bytes)
             if comm.rank == source:
                 if repeat < 0:
-                    comm.send(zlib.crc32(buffer[: point.payload_bytes]), dest=peer, tag=GO_TAG)
+                    comm.send(zlib.crc32(buffer[: point.payload_bytes].data), dest=peer, tag=GO_TAG)
                 send_once(transport, comm, peer, plan, seq, point.pieces_in_flight)
             else:
                 _receive_point(transport, comm, peer, buffer, point, plan, seq, repeat, write)
@@ -121,7 +121,7 @@ def _receive_point(
         expected = comm.recv(source=peer, tag=GO_TAG)
         buffer[: point.payload_bytes] = 0
         receive_once(transport, comm, peer, plan, seq)
-        if zlib.crc32(buffer[: point.payload_bytes]) != expected:
+        if zlib.crc32(buffer[: point.payload_bytes].data) != expected:
             raise TransportError(f"{point.payload_bytes} bytes from rank {peer} arrived changed: wrong checksum")
         return
     seconds = receive_once(transport, comm, peer, plan, seq)
