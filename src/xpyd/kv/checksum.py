@@ -17,7 +17,7 @@ def checksums(buffer: NDArray[np.uint8], layout: PoolLayout, table: Sequence[int
     for layer in range(layout.num_layers):
         for i, block in enumerate(table):
             begin = layout.offset(layer, block)
-            found[layer, i] = zlib.crc32(buffer[begin : begin + layout.block_bytes])
+            found[layer, i] = zlib.crc32(buffer[begin : begin + layout.block_bytes].data)
     return found
 
 

@@ -33,7 +33,7 @@ TRANSPORTS: dict[str, Callable[[TransportConfig, FabricConfig, Any], Transport]]
 
 @dataclass(frozen=True)
 class TransportConfig:
-    """``peer_errors`` makes UCX notice a dead peer, and use only wires that can: not shared memory. MPI has no switch."""
+    """``peer_errors``: UCX notices a dead peer, and uses only wires that can (not shared memory). MPI has no switch."""
 
     name: str
     peer_errors: bool = True
