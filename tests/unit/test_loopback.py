@@ -46,6 +46,7 @@ def test_the_receive_may_be_late() -> None:
 def test_bytes_count_as_received_once_they_have_landed_and_once_only() -> None:
     (a, b), _ = ranks(2)
     ticket = b.recv(0, Span(0, 8), tag=0)
+    assert not ticket.done()
     assert b.received_bytes == 0
     a.send(1, Span(0, 8), tag=0)
     b.progress()
