@@ -19,7 +19,7 @@ def tag_of(transfer_seq: int, piece: int) -> int:
 
 
 def tag_mask(tag_upper_bound: int) -> int:
-    """The bits of a tag that this MPI takes: MPICH has 28, Open MPI 31, and the standard promises only 15.
+    """The bits of a tag that this MPI takes: MPICH 5 has 29, Open MPI 31, and the standard promises only 15.
 
     Tags that share these bits pair in posting order. Raises TransportError where there are too few to keep
     transfers apart.
