@@ -96,6 +96,9 @@ class Transfer(Ranked):
     fabric: FabricConfig
     sweep: WireSweep
 
+    def __post_init__(self) -> None:
+        self.transport.check(self.fabric)
+
 
 @dataclass(frozen=True)
 class Interference(Ranked):
@@ -126,6 +129,7 @@ class Serve(Ranked):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
+        self.transport.check(self.fabric)
         spec = resolve_spec(self.model)
         capacity = self.scheduler.num_kv_blocks * self.scheduler.block_size
         longest = self.workload.max_tokens()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from xpyd.clock import wait_quietly
 from xpyd.config import Interference, Transfer
 from xpyd.entry import ROOT, Job, mpi_library
 from xpyd.environment import environment, machine
@@ -13,7 +14,7 @@ from xpyd.run_dir import RowWriter
 from xpyd.worker.affinity import pin_cores
 from xpyd.worker.interference import measure_gaps
 from xpyd.worker.links import Links
-from xpyd.worker.wire import measure_pair, wait_quietly
+from xpyd.worker.wire import measure_pair
 
 
 def run_transfer(config: Transfer, job: Job) -> None:

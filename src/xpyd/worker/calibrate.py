@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from time import perf_counter_ns
 
+from xpyd.clock import wait_quietly
 from xpyd.economics.cost import ComputePoint, LinkPoint
 from xpyd.kv.plan import plan_request
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.placement import Role
 from xpyd.units import NS_PER_S
 from xpyd.worker.session import Session
-from xpyd.worker.wire import receive_once, send_once, wait_quietly
+from xpyd.worker.wire import receive_once, send_once
 
 CHUNKS = ((16, 0), (48, 0), (144, 0), (320, 0), (96, 160))  # (new tokens, tokens cached before them)
 DECODES = ((1, 40), (1, 400), (3, 40), (6, 40), (6, 200), (12, 40))  # (sequences, context of each)

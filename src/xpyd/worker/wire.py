@@ -25,7 +25,6 @@ from xpyd.worker.sweeps import WIRE_BLOCK_BYTES, WireSweep
 
 GO_TAG = 7003
 TIMEOUT_S = 60.0
-WAIT_SLEEP_S = 1e-3
 
 
 @dataclass(frozen=True)
@@ -139,13 +138,6 @@ def _receive_point(
             held_out=point.held_out,
         )
     )
-
-
-def wait_quietly(comm: Any) -> None:
-    """A barrier that sleeps: ranks with nothing to do leave their core to those that measure."""
-    request = comm.Ibarrier()
-    while not request.Test():
-        time.sleep(WAIT_SLEEP_S)
 
 
 def _finish(transport: Transport, flow: SendFlow | RecvFlow, what: str) -> None:
