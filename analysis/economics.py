@@ -13,13 +13,22 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import command
-from analysis.format import number
+from analysis.format import digits, number
 from analysis.load import Run, RunError
 from analysis.results import Plot, Results, Table, titled
 from analysis.style import INK, MUTED, SERIES, seconds_axis
 from analysis.tables import config_columns
 from xpyd.economics.verdict import Answer
 from xpyd.units import format_bytes
+
+# Short words for the answers, where there is one per link rate; the note below the table spells them out.
+SHORT = {
+    Answer.SPLIT.value: "split",
+    Answer.LINK_TOO_SLOW.value: "slow link",
+    Answer.NO_INTERFERENCE.value: "no win",
+    Answer.UNDECIDED.value: "undecided",
+}
+LEGEND = "; ".join(f"{SHORT[a.value]}: {a.value}" for a in (Answer.LINK_TOO_SLOW, Answer.NO_INTERFERENCE)) + "."
 
 
 def analyse(run: Run) -> Results:
@@ -62,13 +71,16 @@ def length_table(run: Run, points: pd.DataFrame) -> Table:
     for length, chosen in points.groupby("input_len"):
         first = chosen.iloc[0]
         answers = chosen.set_index("rate_gbps")["verdict"]
-        cells = [str(answers.get(rate, "")) for rate in rates]
+        cells = [SHORT.get(answers.get(rate, ""), "") for rate in rates]
         size = format_bytes(float(first["kv_bytes"]))
         times = number(float(first["prefill_s"]), "s"), number(float(first["win_s"]), "s")
-        rows.append((str(length), size, *times, f"{first['breakeven_gbps']:.3g} Gb/s", *cells))
+        rows.append((str(length), size, *times, f"{digits(float(first['breakeven_gbps']))} Gb/s", *cells))
     columns = ("input tokens", "KV", "prefill", "win", "break-even", *(f"{rate:g} Gb/s" for rate in rates))
     model = str(points["model"].iloc[0])
-    notes = [f"Model {model}, {points['output_len'].iloc[0]} output tokens. Cells: whether to split at that link rate."]
+    notes = [
+        f"Model {model}, {points['output_len'].iloc[0]} output tokens. Cells: whether to split at that link rate.",
+        LEGEND,
+    ]
     return Table(titled("Verdict per length and link rate", run.labels), columns, rows, notes)
 
 

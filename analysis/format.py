@@ -20,10 +20,15 @@ def number(value: float, unit: str) -> str:
     if unit == "s":
         return format_s(value)
     if unit == "share":
-        return f"{value * 100:.3g} %"
+        return f"{digits(value * 100)} %"
     if unit == "bytes":
         return format_bytes(value)
-    return f"{value:.3g}{' /s' if unit == '1/s' else ''}"
+    return f"{digits(value)}{' /s' if unit == '1/s' else ''}"
+
+
+def digits(value: float) -> str:
+    """Three digits, never an exponent for a large number."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def interval(found: Interval, unit: str) -> str:
@@ -31,7 +36,7 @@ def interval(found: Interval, unit: str) -> str:
     if not found.known:
         return number(found.mid, unit)
     scale, suffix = _scale(max(abs(found.low), abs(found.high)), unit)
-    mid, low, high = (f"{value * scale:.3g}" for value in (found.mid, found.low, found.high))
+    mid, low, high = (digits(value * scale) for value in (found.mid, found.low, found.high))
     return f"{mid} [{low}, {high}]{suffix}"
 
 

@@ -53,7 +53,7 @@ def analyse(run: Run) -> Results:
         experiment=run.experiment,
         answer=f"Up to {worst.ratio:.3g} times the gap beside prefill.",
         because=sentence(
-            f"{worst.num_decode_seqs} decodes beside {worst.chunk_tokens} prefill tokens: median gap "
+            f"{_decodes(worst.num_decode_seqs)} beside {worst.chunk_tokens} prefill tokens: median gap "
             f"{number(worst.p50_s, 's')}, which is {number(worst.added.mid, 's')} more than alone"
         ),
         tables=[effect_table(run, effects)],
@@ -122,7 +122,7 @@ def draw_effects(figure: Figure, effects: Sequence[Effect]) -> None:
         own = sorted((e for e in effects if e.num_decode_seqs == batch), key=lambda effect: effect.chunk_tokens)
         places = [sizes.index(effect.chunk_tokens) for effect in own]
         p50, p99 = np.array([e.p50_s for e in own]), np.array([e.p99_s for e in own])
-        axes.plot(places, p50, "o-", color=colour, label=f"{batch} decodes", markersize=5)
+        axes.plot(places, p50, "o-", color=colour, label=_decodes(batch), markersize=5)
         axes.fill_between(places, p50, p99, color=colour, alpha=0.15, lw=0)
     axes.set_xticks(range(len(sizes)), [str(size) if size else "alone" for size in sizes])
     axes.set(xlabel="prefill tokens beside", ylabel="gap", ylim=(0, None))
@@ -146,6 +146,10 @@ def tidy_effects(run: Run, effects: Sequence[Effect]) -> pd.DataFrame:
         }
         for effect in effects
     )
+
+
+def _decodes(count: int) -> str:
+    return f"{count} decode{'' if count == 1 else 's'}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -105,7 +105,7 @@ def _rich_table(table: Table) -> RichTable:
         title=escape(table.title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False
     )
     for i, column in enumerate(table.columns):
-        shown.add_column(escape(column), justify="left" if i < table.num_left else "right")
+        shown.add_column(escape(column), justify="left" if i < table.num_left else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*(escape(cell) for cell in row))
     return shown

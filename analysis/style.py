@@ -70,7 +70,8 @@ def seconds_axis(axes: Axes, which: str = "y") -> None:
     """Ticks such as ``10 ms`` on one axis that holds seconds."""
     axis = axes.yaxis if which == "y" else axes.xaxis
     if axis.get_scale() == "log":
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(lambda value, _: format_s(value)))
 
