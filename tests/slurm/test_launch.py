@@ -54,6 +54,12 @@ def test_a_failing_rank_fails_the_job_and_is_shown(cluster: VirtualCluster, read
     assert "rank-3.log" in output
 
 
+def test_a_rank_that_vanishes_ends_the_job(cluster: VirtualCluster, ready: Path) -> None:
+    job = cluster.submit(ready, "-N", "3", "launch/slurm.sbatch", "hello", "die", "wait")
+    assert cluster.finish(job, timeout=50) == "FAILED"
+    assert "ended with exit code" in (ready / f"xpyd-{job}.out").read_text()
+
+
 def test_a_mistake_is_named_before_any_rank_starts(cluster: VirtualCluster, ready: Path) -> None:
     job = cluster.submit(ready, "-N", "1", "launch/slurm.sbatch", "helo")
     assert cluster.finish(job) == "FAILED"

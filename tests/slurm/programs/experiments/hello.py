@@ -1,4 +1,4 @@
-"""A tiny experiment for the launch scripts: says where its ranks are; ``fail`` and ``wait`` are its faults."""
+"""A tiny experiment for the launch scripts: says where its ranks are; ``fail``, ``die`` and ``wait`` are its faults."""
 
 import json
 import os
@@ -20,6 +20,8 @@ else:
     print(f"rank {comm.rank} speaks", flush=True)
 if "fail" in sys.argv and comm.rank == comm.size - 1:
     raise RuntimeError("planted failure")
+if "die" in sys.argv and comm.rank == comm.size - 1:
+    os._exit(3)  # without a word to MPI
 while "wait" in sys.argv and not comm.allreduce(len(nearly_over)):
     time.sleep(0.02)
 if comm.rank == 0:
