@@ -6,6 +6,7 @@ stored with the run. Ranks of one node share CLOCK_MONOTONIC: the measurement mu
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from dataclasses import dataclass
@@ -43,6 +44,13 @@ def synchronise(comm: Any, rounds: int = 32) -> Clock:
     return clock
 
 
+def _receive(comm: Any, buffer: bytearray, source: int) -> None:
+    """Receive, yielding the core between looks: where ranks outnumber cores, a spinning one holds up its peer."""
+    request = comm.Irecv(buffer, source=source, tag=TAG)
+    while not request.Test():
+        os.sched_yield()
+
+
 def wait_quietly(comm: Any) -> None:
     """A barrier that sleeps: ranks with nothing to do leave their core to those that measure."""
     request = comm.Ibarrier()
@@ -53,7 +61,7 @@ def wait_quietly(comm: Any) -> None:
 def _answer(comm: Any, peer: int, rounds: int) -> None:
     buffer = bytearray(8)
     for _ in range(rounds):
-        comm.Recv(buffer, source=peer, tag=TAG)
+        _receive(comm, buffer, peer)
         comm.Send(struct.pack("<q", perf_counter_ns()), dest=peer, tag=TAG)
 
 
@@ -64,7 +72,7 @@ def _ask(comm: Any, rounds: int) -> Clock:
     for _ in range(rounds):
         sent = perf_counter_ns()
         comm.Send(buffer, dest=0, tag=TAG)
-        comm.Recv(buffer, source=0, tag=TAG)
+        _receive(comm, buffer, 0)
         received = perf_counter_ns()
         if best is None or received - sent < best:
             best = received - sent

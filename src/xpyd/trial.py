@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
+from statistics import median
 
 from xpyd.config import Compare, Serve
+from xpyd.economics.cost import ComputePoint, LinkFit, LinkModel, LinkPoint, fit_compute, score_link
 from xpyd.economics.predict import predict, to_json
-from xpyd.economics.scenario import Scenario, classes_of, fit_calibration
+from xpyd.economics.scenario import Calibration, Scenario, classes_of, fit_calibration
 from xpyd.entry import ROOT, Job, mpi_library
 from xpyd.environment import environment, machine
 from xpyd.model.spec import ModelSpec
-from xpyd.units import NS_PER_S
+from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
 from xpyd.worker.calibrate import calibrate
 from xpyd.worker.session import Block, Session, Setup, warm_up_blocks
 
@@ -92,7 +94,7 @@ def write_prediction(session: Session, config: Compare, job: Job) -> None:
     points = calibrate(session)
     if points is None:
         return
-    calibration = fit_calibration(*points)
+    calibration = _fit(*points, config.fabric.rate_gbps, job)
     prediction = predict(calibration, scenario_of(config, session.spec))
     content = {
         "written_at": datetime.now().isoformat(),
@@ -100,6 +102,17 @@ def write_prediction(session: Session, config: Compare, job: Job) -> None:
         "classes": to_json(prediction),
     }
     job.run_dir.write_json("predicted.json", content)
+
+
+def _fit(steps: list[ComputePoint], transfers: list[LinkPoint], rate_gbps: float, job: Job) -> Calibration:
+    """Fit both models; a link too noisy to show a bandwidth gets the fabric's nominal one, and says so."""
+    try:
+        return fit_calibration(steps, transfers)
+    except ValueError as error:
+        job.say(f"warning: {error}; predicting with fabric.rate_gbps={rate_gbps} instead")
+    alpha_s = median(point.seconds for point in transfers)
+    link = LinkModel(alpha_s, 0.0, gbps_to_bytes_per_s(rate_gbps))
+    return Calibration(fit_compute(steps), LinkFit(link, score_link(link, transfers)))
 
 
 def scenario_of(config: Compare, spec: ModelSpec) -> Scenario:

@@ -103,6 +103,28 @@ def test_fewer_seats_make_requests_wait() -> None:
     assert tight[1].exposed_transfer_s > roomy[1].exposed_transfer_s + 0.01
 
 
+def test_decodes_slow_the_chunks_beside_them_and_steps_delay_admission() -> None:
+    busy = predict(calibration(), replace(BASE, rate_rps=20.0))["513-2048"]
+    alone_s = COMPUTE.prefill_s(640, chunk_tokens=256)
+    assert alone_s < busy[0].prefill_s < alone_s + 3 * COMPUTE.decode_s(8, 100)
+    assert busy[1].prefill_s == pytest.approx(alone_s)
+    assert 0 < busy[1].admission_s < COMPUTE.step_s(num_decode_seqs=8, num_context_tokens=8 * 200)
+
+
+def test_whole_blocks_move_in_pieces_of_each_layer() -> None:
+    block_bytes = 16 * SPEC.kv_bytes_per_token()
+    assert [BASE.transfer_bytes(n) for n in (1, 16, 17)] == [block_bytes, block_bytes, 2 * block_bytes]
+    assert BASE.num_descriptors(17) == SPEC.num_layers
+    assert replace(BASE, max_piece_bytes=block_bytes // SPEC.num_layers).num_descriptors(17) == 2 * SPEC.num_layers
+
+
+def test_a_small_pool_has_fewer_seats_than_its_limit() -> None:
+    chat = replace(BASE, classes=(RequestClass(1.0, 80, 36),))  # 116 tokens: 8 blocks
+    assert chat.num_seats == 32
+    assert replace(chat, num_kv_blocks=40).num_seats == 5
+    assert replace(chat, num_kv_blocks=7).num_seats == 1
+
+
 def test_a_single_token_never_moves() -> None:
     one = replace(BASE, classes=(RequestClass(1.0, 64, 1),))
     colocated, disaggregated = predict(calibration(), one)["1-128"]

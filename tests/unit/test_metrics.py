@@ -44,6 +44,11 @@ def test_tail_is_the_longest_tenth(num_gaps: int, num_tail: int) -> None:
     assert together.seconds == pytest.approx([expected])
 
 
+def test_a_share_that_rounds_up_in_binary_takes_no_extra_gap() -> None:
+    assert 0.07 * 100 > 7
+    assert metrics.tbt_tail_s(np.arange(100.0), share=0.07) == pytest.approx(np.arange(93, 100).mean())
+
+
 def test_tail_without_gaps_is_unknown() -> None:
     assert isnan(metrics.tbt_tail_s([]))
     none = metrics.Gaps(np.zeros(0, dtype=np.int64), np.zeros(0))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xpyd.clock import Clock, synchronise
+from xpyd.clock import Clock, synchronise, wait_quietly
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling_config import SamplingConfig
@@ -105,7 +105,7 @@ class Session:
         before = self._bytes()
         gc.collect()
         gc.disable()
-        self.comm.Barrier()
+        wait_quietly(self.comm)
         played, ledger_bytes = None, 0
         try:
             if self.rank == CLIENT_RANK:
@@ -200,7 +200,7 @@ class Session:
                 )
             )
         self.rows.flush()
-        self.comm.Barrier()
+        wait_quietly(self.comm)
 
     def _bytes(self) -> tuple[int, int]:
         return self.links.bytes_so_far() if self.links is not None else (0, 0)

@@ -1,0 +1,53 @@
+"""How a run is put together: the order of blocks, equal requests in a pair, and a prediction that always comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_config import composed
+from xpyd.config import Compare, load_config
+from xpyd.economics.cost import ComputePoint, LinkPoint
+from xpyd.entry import Job
+from xpyd.run_dir import RunDir
+from xpyd.trial import _fit, compare_blocks, interleave
+
+
+def compare(*overrides: str) -> Compare:
+    config = load_config(composed("compare", *overrides))
+    assert isinstance(config, Compare)
+    return config
+
+
+def test_arms_alternate_a_b_b_a() -> None:
+    assert [arm for _, arm in interleave(2, null_control=False)] == [
+        "colocated",
+        "disaggregated",
+        "disaggregated",
+        "colocated",
+    ]
+
+
+def test_the_null_control_is_mirrored_too() -> None:
+    order = [arm for _, arm in interleave(2, null_control=True)]
+    assert order == ["colocated", "disaggregated", "null", "null", "disaggregated", "colocated"]
+    assert [pair for pair, _ in interleave(2, null_control=True)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_blocks_of_a_pair_play_the_same_requests() -> None:
+    blocks = compare_blocks(compare("num_pairs=2"))
+    by_pair = {pair: [b.requests for b in blocks if b.pair == pair] for pair in (0, 1)}
+    assert all(requests == by_pair[0][0] for requests in by_pair[0])
+    assert by_pair[0][0] != by_pair[1][0]
+    assert [b.number for b in blocks] == list(range(6))
+
+
+def test_a_link_too_noisy_to_fit_is_predicted_at_its_nominal_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [ComputePoint(0.001 * n, num_prefill_tokens=n) for n in (1, 10, 100, 200, 300, 400)]
+    noise = [LinkPoint(num_bytes, 1, 0.002 - num_bytes * 1e-9) for num_bytes in (1000, 10_000, 100_000)]
+    calibration = _fit(steps, noise, 10.0, Job(None, RunDir(tmp_path)))
+    assert calibration.link.model.bytes_per_s == 1.25e9
+    assert "fabric.rate_gbps=10.0" in capsys.readouterr().err
