@@ -134,6 +134,15 @@ def test_fit_finds_the_link_and_scores_points_it_never_saw() -> None:
     assert held_out.num_points == 1
 
 
+def test_stalls_count_with_their_mean_and_not_less() -> None:
+    link = LinkModel(alpha_s=1e-3, gamma_s=0, bytes_per_s=1e9)
+    sizes = [10**4, 10**7] * 2000
+    noise = np.random.default_rng(2).choice([0.5, 5.5], p=[0.9, 0.1], size=len(sizes))  # mean 1: a tenth stalls
+    fit = fit_link([LinkPoint(n, 1, link.transfer_s(n) * x) for n, x in zip(sizes, noise, strict=True)])
+    assert fit.model.transfer_s(10**4) == pytest.approx(link.transfer_s(10**4), rel=0.1)
+    assert fit.model.transfer_s(10**7) == pytest.approx(link.transfer_s(10**7), rel=0.1)
+
+
 def test_equal_descriptors_leave_gamma_at_zero() -> None:
     fit = fit_link([LinkPoint(n, 4, 1e-4 + n / 1e9) for n in (1000, 100_000, 10_000_000)])
     assert (fit.model.alpha_s, fit.model.gamma_s) == (pytest.approx(1e-4), 0)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 TOLERANCE = 1e-9  # relative to columns and target of unit length
+NUM_REWEIGHTINGS = 20
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ def fit_relative(features: Matrix, seconds: Vector) -> Vector:
     """Coefficients [k] >= 0 with ``features @ coefficients`` near ``seconds``, by relative error; features [n, k].
 
     Relative, since points span microseconds to seconds: plain least squares would leave the small ones, which alone
-    tell a fixed cost, to chance. Raises ValueError for no points or a time that is not above zero.
+    tell a fixed cost, to chance. Errors are weighed by the fitted time (reweighted until it settles), not by the
+    measured one, which would believe a lucky point over a stalled one and fit below the mean. Raises ValueError for
+    no points or a time that is not above zero.
     """
     if not len(seconds):
         raise ValueError("no points to fit; measure at least one per coefficient")
@@ -47,7 +50,11 @@ def fit_relative(features: Matrix, seconds: Vector) -> Vector:
         raise ValueError(
             f"a measured time of {seconds.min()} s cannot be fitted; every point must take a positive time"
         )
-    return nnls(features / seconds[:, None], np.ones(len(seconds)))
+    expected = seconds
+    for _ in range(NUM_REWEIGHTINGS):
+        coefficients = nnls(features / expected[:, None], seconds / expected)
+        expected = np.maximum(features @ coefficients, seconds.min())  # a fit of zero must not weigh for ever
+    return coefficients
 
 
 def nnls(matrix: Matrix, target: Vector) -> Vector:
