@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from xpyd.config import SCHEMAS, ConfigError, Experiment, Ranked, allowed_keys, dump_config, load_config, suggest
 from xpyd.launcher import inside_mpi, rank_command, shell_script, supervise
 from xpyd.run_dir import RunDir
+from xpyd.transport.base import TransportError
 
 ROOT = Path(__file__).parents[2]
 USER_ERROR = 2
@@ -176,7 +177,7 @@ def _run(comm: Any, phases: Phases, composed: dict[str, Any], run_dir: RunDir) -
         print(f"rank {comm.rank}: SIGTERM; rows written so far are kept in {run_dir.path}", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)
     except BaseException as error:
-        if isinstance(error, ValueError):
+        if isinstance(error, ValueError | TransportError):  # its message says it all
             print(f"error: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
