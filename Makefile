@@ -5,13 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 SETUP_DEV := $(VENV)/.setup-dev
-RUN = $(BIN)/python -m
+PY_M = $(BIN)/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types check report economics bench clean
+.PHONY: help setup demo economics transfer interference cluster test lint types check format report clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(SETUP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,13 +25,22 @@ $(SETUP_DEV): $(SETUP)
 setup: $(SETUP) ## make the virtual environment and install xpyd with its embedded MPI and UCX (pip only, no root)
 
 demo: $(SETUP) ## run the main job on this machine: 1P1D against 2 colocated workers; table and HTML report
-	$(RUN) experiments.compare +preset=demo
+	$(PY_M) experiments.compare +preset=demo
 
 economics: $(SETUP) ## closed form, no ranks: both ledgers over prompt length and link rate
-	$(RUN) experiments.economics
+	$(PY_M) experiments.economics
+
+transfer: $(SETUP) ## the bill alone: KV patterns over this machine's loopback, with a fit of alpha, gamma and bandwidth
+	$(PY_M) experiments.transfer placement.allow_shared_node=true
+
+interference: $(SETUP) ## gaps of a decode batch alone and beside prefill chunks of each size
+	$(PY_M) experiments.interference
+
+cluster: $(SETUP) ## four Slurm nodes on this machine (root or user namespaces; slurm-wlm, munge, iproute2)
+	$(PY_M) launch.virtual_cluster up -n 4 --rate 10gbit
 
 test: $(SETUP_DEV) ## the whole test suite; what needs root, Slurm or a GPU skips with the reason
-	$(RUN) pytest
+	$(PY_M) pytest
 
 lint: $(SETUP_DEV) ## ruff, format check, shellcheck
 	$(BIN)/ruff check .
@@ -47,8 +56,8 @@ format: $(SETUP_DEV) ## format and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-report: $(SETUP) ## rebuild report.html of a run folder: make report RUN=runs/compare/...  (default: the latest)
-	$(RUN) analysis.report $(or $(RUN_FOLDER),$(shell ls -dt runs/*/*/ 2>/dev/null | head -n 1))
+report: $(SETUP) ## rebuild report.html of a run folder: make report RUN=runs/compare/... (default: latest)
+	$(PY_M) analysis.report $(or $(RUN),$(shell ls -dt runs/*/*/ 2>/dev/null | head -n 1))
 
 clean: ## remove caches; keeps runs and the virtual environment
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build

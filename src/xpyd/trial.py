@@ -135,6 +135,7 @@ def scenario_of(config: Compare, spec: ModelSpec) -> Scenario:
         num_kv_blocks=config.scheduler.num_kv_blocks,
         mode=config.transfer.mode,
         max_piece_bytes=config.transfer.max_piece_bytes,
+        router=config.router.policy,
         rate_rps=rate_rps,
         concurrency=concurrency,
         arrival_cv2=cv2,
