@@ -16,22 +16,20 @@ from xpyd.request import Stage
 from xpyd.scheduler.base import Sequence
 from xpyd.transport.base import Transport
 from xpyd.transport.flow import RecvFlow
-from xpyd.worker.base import Desk, Worker, WorkerError
+from xpyd.worker.base import Desk, WorkerError
 from xpyd.worker.engine import Engine, Output
 from xpyd.worker.handoff import Incoming, TransferConfig
 from xpyd.worker.messages import Accept, AnyMessage, FirstToken, Offer, Release, unpack_prompt
+from xpyd.worker.mover import MovingWorker
 
 
-class DecodeWorker(Worker):
+class DecodeWorker(MovingWorker):
     role: ClassVar[Role] = Role.DECODE
 
     def __init__(
         self, engine: Engine, desk: Desk, drain_timeout_s: float, transport: Transport, config: TransferConfig
     ) -> None:
-        super().__init__(engine, desk, drain_timeout_s)
-        self._transport = transport
-        self._config = config
-        self._cache = engine.runner.cache
+        super().__init__(engine, desk, drain_timeout_s, transport, config)
         self._incoming: dict[int, Incoming] = {}
         self._offers: deque[Incoming] = deque()  # not yet accepted: waiting for free blocks, first come first served
 
@@ -82,7 +80,8 @@ class DecodeWorker(Worker):
                     incoming.landed_ns = self.desk.clock.now_ns()
                     busy = True
                 else:
-                    self._check_time(incoming)
+                    what = f"receiving the KV of request {incoming.offer.request_id} from rank {incoming.source}"
+                    self.check_time(incoming.accepted_ns, what)
         return busy
 
     def _accept(self, incoming: Incoming) -> bool:
@@ -130,11 +129,3 @@ class DecodeWorker(Worker):
                 f"differs at (layer, block) {wrong[:8]}{' ...' if len(wrong) > 8 else ''}, {len(wrong)} in all"
             )
         return True
-
-    def _check_time(self, incoming: Incoming) -> None:
-        waited_s = (time.perf_counter_ns() - incoming.accepted_ns) / 1e9
-        if waited_s > self._config.timeout_s:
-            raise WorkerError(
-                f"rank {self.desk.rank} (decode): the KV of request {incoming.offer.request_id} from rank "
-                f"{incoming.source} has not landed after {waited_s:.1f} s (transfer.timeout_s={self._config.timeout_s})"
-            )

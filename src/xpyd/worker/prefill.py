@@ -13,22 +13,20 @@ from xpyd.request import Stage
 from xpyd.scheduler.base import Sequence, StepPlan
 from xpyd.transport.base import Transport
 from xpyd.transport.flow import SendFlow
-from xpyd.worker.base import Desk, Worker, WorkerError
+from xpyd.worker.base import Desk
 from xpyd.worker.engine import Engine, Output
 from xpyd.worker.handoff import Outgoing, TransferConfig
 from xpyd.worker.messages import Accept, AnyMessage, FirstToken, Offer, Release, Submit, unpack_prompt
+from xpyd.worker.mover import MovingWorker
 
 
-class PrefillWorker(Worker):
+class PrefillWorker(MovingWorker):
     role: ClassVar[Role] = Role.PREFILL
 
     def __init__(
         self, engine: Engine, desk: Desk, drain_timeout_s: float, transport: Transport, config: TransferConfig
     ) -> None:
-        super().__init__(engine, desk, drain_timeout_s)
-        self._transport = transport
-        self._config = config
-        self._cache = engine.runner.cache
+        super().__init__(engine, desk, drain_timeout_s, transport, config)
         self._submits: dict[int, Submit] = {}
         self._outgoing: dict[int, Outgoing] = {}
         self._completing: list[Outgoing] = []  # their last chunk runs in this step: layers become final one by one
@@ -79,7 +77,9 @@ class PrefillWorker(Worker):
         for outgoing in self._outgoing.values():
             if outgoing.flow is not None and not outgoing.flow.done:
                 busy |= outgoing.flow.advance()
-                self._check_time(outgoing)
+                submit = outgoing.submit
+                what = f"sending the KV of request {submit.request_id} to rank {submit.peer}"
+                self.check_time(outgoing.accepted_ns, what)
         return busy
 
     @property
@@ -159,12 +159,3 @@ class PrefillWorker(Worker):
             return b""
         self._verified.add(peer)
         return checksums(self._cache.buffer, self._cache.layout, outgoing.sequence.block_table).tobytes()
-
-    def _check_time(self, outgoing: Outgoing) -> None:
-        waited_s = (time.perf_counter_ns() - outgoing.accepted_ns) / 1e9
-        if waited_s > self._config.timeout_s:
-            raise WorkerError(
-                f"rank {self.desk.rank} (prefill): sending the KV of request {outgoing.submit.request_id} to rank "
-                f"{outgoing.submit.peer} is not done after {waited_s:.1f} s "
-                f"(transfer.timeout_s={self._config.timeout_s})"
-            )
