@@ -59,7 +59,7 @@ def test_kv_crosses_the_wire_between_nodes(
 def _bytes_agree(
     cluster: VirtualCluster, found: dict[str, pd.DataFrame], before: dict[str, dict[str, int]], decode_node: str
 ) -> None:
-    """The ledger, the transport, the run's own interface count and the cluster's count of the veth all tell the same."""
+    """The ledger, the transport, the run's interface count and the cluster's own count of the veth agree."""
     block = found["blocks"].set_index("arm").loc["disaggregated"]
     assert block["ledger_bytes"] == block["transport_bytes"] == found["transfers"]["payload_bytes"].sum()
     assert block["ledger_bytes"] > 1e5
