@@ -198,7 +198,8 @@ def report(run_dir: RunDir, config: Experiment) -> int:
     print(f"results: {run_dir.path}", file=sys.stderr, flush=True)
     if not config.run.report:
         return 0
-    command = [sys.executable, "-m", "analysis.report", "--print", str(run_dir.path)]
+    partial = [] if run_dir.done else ["--allow-partial"]
+    command = [sys.executable, "-m", "analysis.report", "--print", *partial, str(run_dir.path)]
     return subprocess.run(command, cwd=ROOT).returncode
 
 

@@ -158,6 +158,25 @@ def test_sigterm_keeps_what_was_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
+def test_sigusr1_drains_and_ends_without_done(tmp_path: Path) -> None:
+    overrides = [*SMALL, "num_pairs=500", f"run.root={tmp_path}"]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "experiments.compare", *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert job.stderr is not None
+    for line in job.stderr:
+        if line.startswith("block 3/"):
+            break
+    job.send_signal(signal.SIGUSR1)
+    rest = job.stderr.read()
+    assert job.wait(timeout=60) == 0
+    assert "stopped on request" in rest
+    folder = run_folder(tmp_path, "compare")
+    assert not (folder / "DONE").exists()
+    assert (folder / "streams" / "blocks.rank0.arrow").exists()
+
+
+@pytest.mark.mpi
 def test_a_typo_fails_before_any_rank_starts(tmp_path: Path) -> None:
     done = plain("compare", "transfer.piecs_in_flight=3", f"run.root={tmp_path}")
     assert done.returncode == 2

@@ -125,17 +125,14 @@ class Session:
             return self.placement
         return place(self.setup.placement.colocated(), self.nodes)
 
-    def close(self) -> None:
-        """Write what is pending and release the transport; safe after an error."""
-        self.rows.close()
-        if self.links is not None:
-            self.links.close()
-
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Write what is pending. The transport is released only when all is well: that may be collective."""
+        self.rows.close()
+        if kind is None and self.links is not None:
+            self.links.close()
 
     def _worker(self, role: Role, desk: Desk) -> Worker:
         assert self.runner is not None
