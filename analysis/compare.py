@@ -23,7 +23,7 @@ from analysis.compare_tables import (
 )
 from analysis.format import interval, sentence
 from analysis.invariance import check_invariance
-from analysis.ledger import COLOCATED, DISAGGREGATED, NULL, OVERALL, Comparison
+from analysis.ledger import COLOCATED, DISAGGREGATED, NULL, OVERALL, ClassVerdict, Comparison
 from analysis.load import Run, differences
 from analysis.results import Results, Table, Tone
 from analysis.tables import checks_table, config_columns, request_table, traffic_table
@@ -52,14 +52,22 @@ def analyse(run: Run, by_class: bool = False) -> Results:
     return Results(
         name=run.name,
         experiment=run.experiment,
-        answer=f"Verdict over all lengths: {overall.verdict.answer.value}.",
+        answer=f"Verdict over all lengths: {_headline(overall)}.",
         because=f"{sentence(overall.verdict.because)} {overall.pools_note}".strip(),
         tables=tables,
         frame=tidy_lines(comparison),
         plots=comparison_plots(comparison),
         details=[*([] if by_class else per_class), request_table(comparison.requests, run.labels)],
-        tone=TONES.get(overall.verdict.answer, "stay"),
+        tone="open" if overall.pools_note else TONES.get(overall.verdict.answer, "stay"),
     )
+
+
+def _headline(overall: ClassVerdict) -> str:
+    """The answer in one line; never a bare "split" where the end-to-end time of this ratio says the opposite."""
+    answer = overall.verdict.answer
+    if answer is Answer.SPLIT and overall.pools_note:
+        return f"{answer.value}, but not at this ratio: end to end it loses"
+    return answer.value
 
 
 def overview(runs: Sequence[Run], results: Sequence[Results]) -> Results:

@@ -97,7 +97,7 @@ def test_every_experiment_in_every_format(
 def test_the_page_leads_with_the_answer(folder: Path) -> None:
     report.main([str(folder)])
     html = (folder / "report.html").read_text()
-    assert '<h1 class="split">Verdict over all lengths: split.</h1>' in html
+    assert '<h1 class="open">Verdict over all lengths: split, but not at this ratio: end to end it loses.</h1>' in html
     assert html.index("<h1") < html.index("Verdict per length class") < html.index("Ledger, all lengths")
     assert "0123456789ab" in html
 
@@ -139,7 +139,7 @@ def test_markdown_rows_are_whole(folder: Path, capsys: pytest.CaptureFixture[str
     compare.main([str(folder), "--format", "markdown"])
     text = capsys.readouterr().out
     assert "| bill (transfer) |" in text
-    assert "**Verdict over all lengths: split.**" in text
+    assert "**Verdict over all lengths: split, but not at this ratio: end to end it loses.**" in text
     for table in text.split("\n\n"):
         if table.startswith("|"):
             assert len({line.count("|") for line in table.strip().splitlines()}) == 1
