@@ -79,19 +79,25 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment], i
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing: the words are ours
-    sys.argv = [f"python -m experiments.{experiment}", *arguments]
+    overrides = [word for word in arguments if word.startswith("~") or ("=" in word and not word.startswith("-"))]
+    flags = [word for word in arguments if word not in overrides]  # Hydra's parser takes flags only before overrides
+    sys.argv = [f"python -m experiments.{experiment}", *flags, *overrides]
     codes = [0]
 
     @hydra.main(  # type: ignore[untyped-decorator]
         version_base="1.3", config_path=str(ROOT / "conf"), config_name=experiment
     )
     def task(composed: Any) -> None:
-        codes.append(act(load_config(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))))
+        try:
+            plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            codes.append(act(load_config(plain)))
+        except (ConfigError, FileExistsError) as error:  # caught here, so that the other points of a sweep go on
+            codes.append(_user_error(str(error)))
+        except OmegaConfBaseException as error:
+            codes.append(_user_error(_explain_override(error, experiment)))
 
     try:
         task()
-    except (ConfigError, FileExistsError) as error:
-        return _user_error(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _user_error(_explain_override(error, experiment))
     return max(codes)
@@ -229,6 +235,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _explain_override(error: Exception, experiment: str) -> str:
     """Hydra's and OmegaConf's errors in one line; an unknown key gets the keys that exist there."""
     key = getattr(error.__cause__ or error, "full_key", None)
+    if "Missing mandatory" in str(error):
+        return f"{key}: required, but not set; add {key}=VALUE"
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     if not key or "not in struct" not in str(error.__cause__ or error):
         return text
