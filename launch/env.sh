@@ -15,6 +15,8 @@ export UCX_WARN_UNUSED_ENV_VARS="${UCX_WARN_UNUSED_ENV_VARS:-n}"
 # MPI carries small control messages only. ob1 keeps MPI's own UCX, often another version, out of the process.
 export OMPI_MCA_pml="${OMPI_MCA_pml:-ob1}"
 export OMPI_MCA_osc="${OMPI_MCA_osc:-^ucx}"
+# A rank that waits in a collective yields its core: nothing timed goes through MPI, and ranks may outnumber cores.
+export OMPI_MCA_mpi_yield_when_idle="${OMPI_MCA_mpi_yield_when_idle:-1}"
 
 # Slurm 22.05's default fence crashed in MPI_Init in 5 % of jobs, ring in none (open-mpi/ompi #12495).
 export SLURM_PMIX_FENCE="${SLURM_PMIX_FENCE:-ring}"

@@ -252,7 +252,7 @@ def test_overrides_reach_every_part(conf: Path) -> None:
         ("workload.arrival.kind=uniform", r"workload\.arrival\.kind\n.*'poisson'"),
         ("workload.arrival.kind=gamma", r"workload\.arrival\n.*cv is not set; kind=gamma needs rate_rps, cv"),
         ("workload.num_requests=0", r"workload\.num_requests\n.*greater than 0"),
-        ("workload.classes.0.share=0.5", r"workload\n.*chat 0\.5, documents 0\.2\) sum to 0\.7"),
+        ("workload.classes.0.share=0.5", r"workload\n.*chat 0\.5, documents 0\.35\) sum to 0\.85"),
         ("workload.classes.0.input_len.low=900", r"classes\.0\.input_len\n.*low=900 is above high=128"),
         ("slo.ttft_s=0", r"slo\.ttft_s\n.*greater than 0"),
     ],
