@@ -77,6 +77,22 @@ def test_both_arms_give_the_same_tokens(tmp_path: Path, transport: str, mode: st
 
 
 @pytest.mark.mpi
+def test_back_pressure_and_preemption_change_no_token(tmp_path: Path) -> None:
+    """A pool for two requests at a time: offers wait, running ones are recomputed, tokens stay the same."""
+    tight = ["workload.num_requests=12", "workload.output_len=64", "workload.arrival.rate_rps=200"]
+    done = plain("compare", *SMALL, *tight, "scheduler.num_kv_blocks=16", f"run.root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    found = tables(run_folder(tmp_path, "compare"))
+    arms = tokens_by_arm(found)
+    assert (arms["colocated"] == arms["disaggregated"]).all()
+    preempted = (
+        found["steps"].merge(found["blocks"][["block", "arm"]], on="block").groupby("arm")["num_preempted"].sum()
+    )
+    assert preempted["disaggregated"] > 0
+    assert preempted["colocated"] > 0
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize(("num_ranks", "placement"), [(5, "2p2d"), (4, "2p1d")])
 def test_under_mpirun(mpirun: Run, tmp_path: Path, num_ranks: int, placement: str) -> None:
     done = mpirun(
