@@ -23,11 +23,12 @@ from analysis.compare_tables import (
 )
 from analysis.format import interval, sentence
 from analysis.invariance import check_invariance
-from analysis.ledger import COLOCATED, DISAGGREGATED, NULL, OVERALL, ClassVerdict, Comparison
+from analysis.ledger import OVERALL, ClassVerdict, Comparison
 from analysis.load import Run, differences
 from analysis.results import Results, Table, Tone
 from analysis.tables import checks_table, config_columns, request_table, traffic_table
 from xpyd.economics.verdict import Answer
+from xpyd.records import COLOCATED, DISAGGREGATED, NULL
 
 MAX_CONFIG_COLUMNS = 4
 TONES: dict[Answer, Tone] = {Answer.SPLIT: "split", Answer.UNDECIDED: "open"}

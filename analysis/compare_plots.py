@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.ledger import COLOCATED, DISAGGREGATED, LEDGER_LINES, NULL, OVERALL, Comparison, Line
+from analysis.ledger import LEDGER_LINES, OVERALL, Comparison, Line
 from analysis.plots import draw_gaps, draw_ttft, draw_whiskers
 from analysis.results import Plot
 from analysis.style import ARM_COLOURS, COST, GAIN, INK, MUTED, SERIES, seconds_axis
+from xpyd.records import COLOCATED, DISAGGREGATED, NULL
 
 
 def comparison_plots(comparison: Comparison) -> list[Plot]:

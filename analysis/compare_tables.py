@@ -7,10 +7,11 @@ import pandas as pd
 from analysis.format import interval, interval_note, null_finding, number, percent, sentence
 from analysis.intervals import covers_zero
 from analysis.invariance import Invariance
-from analysis.ledger import DISAGGREGATED, NULL, OVERALL, Comparison, Line
+from analysis.ledger import OVERALL, Comparison, Line
 from analysis.load import Run
 from analysis.results import Table, titled
 from analysis.tables import config_columns
+from xpyd.records import DISAGGREGATED, NULL
 from xpyd.units import format_s
 
 LINE_NAMES = {

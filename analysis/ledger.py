@@ -21,8 +21,8 @@ from analysis.statistics import ONLY_HAND_OFF, UNITS, block_statistics, num_work
 from xpyd import metrics
 from xpyd.economics.ledger import ArmTimes, make_ledger
 from xpyd.economics.verdict import Interval, Verdict, decide, pools_note
+from xpyd.records import COLOCATED, DISAGGREGATED, NULL
 
-COLOCATED, DISAGGREGATED, NULL = "colocated", "disaggregated", "null"
 OVERALL = "all"
 LEDGER_LINES = ("bill_s", "win_s", "ledger_s", "pools_s", "net_s")
 BREAKEVEN = "breakeven_output_tokens"

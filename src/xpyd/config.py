@@ -6,7 +6,6 @@ starts, with the key, the value and what is allowed.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -16,6 +15,7 @@ from annotated_types import Gt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from xpyd.economics.sweep import EconomicsConfig
+from xpyd.economics.verdict import MIN_BLOCK_PAIRS
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
@@ -28,8 +28,6 @@ from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.sweeps import InterferenceSweep, WireSweep
 from xpyd.workload.config import WorkloadConfig
 from xpyd.workload.slo import SloConfig
-
-MIN_PAIRS_FOR_VERDICT = 5
 
 
 class ConfigError(ValueError):
@@ -151,7 +149,7 @@ class Serve(Ranked):
 class Compare(Serve):
     """Both arms, paired. The colocated arm has as many workers as the placement."""
 
-    num_pairs: Annotated[int, Gt(0)] = MIN_PAIRS_FOR_VERDICT
+    num_pairs: Annotated[int, Gt(0)] = MIN_BLOCK_PAIRS
     null_control: bool = True  # play every pair's requests once more colocated: the A/A interval
 
     def __post_init__(self) -> None:
@@ -191,10 +189,6 @@ def dump_config(config: Experiment) -> dict[str, Any]:
     """The configuration as plain nested dicts and lists, as frozen into the run folder."""
     dumped: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
     return dumped
-
-
-def override_root(config: Experiment, root: str, name: str | None) -> Experiment:
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, root=root, name=name))
 
 
 def _explain(problem: Any, schema: type) -> str:

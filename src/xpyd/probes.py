@@ -6,11 +6,11 @@ import numpy as np
 
 from xpyd.clock import wait_quietly
 from xpyd.config import Interference, Transfer
-from xpyd.entry import ROOT, Job, mpi_library
-from xpyd.environment import environment, machine
+from xpyd.entry import Job
 from xpyd.model.runner import ModelRunner
 from xpyd.placement import CLIENT_RANK, Role, node_names, place
 from xpyd.run_dir import RowWriter
+from xpyd.trial import write_environment
 from xpyd.worker.affinity import pin_cores
 from xpyd.worker.interference import measure_gaps
 from xpyd.worker.links import Links
@@ -24,10 +24,7 @@ def run_transfer(config: Transfer, job: Job) -> None:
     cores = pin_cores(comm) if config.placement.pin_cores else []
     buffer = np.zeros(config.sweep.buffer_bytes, np.uint8) if comm.rank != CLIENT_RANK else None
     links = Links(config.transport, config.fabric, comm, placement, buffer)
-    facts = comm.gather((cores, machine()))
-    if facts is not None:
-        found = environment(ROOT, placement, links.routes, facts, mpi_library(), config.fabric.emulated)
-        job.run_dir.write_json("environment.json", found)
+    write_environment(job, placement, cores, links.routes, config.fabric.emulated)
     with RowWriter(job.run_dir, comm.rank) as rows:
         for source in placement.ranks(Role.PREFILL):
             for destination in placement.ranks(Role.DECODE):
@@ -45,10 +42,7 @@ def run_interference(config: Interference, job: Job) -> None:
     comm = job.comm
     placement = place(config.placement, node_names(comm))
     cores = pin_cores(comm) if config.placement.pin_cores else []
-    facts = comm.gather((cores, machine()))
-    if facts is not None:
-        found = environment(ROOT, placement, {}, facts, mpi_library(), emulated=False)
-        job.run_dir.write_json("environment.json", found)
+    write_environment(job, placement, cores, {}, emulated=False)
     with RowWriter(job.run_dir, comm.rank) as rows:
         if comm.rank != CLIENT_RANK:
             pool = config.scheduler

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SCHEMA_VERSION = 1
+COLOCATED, DISAGGREGATED, NULL = "colocated", "disaggregated", "null"  # arms; null: colocated again, the A/A control
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class BlockRow:
 
     block: int
     pair: int
-    arm: str  # colocated | disaggregated | null (colocated again: the A/A control)
+    arm: str
     begin_ns: int
     end_ns: int
     num_requests: int

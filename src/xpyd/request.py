@@ -49,7 +49,3 @@ class Timeline:
 
     stages: dict[Stage, int] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
-
-    @property
-    def ended(self) -> bool:
-        return Stage.FINISHED in self.stages or Stage.FAILED in self.stages

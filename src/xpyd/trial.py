@@ -17,12 +17,13 @@ from xpyd.economics.scenario import Calibration, Scenario, classes_of, fit_calib
 from xpyd.entry import ROOT, Job, mpi_library
 from xpyd.environment import environment, machine
 from xpyd.model.spec import ModelSpec
+from xpyd.placement import Placement
+from xpyd.records import COLOCATED, DISAGGREGATED, NULL
 from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
 from xpyd.worker.calibrate import calibrate
 from xpyd.worker.session import Block, Session, Setup, warm_up_blocks
 
 MAX_RATE_RPS = 1e6  # a trace whose rows share one time stamp has no rate
-COLOCATED, DISAGGREGATED, NULL = "colocated", "disaggregated", "null"
 
 
 def open_session(job: Job) -> Session:
@@ -40,17 +41,21 @@ def open_session(job: Job) -> Session:
         config.run.drain_timeout_s,
     )
     session = Session(setup, job.comm, job.run_dir, lambda: job.stop.requested)
-    facts = session.comm.gather((session.cores, machine()))
+    routes = session.links.routes if session.links is not None else {}
+    write_environment(job, session.placement, session.cores, routes, config.fabric.emulated)
     if job.rank == 0:
-        routes = session.links.routes if session.links is not None else {}
-        job.run_dir.write_json(
-            "environment.json",
-            environment(ROOT, session.placement, routes, facts, mpi_library(), config.fabric.emulated),
-        )
         job.say(f"{config.placement.name}: {session.placement.describe()}")
         for pair, route in routes.items():
             job.say(f"KV {pair} over {config.transport.name}: {route}")
     return session
+
+
+def write_environment(job: Job, placement: Placement, cores: list[int], routes: dict[str, str], emulated: bool) -> None:
+    """Gather what every rank runs on and write environment.json. Collective."""
+    facts = job.comm.gather((cores, machine()))
+    if facts is not None:
+        found = environment(ROOT, placement, routes, facts, mpi_library(), emulated)
+        job.run_dir.write_json("environment.json", found)
 
 
 def interleave(num_pairs: int, null_control: bool) -> list[tuple[int, str]]:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import pytest
@@ -149,19 +149,25 @@ def test_an_error_on_one_rank_ends_all(mpirun: Run, tmp_path: Path) -> None:
     assert "rank 1 failed" in done.stderr
 
 
-@pytest.mark.mpi
-def test_sigterm_keeps_what_was_measured(tmp_path: Path) -> None:
-    overrides = [*SMALL, "num_pairs=500", f"run.root={tmp_path}"]
+def signalled(line_begin: str, number: int, root: Path) -> tuple[subprocess.Popen[str], IO[str]]:
+    """A long comparison that got signal ``number`` when it printed such a line, and the rest of its stderr."""
+    overrides = [*SMALL, "num_pairs=500", f"run.root={root}"]
     job = subprocess.Popen(
         [sys.executable, "-m", "experiments.compare", *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     assert job.stderr is not None
     for line in job.stderr:
-        if line.startswith("block 4/"):
+        if line.startswith(line_begin):
             break
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(number)
+    return job, job.stderr
+
+
+@pytest.mark.mpi
+def test_sigterm_keeps_what_was_measured(tmp_path: Path) -> None:
+    job, errors = signalled("block 4/", signal.SIGTERM, tmp_path)
     begun = time.monotonic()
-    job.stderr.read()
+    errors.read()
     assert job.wait(timeout=60) == 128 + signal.SIGTERM
     assert time.monotonic() - begun < 60
     folder = run_folder(tmp_path, "compare")
@@ -175,16 +181,8 @@ def test_sigterm_keeps_what_was_measured(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_sigusr1_drains_and_ends_without_done(tmp_path: Path) -> None:
-    overrides = [*SMALL, "num_pairs=500", f"run.root={tmp_path}"]
-    job = subprocess.Popen(
-        [sys.executable, "-m", "experiments.compare", *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    assert job.stderr is not None
-    for line in job.stderr:
-        if line.startswith("block 3/"):
-            break
-    job.send_signal(signal.SIGUSR1)
-    rest = job.stderr.read()
+    job, errors = signalled("block 3/", signal.SIGUSR1, tmp_path)
+    rest = errors.read()
     assert job.wait(timeout=60) == 0
     assert "stopped on request" in rest
     folder = run_folder(tmp_path, "compare")

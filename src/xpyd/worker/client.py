@@ -15,6 +15,7 @@ from xpyd.placement import Placement, Role
 from xpyd.records import TokenRow
 from xpyd.request import Request, Stage, Timeline
 from xpyd.router import Router
+from xpyd.units import s_to_ns
 from xpyd.worker.base import Desk
 from xpyd.worker.messages import EndBlock, Failed, Submit, Tokens, pack_prompt
 
@@ -88,7 +89,7 @@ class Client:
             if todo or busy:
                 deadline_ns = None  # patience counts from the last sign of life
             elif deadline_ns is None:
-                deadline_ns = now_ns + int(self._drain_timeout_s * 1e9)
+                deadline_ns = now_ns + s_to_ns(self._drain_timeout_s)
             elif now_ns > deadline_ns:
                 break
             if not busy:

@@ -41,17 +41,14 @@ class Links:
         for route in mine.values():
             fabric.check_route(route)
         self.routes: dict[str, str] = {pair: r for each in comm.allgather(mine) for pair, r in each.items()}
-
-    @property
-    def interfaces(self) -> set[str]:
-        """This node's interfaces that KV crosses, from the routes (``tcp/eth0``); shared memory crosses none."""
         lanes = [lane for route in self.routes.values() for lane in route.split("+")]
-        return {lane.rpartition("/")[2] for lane in lanes} & set(interface_bytes())
+        # This node's interfaces that KV crosses, from the routes (``tcp/eth0``); shared memory crosses none.
+        self.interfaces = {lane.rpartition("/")[2] for lane in lanes} & set(interface_bytes())
 
     def bytes_so_far(self) -> tuple[int, int]:
         """Bytes received by this rank's transport, and by its node's interfaces that KV crosses."""
-        used = self.interfaces
-        return self.transport.received_bytes, sum(n for name, n in interface_bytes().items() if name in used)
+        crossed = sum(count for name, count in interface_bytes().items() if name in self.interfaces)
+        return self.transport.received_bytes, crossed
 
     def close(self) -> None:
         self.transport.close()

@@ -17,7 +17,7 @@ from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import CLIENT_RANK, Placement, PlacementConfig, Role, node_names, place
-from xpyd.records import BlockRow, RequestRow
+from xpyd.records import DISAGGREGATED, BlockRow, RequestRow
 from xpyd.request import Request
 from xpyd.router import RouterConfig
 from xpyd.run_dir import RowWriter, RunDir
@@ -121,7 +121,7 @@ class Session:
 
     def placement_of(self, arm: str) -> Placement:
         """The roles of an arm: the configured placement, or as many colocated workers."""
-        if arm == "disaggregated" or self.setup.placement.num_colocated:
+        if arm == DISAGGREGATED or self.setup.placement.num_colocated:
             return self.placement
         return place(self.setup.placement.colocated(), self.nodes)
 
