@@ -8,7 +8,7 @@ import pytest
 from xpyd.kv.layout import PoolLayout, Span
 from xpyd.kv.plan import plan_request
 from xpyd.transport.base import TAG_LIMIT, TransportError
-from xpyd.transport.flow import RecvFlow, SendFlow, tag_mask, tag_of
+from xpyd.transport.flow import OneSidedFlow, ReadFlow, RecvFlow, SendFlow, WriteFlow, tag_mask, tag_of
 from xpyd.transport.loopback import Hub, LoopbackTransport
 
 SPANS = [Span(i * 8, 8) for i in range(6)]
@@ -74,6 +74,66 @@ def test_a_scattered_plan_moves_pool_to_pool() -> None:
         for a, b in ((2, 0), (0, 1)):
             begin, end = layout.offset(layer, b), layout.offset(layer, a)
             assert (landed[begin : begin + 8] == sent[end : end + 8]).all()
+
+
+@pytest.mark.parametrize("kind", [ReadFlow, WriteFlow])
+def test_one_end_alone_moves_a_scattered_plan(kind: type[OneSidedFlow]) -> None:
+    layout = PoolLayout(num_layers=2, num_blocks=3, block_bytes=8)
+    source, destination, sent, landed = pair(layout.nbytes)
+    plan = plan_request(layout, [2, 0], [0, 1], max_piece_bytes=5)
+    mover, peer = (destination, 1) if kind is ReadFlow else (source, 2)
+    flow = kind(mover, peer, plan.source, plan.destination, window=3)
+    flow.release(plan.layer_ends[0])
+    drive(flow, mover)
+    assert landed[: layout.layer_bytes].any()
+    assert not landed[layout.layer_bytes :].any(), "layer 1 is not released"
+    assert not flow.done
+    flow.release(plan.layer_ends[1])
+    drive(flow, mover)
+    assert flow.done
+    assert mover.received_bytes + mover.written_bytes == 4 * layout.block_bytes
+    for layer in (0, 1):
+        for a, b in ((2, 0), (0, 1)):
+            begin, end = layout.offset(layer, b), layout.offset(layer, a)
+            assert (landed[begin : begin + 8] == sent[end : end + 8]).all()
+
+
+def drive(flow: OneSidedFlow, mover: LoopbackTransport) -> None:
+    while flow.advance() or mover.progress():
+        pass
+
+
+def test_nothing_is_read_before_its_release() -> None:
+    _, destination, _, landed = pair()
+    flow = ReadFlow(destination, 1, SPANS, SPANS, window=9)
+    drive(flow, destination)
+    assert flow.begin_ns is None
+    flow.release(2)
+    drive(flow, destination)
+    assert flow.begin_ns is not None
+    assert landed[1:16].all()
+    assert not landed[16:].any()
+    assert not flow.done
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 8])
+def test_the_window_bounds_the_pieces_of_all_batches_in_flight(window: int) -> None:
+    _, destination, _, landed = pair()
+    flow = ReadFlow(destination, 1, SPANS, SPANS, window)
+    flow.release(len(SPANS))
+    flow.advance()
+    flow.advance()
+    destination.progress()
+    assert np.count_nonzero(landed) == 8 * min(window, len(SPANS)) - 1, "byte 0 holds 0"
+
+
+def test_a_release_beyond_the_end_is_the_end() -> None:
+    _, destination, sent, landed = pair()
+    flow = ReadFlow(destination, 1, SPANS, SPANS, window=4)
+    flow.release(len(SPANS) + 5)
+    drive(flow, destination)
+    assert flow.done
+    assert (sent == landed).all()
 
 
 @pytest.mark.parametrize(("seq", "piece"), [(0, 0), (32767, 65535), (32768, 65536), (10**9, 10**9)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xpyd.kv.layout import Span
-from xpyd.transport.base import Bytes
+from xpyd.transport.base import Bytes, Transport, TransportError
 from xpyd.transport.loopback import Hub, LoopbackTransport
 
 
@@ -62,3 +62,33 @@ def test_ends_that_planned_different_pieces_are_a_bug() -> None:
     b.recv(0, Span(0, 8), tag=0)
     with pytest.raises(AssertionError, match="same pieces"):
         b.progress()
+
+
+def test_a_read_takes_the_peers_bytes_without_the_peer() -> None:
+    (a, b), (_, landed) = ranks(2)
+    ticket = b.read(0, [Span(0, 2), Span(6, 2)], [Span(4, 2), Span(0, 2)])
+    assert not ticket.done()
+    assert b.received_bytes == 0
+    assert b.progress()
+    assert ticket.done()
+    assert ticket.done()
+    assert landed.tolist() == [1, 1, 2, 2, 1, 1, 2, 2]
+    assert (b.received_bytes, a.sent_bytes, a.received_bytes) == (4, 0, 0), "only the reader can count"
+
+
+def test_a_write_lands_at_the_peer_and_is_counted_by_the_writer() -> None:
+    (a, b), (_, landed) = ranks(2)
+    ticket = a.write(1, [Span(0, 4)], [Span(2, 4)])
+    assert not ticket.done()
+    a.progress()
+    assert ticket.done()
+    assert landed.tolist() == [2, 2, 1, 1, 1, 1, 2, 2]
+    assert (a.written_bytes, a.received_bytes, b.received_bytes) == (4, 0, 0)
+
+
+@pytest.mark.parametrize("call", ["send", "recv", "read", "write"])
+def test_what_a_transport_does_not_offer_says_which_capability_to_ask(call: str) -> None:
+    (a, _), _ = ranks(2)
+    arguments = (1, Span(0, 4), 0) if call in ("send", "recv") else (1, [Span(0, 4)], [Span(0, 4)])
+    with pytest.raises(TransportError, match=rf"loopback has no {call}\(\): ask capabilities\.(two|one)_sided"):
+        getattr(Transport, call)(a, *arguments)

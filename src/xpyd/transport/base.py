@@ -1,14 +1,17 @@
 """What a transport is: it moves spans between registered buffers of two ranks, and knows nothing of requests.
 
-Two-sided: the source posts a send, the destination a receive, and the tag pairs them. No thread: a transport moves
-only inside ``progress()``, which the worker calls between layers and between steps. Names follow UCX.
+Two-sided: the source posts a send, the destination a receive, and the tag pairs them. One-sided: one rank alone reads
+from, or writes to, the buffer that the other has registered. A transport declares which of them it offers, and callers
+ask its ``capabilities``, never its name. No thread: a transport moves only inside ``progress()``, which the worker
+calls between layers and between steps. Names follow UCX.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar
 
 import numpy as np
@@ -22,25 +25,38 @@ TAG_LIMIT = 2**31  # tags are below it, and fit a C int
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a transport declares; checked before anything starts."""
+    """What a transport declares; checked before anything starts (``TransportConfig.check``)."""
 
+    two_sided: bool  # send and recv
+    one_sided_read: bool  # read
+    one_sided_write: bool  # write
     cross_process: bool
     cross_node: bool
     peer_errors: bool  # a dead peer is reported by the transport itself, within seconds
+    takes_fabric: bool  # can be held to fabric.tls, fabric.net_devices and fabric.ucx
 
 
 class TransportError(RuntimeError):
     """A transfer failed; the message names the peer and what to do."""
 
 
-class Ticket(ABC):
-    """One posted send or receive of ``view``. Bytes received are counted here, when they have landed."""
+class Verb(StrEnum):
+    """What a ticket is for; the value reads in its error."""
 
-    def __init__(self, transport: Transport, peer: int, view: Bytes, incoming: bool) -> None:
-        self.view = view  # the network reads or writes this memory until the ticket is done
+    SEND = "sending {} bytes to"
+    RECEIVE = "receiving {} bytes from"
+    READ = "reading {} bytes of"
+    WRITE = "writing {} bytes to"
+
+
+class Ticket(ABC):
+    """What was posted: one send or receive, or one batch of reads or writes. Counts bytes once they have landed."""
+
+    def __init__(self, transport: Transport, peer: int, nbytes: int, verb: Verb) -> None:
+        self.nbytes = nbytes
         self._transport = transport
         self._peer = peer
-        self._incoming = incoming
+        self._verb = verb
         self._done = False
 
     def done(self) -> bool:
@@ -51,19 +67,29 @@ class Ticket(ABC):
             self._done = self._poll()
         except Exception as error:
             raise self.failure(error) from error
-        if self._done and self._incoming:
-            self._transport.received_bytes += self.view.nbytes
+        if self._done and self._verb in (Verb.RECEIVE, Verb.READ):
+            self._transport.received_bytes += self.nbytes
+        if self._done and self._verb is Verb.WRITE:
+            self._transport.written_bytes += self.nbytes
         return self._done
 
     def failure(self, error: Exception) -> TransportError:
         """The error of this ticket, with bytes and peer."""
-        verb = "receiving {} bytes from" if self._incoming else "sending {} bytes to"
-        what = f"{verb.format(self.view.nbytes)} rank {self._peer}"
+        what = f"{self._verb.format(self.nbytes)} rank {self._peer}"
         return TransportError(f"{what} failed: {type(error).__name__}: {error}; did that rank die?")
 
     @abstractmethod
     def _poll(self) -> bool:
         """True when complete; raises whatever the binding raises."""
+
+
+class MessageTicket(Ticket):
+    """One posted send or receive of ``view``, which the network reads or writes until the ticket is done."""
+
+    def __init__(self, transport: Transport, peer: int, view: Bytes, incoming: bool) -> None:
+        super().__init__(transport, peer, view.nbytes, Verb.RECEIVE if incoming else Verb.SEND)
+        self.view = view
+        self._incoming = incoming
 
 
 class Transport(ABC):
@@ -87,13 +113,28 @@ class Transport(ABC):
         Collective among the ranks concerned: each lists the others.
         """
 
-    @abstractmethod
     def send(self, peer: int, span: Span, tag: int) -> Ticket:
         """Post a send of ``span`` to ``peer``; no copy is made, the span must stay unchanged until done."""
+        raise self._not_offered("send", "two_sided")
 
-    @abstractmethod
     def recv(self, peer: int, span: Span, tag: int) -> Ticket:
         """Post a receive from ``peer`` straight into ``span``."""
+        raise self._not_offered("recv", "two_sided")
+
+    def read(self, peer: int, source: Sequence[Span], destination: Sequence[Span]) -> Ticket:
+        """Read ``source[i]`` of the buffer that ``peer`` registered into ``destination[i]`` of one's own, one batch.
+
+        The peer takes no part. Spans of a pair have equal length; the source must stay unchanged until done. Raises
+        TransportError where the peer is known to be dead.
+        """
+        raise self._not_offered("read", "one_sided_read")
+
+    def write(self, peer: int, source: Sequence[Span], destination: Sequence[Span]) -> Ticket:
+        """Write ``source[i]`` of one's own buffer to ``destination[i]`` of the peer's, one batch.
+
+        Done means landed at the peer, which is not told: say so in a message. Raises as ``read``.
+        """
+        raise self._not_offered("write", "one_sided_write")
 
     @abstractmethod
     def progress(self) -> bool:
@@ -109,4 +150,8 @@ class Transport(ABC):
 
     def __init__(self) -> None:
         self.sent_bytes = 0  # counted when posted
-        self.received_bytes = 0  # counted when landed, see Ticket
+        self.received_bytes = 0  # received or read: counted when landed, see Ticket
+        self.written_bytes = 0  # landed in a peer's buffer by one-sided writes: that peer cannot count them
+
+    def _not_offered(self, call: str, capability: str) -> TransportError:
+        return TransportError(f"transport {self.name} has no {call}(): ask capabilities.{capability} first")

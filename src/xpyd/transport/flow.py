@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter_ns
@@ -84,6 +85,75 @@ class RecvFlow:
         """Reap what has landed; True when everything has. Raises TransportError."""
         _reap(self._flying)
         return self.done
+
+
+class OneSidedFlow(ABC):
+    """Moves ``source[i]`` to ``destination[i]`` by one-sided batches, only what is released, from one end alone.
+
+    At most ``window`` pieces are in flight, in batches of half of it: one is on the wire while the next is posted.
+    """
+
+    def __init__(
+        self, transport: Transport, peer: int, source: Sequence[Span], destination: Sequence[Span], window: int
+    ) -> None:
+        assert len(source) == len(destination), "both ends plan the same pieces"
+        self._transport = transport
+        self._peer = peer
+        self._source = source
+        self._destination = destination
+        self._window = window
+        self._batch = -(-window // 2)
+        self._released = 0
+        self._posted = 0
+        self._flying: deque[tuple[Ticket, int]] = deque()  # with their number of pieces
+        self._num_flying = 0
+        self.begin_ns: int | None = None  # this rank's perf_counter_ns at the first post
+
+    @property
+    def done(self) -> bool:
+        return self._posted == len(self._source) and not self._flying
+
+    def release(self, count: int) -> None:
+        """The first ``count`` source spans hold their final content (and, for a write, the destination is free)."""
+        self._released = max(self._released, min(count, len(self._source)))
+
+    def advance(self) -> bool:
+        """Reap what is complete and post what is released; True when something changed. Raises TransportError."""
+        changed = self._reap()
+        while (count := min(self._batch, self._released - self._posted, self._window - self._num_flying)) > 0:
+            if self.begin_ns is None:
+                self.begin_ns = perf_counter_ns()
+            pieces = slice(self._posted, self._posted + count)
+            self._flying.append((self._post(self._source[pieces], self._destination[pieces]), count))
+            self._posted += count
+            self._num_flying += count
+            changed = True
+        return changed
+
+    def _reap(self) -> bool:
+        reaped = False
+        while self._flying and self._flying[0][0].done():
+            self._num_flying -= self._flying.popleft()[1]
+            reaped = True
+        return reaped
+
+    @abstractmethod
+    def _post(self, source: Sequence[Span], destination: Sequence[Span]) -> Ticket:
+        """One batch."""
+
+
+class ReadFlow(OneSidedFlow):
+    """The destination reads spans of the buffer that ``peer``, the source, has registered."""
+
+    def _post(self, source: Sequence[Span], destination: Sequence[Span]) -> Ticket:
+        return self._transport.read(self._peer, source, destination)
+
+
+class WriteFlow(OneSidedFlow):
+    """The source writes spans into the buffer that ``peer``, the destination, has registered."""
+
+    def _post(self, source: Sequence[Span], destination: Sequence[Span]) -> Ticket:
+        return self._transport.write(self._peer, source, destination)
 
 
 def _reap(flying: deque[Ticket]) -> bool:

@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from xpyd.kv.layout import Span
-from xpyd.transport.base import Bytes, Capabilities, Ticket, Transport
+from xpyd.transport.base import Bytes, Capabilities, MessageTicket, Ticket, Transport, Verb
 
 
-class LoopbackTicket(Ticket):
+class LoopbackTicket(MessageTicket):
     complete = False
 
     def _poll(self) -> bool:
         return self.complete
 
 
+class CopyTicket(Ticket):
+    """A batch of one-sided copies, done at the hub's next turn."""
+
+    complete = False
+
+    def __init__(self, transport: Transport, peer: int, pairs: list[tuple[Bytes, Bytes]], verb: Verb) -> None:
+        super().__init__(transport, peer, sum(source.nbytes for source, _ in pairs), verb)
+        self._pairs = pairs
+
+    def copy(self) -> None:
+        for source, destination in self._pairs:
+            destination[:] = source
+        self.complete = True
+
+    def _poll(self) -> bool:
+        return self.complete
+
+
 class Hub:
-    """Matches sends and receives of the transports that share it, in posting order per (source, destination, tag)."""
+    """Matches sends and receives of the transports that share it, in posting order per (source, destination, tag).
+
+    One-sided batches need no match; they are copied in posting order.
+    """
 
     def __init__(self) -> None:
+        self.buffers: dict[int, Bytes] = {}  # by rank
+        self.copies: deque[CopyTicket] = deque()
         self._sends: dict[tuple[int, int, int], deque[LoopbackTicket]] = defaultdict(deque)
         self._recvs: dict[tuple[int, int, int], deque[LoopbackTicket]] = defaultdict(deque)
 
@@ -28,7 +51,9 @@ class Hub:
         (self._sends if is_send else self._recvs)[key].append(ticket)
 
     def match(self) -> bool:
-        moved = False
+        moved = bool(self.copies)
+        while self.copies:
+            self.copies.popleft().copy()
         for key in list(self._sends):
             sends, recvs = self._sends[key], self._recvs[key]
             while sends and recvs:
@@ -42,7 +67,15 @@ class Hub:
 
 class LoopbackTransport(Transport):
     name: ClassVar[str] = "loopback"
-    capabilities: ClassVar[Capabilities] = Capabilities(cross_process=False, cross_node=False, peer_errors=False)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        two_sided=True,
+        one_sided_read=True,
+        one_sided_write=True,
+        cross_process=False,
+        cross_node=False,
+        peer_errors=False,
+        takes_fabric=False,
+    )
 
     def __init__(self, rank: int, hub: Hub) -> None:
         super().__init__()
@@ -50,7 +83,7 @@ class LoopbackTransport(Transport):
         self._hub = hub
 
     def register(self, buffer: Bytes) -> None:
-        self._buffer = buffer
+        self._buffer = self._hub.buffers[self._rank] = buffer
 
     def address(self) -> bytes:
         return b""
@@ -69,6 +102,12 @@ class LoopbackTransport(Transport):
         self._hub.post((peer, self._rank, tag), ticket, is_send=False)
         return ticket
 
+    def read(self, peer: int, source: Sequence[Span], destination: Sequence[Span]) -> Ticket:
+        return self._post(peer, self._pairs(peer, source, self._rank, destination), Verb.READ)
+
+    def write(self, peer: int, source: Sequence[Span], destination: Sequence[Span]) -> Ticket:
+        return self._post(peer, self._pairs(self._rank, source, peer, destination), Verb.WRITE)
+
     def progress(self) -> bool:
         return self._hub.match()
 
@@ -78,5 +117,20 @@ class LoopbackTransport(Transport):
     def close(self) -> None:
         """Nothing is held."""
 
+    def _post(self, peer: int, pairs: list[tuple[Bytes, Bytes]], verb: Verb) -> CopyTicket:
+        ticket = CopyTicket(self, peer, pairs, verb)
+        self._hub.copies.append(ticket)
+        return ticket
+
+    def _pairs(
+        self, source_rank: int, source: Sequence[Span], destination_rank: int, destination: Sequence[Span]
+    ) -> list[tuple[Bytes, Bytes]]:
+        here, there = self._hub.buffers[source_rank], self._hub.buffers[destination_rank]
+        return [(_cut(here, a), _cut(there, b)) for a, b in zip(source, destination, strict=True)]
+
     def _view(self, span: Span) -> Bytes:
-        return self._buffer[span.offset : span.offset + span.nbytes]
+        return _cut(self._buffer, span)
+
+
+def _cut(buffer: Bytes, span: Span) -> Bytes:
+    return buffer[span.offset : span.offset + span.nbytes]

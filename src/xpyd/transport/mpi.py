@@ -10,13 +10,13 @@ import numpy as np
 
 from xpyd.kv.layout import Span
 from xpyd.mpi import MPI
-from xpyd.transport.base import Bytes, Capabilities, Ticket, Transport, TransportError
+from xpyd.transport.base import Bytes, Capabilities, MessageTicket, Ticket, Transport, TransportError
 from xpyd.transport.flow import tag_mask
 
 CONNECT_TIMEOUT_S = 30.0
 
 
-class MpiTicket(Ticket):
+class MpiTicket(MessageTicket):
     def __init__(self, request: Any, transport: Transport, peer: int, view: Bytes, incoming: bool) -> None:
         super().__init__(transport, peer, view, incoming)
         self._request = request
@@ -25,8 +25,8 @@ class MpiTicket(Ticket):
     def _poll(self) -> bool:
         if not self._request.Test(self._status):
             return False
-        landed = self._status.Get_count(MPI.BYTE) if self._incoming else self.view.nbytes
-        if landed != self.view.nbytes:
+        landed = self._status.Get_count(MPI.BYTE) if self._incoming else self.nbytes
+        if landed != self.nbytes:
             raise ValueError(f"{landed} bytes came; the two ranks made different plans")
         return True
 
@@ -35,7 +35,15 @@ class MpiTransport(Transport):
     """On a communicator of its own (collective to create). MPI ends the whole job when a peer dies."""
 
     name: ClassVar[str] = "mpi"
-    capabilities: ClassVar[Capabilities] = Capabilities(cross_process=True, cross_node=True, peer_errors=False)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        two_sided=True,
+        one_sided_read=False,
+        one_sided_write=False,
+        cross_process=True,
+        cross_node=True,
+        peer_errors=False,
+        takes_fabric=False,
+    )
 
     def __init__(self, comm: Any) -> None:
         super().__init__()

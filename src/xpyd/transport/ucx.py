@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xpyd.kv.layout import Span
-from xpyd.transport.base import TAG_LIMIT, Bytes, Capabilities, Ticket, Transport, TransportError
+from xpyd.transport.base import TAG_LIMIT, Bytes, Capabilities, MessageTicket, Ticket, Transport, TransportError
 from xpyd.transport.ucx_route import opened_devices, query_route
 
 RANK_SHIFT = 32  # UCX matches by tag alone, whoever sends: the source's rank lies above the piece's tag
@@ -23,7 +23,7 @@ CONNECT_TIMEOUT_S = 30.0
 MAX_PROGRESS_ROUNDS = 16
 
 
-class UcxTicket(Ticket):
+class UcxTicket(MessageTicket):
     def __init__(
         self, request: Any, endpoint: Any, transport: Transport, peer: int, view: Bytes, incoming: bool
     ) -> None:
@@ -41,7 +41,15 @@ class UcxTicket(Ticket):
 
 class UcxTransport(Transport):
     name: ClassVar[str] = "ucx"
-    capabilities: ClassVar[Capabilities] = Capabilities(cross_process=True, cross_node=True, peer_errors=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        two_sided=True,
+        one_sided_read=False,
+        one_sided_write=False,
+        cross_process=True,
+        cross_node=True,
+        peer_errors=True,
+        takes_fabric=True,
+    )
 
     def __init__(self, rank: int, settings: Mapping[str, str], peer_errors: bool = True) -> None:
         """``settings``: UCX options without their UCX_ prefix. Raises TransportError where UCX refuses them."""
