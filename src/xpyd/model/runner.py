@@ -10,10 +10,11 @@ import torch
 from xpyd.kv.cache import KVCache
 from xpyd.model.attention import ChunkView, DecodeGroup, causal_mask, decode_mask
 from xpyd.model.checkpoint_config import resolve_spec
+from xpyd.model.parallel import Reducer
 from xpyd.model.rope import inverse_frequencies
 from xpyd.model.sampling import Sampled, sample
 from xpyd.model.sampling_config import SamplingConfig
-from xpyd.model.spec import ModelSpec
+from xpyd.model.spec import ModelSpec, Shard
 from xpyd.model.transformer import Batch, forward
 from xpyd.model.weights import load_weights
 
@@ -43,9 +44,13 @@ class Segment:
 
 
 class ModelRunner:
-    """Weights, pool and one forward pass.
+    """Weights, pool and one forward pass: of a whole model, or with a ``reducer`` of one rank's shard of it.
 
-    Raises CheckpointError for a checkpoint that cannot be used, ValueError for a shape that only the cost model knows.
+    All ranks of an instance call ``run`` with the same segments; the tokens are drawn by its leader, shard rank 0.
+    ``spec`` is the whole model's, the pool holds this rank's KV heads.
+
+    Raises CheckpointError for a checkpoint that cannot be used, ValueError for a shape that only the cost model knows
+    or that does not divide among the ranks.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class ModelRunner:
         sampling: SamplingConfig | None = None,
         num_threads: int = 1,
         device: str = "cpu",
+        reducer: Reducer | None = None,
     ) -> None:
         if spec.latent_dim:
             raise ValueError(
@@ -64,30 +70,38 @@ class ModelRunner:
             )
         torch.set_num_threads(num_threads)
         self.spec = resolve_spec(spec)
-        self.cache = KVCache(self.spec, num_blocks, block_size, device)
+        self.shard = reducer.shard if reducer else Shard()
+        self._reducer = reducer
+        self._local = self.shard.of(self.spec)
+        self.cache = KVCache(self._local, num_blocks, block_size, device)
         self._device = torch.device(device)
         self._sampling = sampling or SamplingConfig()
-        self._weights = load_weights(self.spec, device)
+        self._weights = load_weights(self.spec, device, self.shard)
         self._frequencies = inverse_frequencies(self.spec).to(device)
 
     def run(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None = None) -> list[Sampled | None]:
         """Run one step; a token for each segment that samples, None for the others, in the order given.
 
-        ``on_layer(layer)`` is called as soon as that layer's KV of all segments is in the pool.
+        ``on_layer(layer)`` is called as soon as that layer's KV of all segments is in the pool. Followers get no token.
         """
         logits = self.logits(segments, on_layer)
+        if self.shard.rank:
+            return [None] * len(segments)
         seeds = [(segment.seed, segment.index) for segment in segments if segment.samples]
         drawn = iter(sample(logits, self._sampling, seeds) if seeds else ())
         return [next(drawn) if segment.samples else None for segment in segments]
 
     @torch.inference_mode()
     def logits(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
-        """Run one step; the logits of the segments that sample, in the order given, [num_samples, vocab_size]."""
+        """Run one step; the logits of the segments that sample, in the order given, [num_samples, vocab_size].
+
+        A follower of a tensor-parallel instance gets the columns of its own shard only.
+        """
         assert segments, "a step without segments"
         # Decodes first, by length: sequences that attend together should be of similar length.
         order = sorted(range(len(segments)), key=lambda i: (not segments[i].is_decode, segments[i].end))
         batch = self._pack([segments[i] for i in order])
-        logits = forward(self.spec, self._weights, self._frequencies, batch, self.cache, on_layer)
+        logits = forward(self._local, self._weights, self._frequencies, batch, self.cache, on_layer, self._reducer)
         sampled = [i for i in order if segments[i].samples]
         return logits[self._tensor(sorted(range(len(sampled)), key=sampled.__getitem__))]
 

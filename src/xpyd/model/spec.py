@@ -5,7 +5,7 @@ Floor 0: plain numbers, so that the cost model and the schedulers can use it wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
@@ -105,3 +105,50 @@ class ModelSpec:
         pairs = num_tokens * context_len - num_tokens * (num_tokens - 1) / 2
         linear = 2.0 * num_tokens * self.num_layers * per_layer + 2.0 * self.hidden_size * self.vocab_size
         return linear + 4.0 * self.num_layers * self.num_heads * self.head_dim * pairs
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of a model rank ``rank`` of an instance of ``width`` tensor-parallel ranks holds.
+
+    Query heads and MLP columns are divided (arXiv:1909.08053). KV heads are divided too; where there are more ranks
+    than KV heads, ``width / num_kv_heads`` neighbouring ranks hold the same one. The embedding and norms are whole on
+    every rank; the head's vocabulary is divided.
+    """
+
+    rank: int = 0
+    width: int = 1
+
+    def part(self, total: int) -> range:
+        """This rank's share of ``total`` things in order: equal shares, or as near as whole numbers get."""
+        return range(total * self.rank // self.width, total * (self.rank + 1) // self.width)
+
+    def kv_heads(self, num_kv_heads: int) -> range:
+        """The KV heads of this rank: its share, or the one that it has a copy of."""
+        if self.width <= num_kv_heads:
+            return self.part(num_kv_heads)
+        head = self.rank * num_kv_heads // self.width
+        return range(head, head + 1)
+
+    def of(self, spec: ModelSpec) -> ModelSpec:
+        """The model that this rank computes: fewer heads and columns. Raises ValueError where they do not divide."""
+        if self.width == 1:
+            return spec
+        for key in ("num_heads", "intermediate_size"):
+            if getattr(spec, key) % self.width:
+                raise ValueError(
+                    f"model.{key}={getattr(spec, key)} of {spec.name} does not divide among {self.width} "
+                    "tensor-parallel ranks; choose placement.prefill_tp, decode_tp and colocated_tp that divide it"
+                )
+        if spec.num_kv_heads % self.width and self.width % spec.num_kv_heads:
+            raise ValueError(
+                f"model.num_kv_heads={spec.num_kv_heads} of {spec.name} neither divides among {self.width} "
+                f"tensor-parallel ranks nor repeats evenly; choose placement.prefill_tp, decode_tp and colocated_tp "
+                "that divide it or are multiples of it"
+            )
+        return replace(
+            spec,
+            num_heads=spec.num_heads // self.width,
+            num_kv_heads=len(self.kv_heads(spec.num_kv_heads)),
+            intermediate_size=spec.intermediate_size // self.width,
+        )

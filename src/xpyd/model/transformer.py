@@ -1,7 +1,8 @@
 """The decoder (Llama family): RMSNorm, RoPE, grouped-query attention over paged KV, SwiGLU. Functions on weights.
 
 A step is one packed batch, shape [num_tokens], of decoding sequences and prompt chunks: matrix products run once over
-all of its tokens, attention runs by sequence.
+all of its tokens, attention runs by sequence. A rank of a tensor-parallel instance runs the same code on its shard of
+the model: it sums what the ranks got after the o and the down products, and joins the logits at the end.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 
 from xpyd.kv.cache import KVCache
 from xpyd.model.attention import ChunkView, DecodeGroup, attend_chunk, attend_decodes
+from xpyd.model.parallel import Reducer
 from xpyd.model.rope import cos_sin, rotate
 from xpyd.model.spec import ModelSpec
 from xpyd.model.weights import LayerWeights, Weights
@@ -38,10 +40,12 @@ def forward(
     batch: Batch,
     cache: KVCache,
     on_layer: Callable[[int], None] | None,
+    reducer: Reducer | None = None,
 ) -> torch.Tensor:
     """Logits of the sampled rows, shape [num_samples, vocab_size], float32. Writes the batch's KV into the cache.
 
     ``on_layer(layer)`` is called as soon as that layer's KV is in the pool, before its attention and MLP run.
+    With a ``reducer``, ``spec`` and ``weights`` are a shard, and only the leader gets the logits of all columns.
     """
     x = weights.embedding[batch.tokens]  # [num_tokens, hidden_size]
     cos, sin = cos_sin(frequencies, batch.positions, x.dtype)
@@ -50,10 +54,13 @@ def forward(
         cache.write(index, batch.slots, k, v)
         if on_layer is not None:
             on_layer(index)
-        x = x + F.linear(_attend(q, k, v, batch, cache, index), layer.o)
-        x = x + _mlp(layer, rms_norm(x, layer.post_norm, spec.rms_norm_eps))
+        attended = F.linear(_attend(q, k, v, batch, cache, index), layer.o)
+        x = x + (attended if reducer is None else reducer.sum(attended))
+        inner = _mlp(layer, rms_norm(x, layer.post_norm, spec.rms_norm_eps))
+        x = x + (inner if reducer is None else reducer.sum(inner))
     x = rms_norm(x[batch.sampled_rows], weights.norm, spec.rms_norm_eps)
-    return F.linear(x, weights.head).float()
+    logits = F.linear(x, weights.head).float()
+    return logits if reducer is None else reducer.join(logits, spec.vocab_size)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
