@@ -6,7 +6,7 @@ import pytest
 
 from xpyd.transport.base import TransportError
 from xpyd.transport.fabric import FabricConfig, local_devices
-from xpyd.transport.ucx_route import opened_devices
+from xpyd.transport.ucx_route import opened_resources
 
 
 def fabric(**settings: object) -> FabricConfig:
@@ -99,5 +99,5 @@ INFO = """\
 """
 
 
-def test_opened_devices_are_read_from_what_ucx_prints() -> None:
-    assert opened_devices(INFO) == ["eth0", "memory", "mlx5_0:1"]
+def test_opened_resources_are_read_from_what_ucx_prints() -> None:
+    assert opened_resources(INFO) == ["rc_mlx5/mlx5_0:1", "self/memory", "tcp/eth0"]

@@ -21,6 +21,7 @@ from xpyd.kv.layout import Span
 
 Bytes = NDArray[np.uint8]
 TAG_LIMIT = 2**31  # tags are below it, and fit a C int
+CONNECT_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Transport(ABC):
 
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
+    connect_timeout_s = CONNECT_TIMEOUT_S
 
     @abstractmethod
     def register(self, buffer: Bytes) -> None:
@@ -110,7 +112,8 @@ class Transport(ABC):
     def connect(self, addresses: Mapping[int, bytes]) -> None:
         """Create an endpoint to each rank of ``addresses`` and leave it warm (first message already exchanged).
 
-        Collective among the ranks concerned: each lists the others.
+        Collective among the ranks concerned: each lists the others. May be called again for other ranks. Raises
+        TransportError where a rank does not answer within ``connect_timeout_s``.
         """
 
     def send(self, peer: int, span: Span, tag: int) -> Ticket:

@@ -13,8 +13,6 @@ from xpyd.mpi import MPI
 from xpyd.transport.base import Bytes, Capabilities, MessageTicket, Ticket, Transport, TransportError
 from xpyd.transport.flow import tag_mask
 
-CONNECT_TIMEOUT_S = 30.0
-
 
 class MpiTicket(MessageTicket):
     def __init__(self, request: Any, transport: Transport, peer: int, view: Bytes, incoming: bool) -> None:
@@ -61,10 +59,11 @@ class MpiTransport(Transport):
         tokens = [np.zeros(1, np.uint8) for _ in addresses]
         requests = [self._comm.Irecv(token, source=peer) for peer, token in zip(addresses, tokens, strict=True)]
         requests += [self._comm.Isend(np.ones(1, np.uint8), dest=peer) for peer in addresses]
-        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        deadline = time.monotonic() + self.connect_timeout_s
         while not MPI.Request.Testall(requests):
             if time.monotonic() > deadline:
-                raise TransportError(f"no first message with ranks {sorted(addresses)} in {CONNECT_TIMEOUT_S:.0f} s")
+                bound = f"{self.connect_timeout_s:.0f} s"
+                raise TransportError(f"no first message with ranks {sorted(addresses)} within {bound}")
 
     def send(self, peer: int, span: Span, tag: int) -> Ticket:
         self.sent_bytes += span.nbytes

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from xpyd.kv.layout import Span
 from xpyd.transport.base import TAG_LIMIT, Bytes, Capabilities, MessageTicket, Ticket, Transport, TransportError
-from xpyd.transport.ucx_route import opened_devices, query_route
+from xpyd.transport.ucx_route import library_version, opened_resources, query_route
 
 RANK_SHIFT = 32  # UCX matches by tag alone, whoever sends: the source's rank lies above the piece's tag
 WARM_TAG = TAG_LIMIT  # just above the tag of any piece
-CONNECT_TIMEOUT_S = 30.0
 MAX_PROGRESS_ROUNDS = 16
 
 
@@ -61,6 +60,7 @@ class UcxTransport(Transport):
         except Exception as error:
             raise _refusal(kind, settings, error) from error
         self._endpoints: dict[int, Any] = {}
+        self._abandoned: list[Ticket] = []  # of peers that did not answer: UCX may still write to their memory
 
     def register(self, buffer: Bytes) -> None:
         self._buffer = buffer
@@ -70,7 +70,15 @@ class UcxTransport(Transport):
 
     def devices(self) -> list[str]:
         """The devices that UCX opened, such as ``eth0``, ``mlx5_0:1`` and ``memory``."""
-        return opened_devices(self._binding.info())
+        return sorted({resource.rpartition("/")[2] for resource in self.resources()})
+
+    def resources(self) -> list[str]:
+        """Every ``transport/device`` that UCX opened, such as ``tcp/eth0`` and ``rc_mlx5/mlx5_0:1``."""
+        return opened_resources(self._binding.info())
+
+    def software(self) -> tuple[str, str]:
+        """The binding and the version of the UCX that it runs on, such as ``ucxx`` and ``1.21.0``."""
+        return self._binding.name, library_version(self._binding.library())
 
     def connect(self, addresses: Mapping[int, bytes]) -> None:
         for peer, address in addresses.items():
@@ -83,7 +91,7 @@ class UcxTransport(Transport):
                 ) from error
         counted = self.received_bytes
         for nbytes in (8, 1 << 20):  # wire-up and rendezvous are done before any stamp
-            self._warm(nbytes)
+            self._warm(addresses, nbytes)
         self.received_bytes = counted
 
     def send(self, peer: int, span: Span, tag: int) -> Ticket:
@@ -122,18 +130,19 @@ class UcxTransport(Transport):
         request = self._binding.recv(endpoint, view, peer << RANK_SHIFT | tag)
         return UcxTicket(request, endpoint, self, peer, view, incoming=True)
 
-    def _warm(self, nbytes: int) -> None:
-        """Exchange a message with every peer. Raises TransportError when none comes in time."""
-        tickets = []
-        for peer in self._endpoints:
+    def _warm(self, peers: Collection[int], nbytes: int) -> None:
+        """Exchange a message with every one of ``peers``. Raises TransportError when none comes in time."""
+        tickets: list[Ticket] = []
+        for peer in peers:
             tickets.append(self._recv(peer, np.empty(nbytes, np.uint8), WARM_TAG))
             tickets.append(self._send(peer, np.zeros(nbytes, np.uint8), WARM_TAG))
-        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        deadline = time.monotonic() + self.connect_timeout_s
         while not all(ticket.done() for ticket in tickets):
             self._binding.progress()
             if time.monotonic() > deadline:
+                self._abandoned += tickets
                 raise TransportError(
-                    f"no first message with ranks {sorted(self._endpoints)} within {CONNECT_TIMEOUT_S:.0f} s; is a "
+                    f"no first message with ranks {sorted(peers)} within {self.connect_timeout_s:.0f} s; is a "
                     "firewall between the nodes, or the wrong fabric.net_devices?"
                 )
 
@@ -143,6 +152,8 @@ class UcxTransport(Transport):
 
 class UcxxBinding:
     """ucxx's core API (``ucxx._lib``), the default."""
+
+    name = "ucxx"
 
     def __init__(self, settings: Mapping[str, str], peer_errors: bool) -> None:
         import ucxx._lib.libucxx as api
@@ -195,6 +206,8 @@ class CallbackRequest:
 
 class UcxPyBinding:
     """ucx-py's core API (``ucp._libs.ucx_api``, 0.45), for a site that still has it."""
+
+    name = "ucx-py"
 
     def __init__(self, settings: Mapping[str, str], peer_errors: bool) -> None:
         from ucp._libs import ucx_api as api

@@ -32,7 +32,7 @@ FIELD_TRANSPORTS = 1 << 3
 MAX_LANES = 16
 
 
-RESOURCE = re.compile(r"^#\s+resource\s+\d+\s.*\s\S+/(\S+)\s*$", re.MULTILINE)
+RESOURCE = re.compile(r"^#\s+resource\s+\d+\s.*\s(\S+/\S+)\s*$", re.MULTILINE)
 
 
 def query_route(binding: str, endpoint: int) -> str:
@@ -54,6 +54,16 @@ def query_route(binding: str, endpoint: int) -> str:
     return "+".join(dict.fromkeys(f"{transport}/{device}" for transport, device in lanes)) or "unknown"
 
 
-def opened_devices(info: str) -> list[str]:
-    """The devices in the text of ``ucp_context_print_info``: ``resource 1 : md 1 dev 1 flags -- tcp/eth0``."""
+def opened_resources(info: str) -> list[str]:
+    """``transport/device`` in the text of ``ucp_context_print_info``: ``resource 1 : md 1 dev 1 flags -- tcp/eth0``."""
     return sorted(set(RESOURCE.findall(info)))
+
+
+def library_version(binding: str) -> str:
+    """The version of the libucp that a binding's file links, such as ``1.21.0``; "unknown" where it cannot be asked."""
+    try:
+        ask = ctypes.CDLL(binding).ucp_get_version_string
+    except (OSError, AttributeError):
+        return "unknown"
+    ask.restype = ctypes.c_char_p
+    return str(ask().decode())
