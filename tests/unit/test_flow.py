@@ -66,7 +66,7 @@ def test_a_scattered_plan_moves_pool_to_pool() -> None:
     source, destination, sent, landed = pair(layout.nbytes)
     plan = plan_request(layout, [2, 0], [0, 1], max_piece_bytes=5)
     send, recv = SendFlow(source, 2, plan.source, 7, 4), RecvFlow(destination, 1, plan.destination, 7)
-    send.release(plan.layer_ends[-1])
+    send.release(plan.part_ends[-1])
     while not recv.advance():
         send.advance()
         source.progress()
@@ -83,12 +83,12 @@ def test_one_end_alone_moves_a_scattered_plan(kind: type[OneSidedFlow]) -> None:
     plan = plan_request(layout, [2, 0], [0, 1], max_piece_bytes=5)
     mover, peer = (destination, 1) if kind is ReadFlow else (source, 2)
     flow = kind(mover, peer, plan.source, plan.destination, window=3)
-    flow.release(plan.layer_ends[0])
+    flow.release(plan.part_ends[0])
     drive(flow, mover)
     assert landed[: layout.layer_bytes].any()
     assert not landed[layout.layer_bytes :].any(), "layer 1 is not released"
     assert not flow.done
-    flow.release(plan.layer_ends[1])
+    flow.release(plan.part_ends[1])
     drive(flow, mover)
     assert flow.done
     assert mover.received_bytes + mover.written_bytes == 4 * layout.block_bytes

@@ -8,30 +8,50 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xpyd.kv.layout import PoolLayout
+from xpyd.kv.layout import PoolLayout, PoolOrder
 from xpyd.model.spec import ModelSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class KVCache:
-    """``pool`` has shape [num_layers, num_blocks, 2 (K, V), block_size, num_kv_heads, head_dim].
+    """``pool`` reads as [num_layers, num_blocks, 2 (K, V), block_size, num_kv_heads, head_dim], whatever its order is.
 
-    A slot is one token's place in a layer: ``block * block_size + offset``.
+    A slot is one token's place in a layer: ``block * block_size + offset``. ``staging_bytes`` more lie behind the pool
+    in the same registered memory, for transfers that gather their blocks first.
     """
 
-    def __init__(self, spec: ModelSpec, num_blocks: int, block_size: int, device: str = "cpu") -> None:
-        shape = (spec.num_layers, num_blocks, 2, block_size, spec.num_kv_heads, spec.head_dim)
-        self.pool = torch.zeros(shape, dtype=DTYPES[spec.dtype], device=device)
-        self._read = self.pool.new_empty((0, *shape[3:]))  # grows; fresh memory for every layer costs page faults
+    def __init__(
+        self,
+        spec: ModelSpec,
+        num_blocks: int,
+        block_size: int,
+        device: str = "cpu",
+        order: PoolOrder | None = None,
+        staging_bytes: int = 0,
+    ) -> None:
+        self.order = order or PoolOrder()
         self.block_size = block_size
-        self.layout = PoolLayout(spec.num_layers, num_blocks, spec.block_bytes(block_size))
-        assert self.layout.nbytes == self.pool.nbytes, "the layout describes the pool byte for byte"
+        self.layout = PoolLayout(spec.num_layers, num_blocks, spec.block_bytes(block_size), self.order.blocks_first)
+        outer = (num_blocks, spec.num_layers) if self.order.blocks_first else (spec.num_layers, num_blocks)
+        inner = (spec.num_kv_heads, block_size) if self.order.heads_first else (block_size, spec.num_kv_heads)
+        dtype = DTYPES[spec.dtype]
+        num_items = self.layout.nbytes // dtype.itemsize
+        self._memory = torch.zeros(num_items + staging_bytes // dtype.itemsize, dtype=dtype, device=device)
+        stored = self._memory[:num_items].view(*outer, 2, *inner, spec.head_dim)
+        assert stored.nbytes == self.layout.nbytes, "the layout describes the pool byte for byte"
+        blocks_last = stored.transpose(0, 1) if self.order.blocks_first else stored
+        self.pool = blocks_last.transpose(3, 4) if self.order.heads_first else blocks_last
+        # What one row of a read copies: K or V of a block, or of one head of it. Rows lie one after the other.
+        self._row_heads = spec.num_kv_heads if self.order.heads_first else 1
+        row = (block_size, spec.head_dim) if self.order.heads_first else (block_size, spec.num_kv_heads, spec.head_dim)
+        self._rows = stored.view(-1, *row)
+        self._read = self._memory.new_empty((0, *row))  # grows; fresh memory for every layer costs page faults
 
     @property
     def buffer(self) -> NDArray[np.uint8]:
-        """All bytes of the pool, shape [nbytes], without a copy. Host memory only."""
-        view: NDArray[np.uint8] = self.pool.view(-1).view(torch.uint8).numpy()
+        """All bytes, the pool's ``layout.nbytes`` and staging behind them, without a copy. Host memory only."""
+        view: NDArray[np.uint8] = self._memory.view(torch.uint8).numpy()
         return view
 
     def slots(self, table: Sequence[int], start: int, num_tokens: int) -> list[int]:
@@ -48,14 +68,22 @@ class KVCache:
     def read(self, layer: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of ``tables`` [..., num_blocks]: each [..., num_blocks * block_size, num_kv_heads, head_dim].
 
-        They are copies in one buffer that the next read reuses: use them before it.
+        They are views of one buffer that the next read reuses: use them before it.
         """
-        halves = self.pool[layer].flatten(0, 1)  # a view: K of block 0, V of block 0, K of block 1, ...
-        rows = torch.stack((2 * tables, 2 * tables + 1)).flatten()
-        if self._read.shape[0] < len(rows):
-            self._read = halves.new_empty((len(rows), *halves.shape[1:]))
-        copied = self._read[: len(rows)]
-        # index_select copies whole blocks; indexing with a tensor copies element by element, many times slower.
-        torch.index_select(halves, 0, rows, out=copied)
-        k, v = copied.view(2, *tables.shape[:-1], -1, *halves.shape[2:])
-        return k, v
+        rows = self._rows_of(layer, tables)  # [2, ..., num_blocks], or [2, ..., num_kv_heads, num_blocks]
+        if self._read.shape[0] < rows.numel():
+            self._read = self._rows.new_empty((rows.numel(), *self._rows.shape[1:]))
+        copied = self._read[: rows.numel()]
+        # index_select copies whole rows; indexing with a tensor copies element by element, many times slower.
+        torch.index_select(self._rows, 0, rows.flatten(), out=copied)
+        k, v = copied.view(*rows.shape[:-1], -1, *self._rows.shape[2:])
+        return (k.transpose(-3, -2), v.transpose(-3, -2)) if self.order.heads_first else (k, v)
+
+    def _rows_of(self, layer: int, tables: torch.Tensor) -> torch.Tensor:
+        layout, heads = self.layout, self._row_heads
+        per_block = 2 * heads  # rows of K, then rows of V
+        first = (tables * layout.block_stride + layer * layout.layer_stride) // layout.block_bytes * per_block
+        halves = torch.stack((first, first + heads))
+        if not self.order.heads_first:
+            return halves
+        return halves[..., None, :] + torch.arange(heads, device=tables.device)[:, None]

@@ -1,4 +1,4 @@
-"""From two block tables to the spans that must move: neighbours are merged, long runs are cut into pieces. Pure ints.
+"""From two block tables to the spans that must move: neighbours are merged, long runs are cut into pieces.
 
 Both ranks make the same plan from the same two tables, so a piece needs no description on the wire but its number.
 """
@@ -7,55 +7,86 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xpyd.kv.layout import PoolLayout, Span
+
+Offsets = NDArray[np.int64]
+
+
+class Cells(NamedTuple):
+    """Blocks of layers, one after the other, by their first byte at both ends; shape [num_cells] each."""
+
+    source: Offsets
+    destination: Offsets
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The pieces of one hand-off, layer by layer: ``source[i]`` goes to ``destination[i]``, of equal length.
+    """The pieces of one hand-off in the order they leave: ``source[i]`` goes to ``destination[i]``, of equal length.
 
-    ``layer_ends[l]`` is the number of pieces of layers 0 to l: as many may leave once layer l is computed.
+    A *part* becomes final at once: a layer, a prompt chunk, or everything. ``part_ends[p]`` is the number of pieces of
+    parts 0 to p: as many may leave once part p is computed.
     """
 
     source: list[Span]
     destination: list[Span]
-    layer_ends: list[int]
+    part_ends: list[int]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(span.nbytes for span in self.source)
 
 
-def plan_layer(
-    layout: PoolLayout, layer: int, source: Sequence[int], destination: Sequence[int], max_piece_bytes: int
-) -> list[tuple[Span, Span]]:
-    """The pieces of one layer: runs of blocks that are neighbours on both sides, cut at ``max_piece_bytes``."""
+def plan_request(
+    layout: PoolLayout,
+    source: Sequence[int],
+    destination: Sequence[int],
+    max_piece_bytes: int,
+    blocks_per_part: int | None = None,
+) -> Plan:
+    """Runs of memory that are contiguous at both ends, cut at ``max_piece_bytes``, part after part.
+
+    A part is one layer of all blocks, or all layers of ``blocks_per_part`` blocks where that is given.
+    """
+    plan = Plan([], [], [])
+    for cells in split_parts(layout, source, destination, blocks_per_part):
+        for start, landing, nbytes in _runs(cells, layout.block_bytes):
+            for begin in range(0, nbytes, max_piece_bytes):
+                length = min(max_piece_bytes, nbytes - begin)
+                plan.source.append(Span(start + begin, length))
+                plan.destination.append(Span(landing + begin, length))
+        plan.part_ends.append(len(plan.source))
+    return plan
+
+
+def split_parts(
+    layout: PoolLayout, source: Sequence[int], destination: Sequence[int], blocks_per_part: int | None
+) -> Iterator[Cells]:
+    """The cells of each part, in the order of the pool's memory where the tables allow it."""
     assert len(source) == len(destination), "both ends hold the same number of blocks"
-    pieces = []
-    for first_source, first_destination, count in _runs(source, destination):
-        start = layout.offset(layer, first_source)
-        landing = layout.offset(layer, first_destination)
-        total = count * layout.block_bytes
-        for begin in range(0, total, max_piece_bytes):
-            nbytes = min(max_piece_bytes, total - begin)
-            pieces.append((Span(start + begin, nbytes), Span(landing + begin, nbytes)))
-    return pieces
+    layers = np.arange(layout.num_layers)
+    tables = np.asarray(source, np.int64), np.asarray(destination, np.int64)
+    if blocks_per_part is None:
+        for layer in layers:
+            yield Cells(*(_offsets(layout, layers[layer : layer + 1], table) for table in tables))
+        return
+    for begin in range(0, len(source), blocks_per_part):
+        chunk = slice(begin, begin + blocks_per_part)
+        yield Cells(*(_offsets(layout, layers, table[chunk]) for table in tables))
 
 
-def plan_request(layout: PoolLayout, source: Sequence[int], destination: Sequence[int], max_piece_bytes: int) -> Plan:
-    """The pieces of all layers, first layer first."""
-    layers = [plan_layer(layout, layer, source, destination, max_piece_bytes) for layer in range(layout.num_layers)]
-    pieces = [piece for layer in layers for piece in layer]
-    return Plan(
-        [source_span for source_span, _ in pieces],
-        [destination_span for _, destination_span in pieces],
-        list(accumulate(len(layer) for layer in layers)),
-    )
+def _offsets(layout: PoolLayout, layers: NDArray[np.int64], blocks: Offsets) -> Offsets:
+    grid = layers[:, None] * layout.layer_stride + blocks[None, :] * layout.block_stride
+    return (grid.T if layout.blocks_first else grid).ravel()
 
 
-def _runs(source: Sequence[int], destination: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(first source block, first destination block, count) of each stretch that is contiguous on both sides."""
-    begin = 0
-    for i in range(1, len(source) + 1):
-        if i < len(source) and source[i] == source[i - 1] + 1 and destination[i] == destination[i - 1] + 1:
-            continue
-        yield source[begin], destination[begin], i - begin
-        begin = i
+def _runs(cells: Cells, cell_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """(first source byte, first destination byte, bytes) of each stretch that is contiguous at both ends."""
+    breaks = (np.diff(cells.source) != cell_bytes) | (np.diff(cells.destination) != cell_bytes)
+    starts = np.concatenate(([0], np.flatnonzero(breaks) + 1, [len(cells.source)]))
+    for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        yield int(cells.source[begin]), int(cells.destination[begin]), (end - begin) * cell_bytes

@@ -46,7 +46,7 @@ class Outgoing:
         """The KV of the first ``num_layers`` layers is final: those pieces may leave."""
         self.layers_ready = max(self.layers_ready, num_layers)
         if self.flow is not None and self.plan is not None and self.layers_ready:
-            self.flow.release(self.plan.layer_ends[self.layers_ready - 1])
+            self.flow.release(self.plan.part_ends[self.layers_ready - 1])
 
 
 @dataclass(slots=True)

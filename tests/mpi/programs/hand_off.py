@@ -37,7 +37,7 @@ def send(transport: Transport, comm: Any, pool: NDArray[np.uint8]) -> None:
     plan = plan_request(LAYOUT, table, DESTINATION_TABLES[comm.rank], MAX_PIECE_BYTES)
     flow = SendFlow(transport, RECEIVER, plan.source, transfer_seq=0, window=3)
     generator = np.random.default_rng(comm.rank)
-    for layer, end in enumerate(plan.layer_ends):
+    for layer, end in enumerate(plan.part_ends):
         first = layer * LAYOUT.layer_bytes
         pool[first : first + LAYOUT.layer_bytes] = generator.integers(0, 256, LAYOUT.layer_bytes, dtype=np.uint8)
         flow.release(end)
