@@ -25,7 +25,7 @@ from xpyd.scheduler.base import SchedulerConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
 from xpyd.worker.handoff import TransferConfig
-from xpyd.worker.sweeps import InterferenceSweep, WireSweep
+from xpyd.worker.sweeps import ContentionSweep, InterferenceSweep, WireSweep
 from xpyd.workload.config import WorkloadConfig
 from xpyd.workload.slo import SloConfig
 
@@ -104,12 +104,33 @@ class Interference(Ranked):
     sweep: InterferenceSweep
 
     def __post_init__(self) -> None:
-        needed = self.sweep.num_blocks(self.scheduler.block_size)
-        if needed > self.scheduler.num_kv_blocks:
+        _check_pool(self.scheduler, self.sweep, "sweep.context_len, sweep.num_decode_seqs or sweep.chunk_tokens")
+
+
+@dataclass(frozen=True)
+class Contention(Ranked):
+    scheduler: SchedulerConfig  # only its pool, as above
+    transport: TransportConfig
+    fabric: FabricConfig
+    sweep: ContentionSweep
+
+    def __post_init__(self) -> None:
+        self.transport.check(self.fabric)
+        if self.placement.num_colocated:
             raise ValueError(
-                f"scheduler.num_kv_blocks={self.scheduler.num_kv_blocks}: the sweep's largest point needs {needed}; "
-                "raise it, or shorten sweep.context_len, sweep.num_decode_seqs or sweep.chunk_tokens"
+                f"placement.num_colocated={self.placement.num_colocated}: contention needs a rank that sends and one "
+                "that receives; choose xPyD, such as placement=1p1d"
             )
+        _check_pool(self.scheduler, self.sweep, "sweep.prompt_tokens, sweep.num_decode_seqs or sweep.prefill_tokens")
+
+
+def _check_pool(pool: SchedulerConfig, sweep: InterferenceSweep | ContentionSweep, keys: str) -> None:
+    needed = sweep.num_blocks(pool.block_size)
+    if needed > pool.num_kv_blocks:
+        raise ValueError(
+            f"scheduler.num_kv_blocks={pool.num_kv_blocks}: the sweep's largest point needs {needed}; raise it, or "
+            f"shorten {keys}"
+        )
 
 
 @dataclass(frozen=True)
@@ -168,6 +189,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "economics": Economics,
     "transfer": Transfer,
     "interference": Interference,
+    "contention": Contention,
     "serve": Serve,
     "compare": Compare,
 }

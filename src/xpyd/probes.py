@@ -1,17 +1,18 @@
-"""The two experiments that measure one cost alone: the wire without a model, and interference without a wire."""
+"""The experiments that measure one cost alone: the wire, interference without a wire, and one beside the other."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from xpyd.clock import wait_quietly
-from xpyd.config import Interference, Transfer
+from xpyd.config import Contention, Interference, Transfer
 from xpyd.entry import Job
 from xpyd.model.runner import ModelRunner
 from xpyd.placement import CLIENT_RANK, Role, node_names, place
 from xpyd.run_dir import RowWriter
 from xpyd.trial import write_environment
 from xpyd.worker.affinity import pin_cores
+from xpyd.worker.contention import ContentionProbe
 from xpyd.worker.interference import measure_gaps
 from xpyd.worker.links import Links
 from xpyd.worker.wire import measure_pair
@@ -51,3 +52,28 @@ def run_interference(config: Interference, job: Job) -> None:
                 rows.write(row)
                 rows.flush_if_due()
         wait_quietly(comm)
+
+
+def run_contention(config: Contention, job: Job) -> None:
+    """Measure every prefill-decode pair, one pair after the other; collective."""
+    comm = job.comm
+    placement = place(config.placement, node_names(comm))
+    cores = pin_cores(comm) if config.placement.pin_cores else []
+    runner = None
+    if comm.rank != CLIENT_RANK:
+        pool = config.scheduler
+        runner = ModelRunner(config.model, pool.num_kv_blocks, pool.block_size, num_threads=max(1, len(cores)))
+    links = Links(config.transport, config.fabric, comm, placement, runner.cache.buffer if runner else None)
+    write_environment(job, placement, cores, links.routes, config.fabric.emulated)
+    with RowWriter(job.run_dir, comm.rank) as rows:
+        for source in placement.ranks(Role.PREFILL):
+            for destination in placement.ranks(Role.DECODE):
+                job.say(f"rank {source} -> rank {destination} over {links.routes[f'{source}->{destination}']}")
+                if comm.rank in (source, destination):
+                    assert runner is not None
+                    peer = destination if comm.rank == source else source
+                    probe = ContentionProbe(runner, links.transport, comm, peer, comm.rank == source, config.sweep)
+                    probe.measure(rows.write)
+                rows.flush()
+                wait_quietly(comm)
+    links.close()

@@ -1,6 +1,6 @@
 """The rows of every table a run writes. Tidy: one row per event, the unit in the column's name.
 
-Ranks stream rows to ``streams/<table>.rank<k>.arrow`` as they happen; at the end rank 0 merges them to
+Ranks stream rows to files of their own as they happen (``xpyd.streams``); at the end rank 0 merges them to
 ``<table>.parquet``. Columns are stable: a change raises ``SCHEMA_VERSION``. Every ``_ns`` is on the client's clock.
 In these tables ``block`` is a comparison block (one stretch of one arm), never a KV block.
 """
@@ -139,6 +139,33 @@ class GapRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ReceiptRow:
+    """One timed hand-off of the ``contention`` experiment, beside a decode batch and a source's prefill (0: none)."""
+
+    src_rank: int
+    dst_rank: int
+    num_decode_seqs: int
+    prefill_tokens: int
+    payload_bytes: int
+    num_pieces: int
+    repeat: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivingGapRow:
+    """One decode gap of the ``contention`` experiment. ``payload_bytes`` is what arrives meanwhile; 0: nothing."""
+
+    rank: int
+    num_decode_seqs: int
+    prefill_tokens: int
+    payload_bytes: int
+    repeat: int
+    index: int
+    gap_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class EconomicsRow:
     """One point of the closed-form sweep; every number is modeled."""
 
@@ -168,5 +195,7 @@ TABLES: dict[str, type] = {
     "steps": StepRow,
     "transfer_points": TransferPointRow,
     "gaps": GapRow,
+    "receipts": ReceiptRow,
+    "receiving_gaps": ReceivingGapRow,
     "economics": EconomicsRow,
 }

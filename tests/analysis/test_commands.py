@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import compare, economics, interference, report, serve, transfer
+from analysis import compare, contention, economics, interference, report, serve, transfer
 from tests.analysis.synthetic import Way, block_rows, write_run
-from xpyd.records import EconomicsRow, GapRow, TransferPointRow
+from xpyd.records import EconomicsRow, GapRow, ReceiptRow, ReceivingGapRow, TransferPointRow
 
 COLOCATED = Way(queue=10, prefill=20, gaps=(10, 10, 10))
 SPLIT = Way(queue=14, prefill=22, exposed=6, admission=2, gaps=(16, 6, 6), moved=True)
@@ -48,6 +48,16 @@ def gap_rows() -> list[Any]:
     return [GapRow(chunk, 4, repeat, i, gap) for chunk, gap in sizes for repeat in range(5) for i in range(4)]
 
 
+def contention_rows() -> list[Any]:
+    """10 MiB in 5 ms, 15 ms beside a batch of 4 whose 10 ms gaps become two of 14 ms: a hand-off costs it 8 ms."""
+    rows: list[Any] = []
+    for repeat in range(5):
+        rows += [ReceiptRow(1, 2, batch, 0, 10 << 20, 10, repeat, s) for batch, s in ((0, 0.005), (4, 0.015))]
+        rows += [ReceivingGapRow(2, 4, 0, 0, repeat, i, 0.010) for i in range(6)]
+        rows += [ReceivingGapRow(2, 4, 0, 10 << 20, repeat, i, 0.014) for i in range(2)]
+    return rows
+
+
 def economics_rows() -> list[Any]:
     slow, fast = "don't: the link is too slow", "split"
     return [
@@ -62,6 +72,7 @@ KINDS: dict[str, tuple[Callable[[], list[Any]], Any]] = {
     "serve": (serve_rows, serve),
     "transfer": (transfer_rows, transfer),
     "interference": (gap_rows, interference),
+    "contention": (contention_rows, contention),
     "economics": (economics_rows, economics),
 }
 
@@ -211,3 +222,12 @@ def test_the_interference_is_found(tmp_path: Path, capsys: pytest.CaptureFixture
     folder = write_run(tmp_path / "r", gap_rows(), config={"experiment": "interference"})
     interference.main([str(folder), "--format", "markdown"])
     assert "| 4 | 256 | 35 ms | 35 ms | 35 ms | 25 [25, 25] ms | 3.5 |" in capsys.readouterr().out
+
+
+def test_what_receiving_costs_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "r", contention_rows(), config={"experiment": "contention"})
+    contention.main([str(folder), "--format", "markdown"])
+    text = capsys.readouterr().out
+    assert "| 10 MiB | idle | idle | 5 ms | isolated |" in text
+    assert "| 10 MiB | 4 decodes | idle | 15 ms | 3 |" in text
+    assert "| 10 MiB | 4 | idle | 10 ms | 14 ms | 14 ms | 1.4 | 8 [8, 8] ms |" in text

@@ -17,6 +17,7 @@ EXPERIMENT_GROUPS = {
     "serve": ("model", "placement", "scheduler", "transport", "transfer", "fabric", "workload", "slo", "launch"),
     "transfer": ("placement", "transport", "fabric", "launch"),
     "interference": ("model", "placement", "scheduler", "launch"),
+    "contention": ("placement", "scheduler", "transport", "fabric", "launch"),
     "economics": ("model", "economics"),
 }
 NEEDS_A_PATH = {("model", "checkpoint"), ("workload", "mooncake"), ("workload", "azure"), ("workload", "burstgpt")}
@@ -44,7 +45,7 @@ def options() -> list[tuple[str, str, str]]:
 def fits(experiment: str, group: str, option: str) -> bool:
     if (group, option) in NEEDS_A_PATH:
         return False
-    return not (group == "placement" and experiment in ("compare", "transfer") and option in COLOCATED)
+    return not (group == "placement" and experiment in ("compare", "contention", "transfer") and option in COLOCATED)
 
 
 @pytest.mark.parametrize("experiment", SCHEMAS)

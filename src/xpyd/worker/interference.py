@@ -30,15 +30,14 @@ def measure_gaps(runner: ModelRunner, block_size: int, sweep: InterferenceSweep,
 def _point(
     runner: ModelRunner, block_size: int, sweep: InterferenceSweep, chunk: int, batch: int, repeat: int
 ) -> Iterator[GapRow]:
-    per_sequence = -(-(sweep.context_len + sweep.num_gaps + 1) // block_size)
-    tables = [list(range(i * per_sequence, (i + 1) * per_sequence)) for i in range(batch)]
-    first_free = batch * per_sequence
+    reach = sweep.context_len + sweep.num_gaps + 1
+    first_free = batch * -(-reach // block_size)
     chunk_table = list(range(first_free, first_free + -(-chunk // block_size)))
-    prompt = [token % runner.spec.vocab_size for token in range(chunk)]
+    vocab_size = runner.spec.vocab_size
+    prompt = [token % vocab_size for token in range(chunk)]
     previous_ns = 0
     for index in range(sweep.num_gaps + 1):
-        position = sweep.context_len + index
-        segments = [Segment([index % runner.spec.vocab_size], position, table, 0, index, True) for table in tables]
+        segments = decode_batch(vocab_size, block_size, batch, sweep.context_len + index, reach)
         if chunk:
             segments.append(Segment(prompt, 0, chunk_table, 0, 0, False))
         runner.run(segments)
@@ -46,3 +45,15 @@ def _point(
         if index:
             yield GapRow(chunk, batch, repeat, index - 1, (now_ns - previous_ns) / NS_PER_S)
         previous_ns = now_ns
+
+
+def decode_batch(
+    vocab_size: int, block_size: int, num_seqs: int, position: int, reach: int, first_block: int = 0
+) -> list[Segment]:
+    """One decode step of ``num_seqs`` sequences at ``position``, each in blocks of its own for ``reach`` tokens."""
+    width = -(-reach // block_size)
+    firsts = [first_block + i * width for i in range(num_seqs)]
+    return [
+        Segment([position % vocab_size], position, list(range(first, first + width)), 0, position, True)
+        for first in firsts
+    ]

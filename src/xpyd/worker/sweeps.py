@@ -1,4 +1,4 @@
-"""The points that the ``transfer`` and ``interference`` experiments measure; plain numbers, no torch, no MPI."""
+"""The points that the probing experiments measure; plain numbers, no torch, no MPI."""
 
 from __future__ import annotations
 
@@ -50,3 +50,23 @@ class InterferenceSweep:
         """KV blocks that the largest point needs."""
         per_sequence = -(-(self.context_len + self.num_gaps + 1) // block_size)
         return max(self.num_decode_seqs) * per_sequence + -(-max(self.chunk_tokens) // block_size)
+
+
+@dataclass(frozen=True)
+class ContentionSweep:
+    """Hand-offs of each prompt length to a decode rank that runs each batch, from a source that idles or prefills."""
+
+    prompt_tokens: tuple[Annotated[int, Gt(0)], ...]
+    num_decode_seqs: tuple[Annotated[int, Gt(0)], ...]
+    context_len: Annotated[int, Gt(0)]  # of each decoding sequence
+    prefill_tokens: Annotated[int, Gt(0)]  # of the source's steps while it prefills
+    num_gaps: Annotated[int, Gt(1)]  # of each decode batch alone, each repeat
+    num_repeats: Annotated[int, Gt(0)]
+    pieces_in_flight: Annotated[int, Gt(0)]
+    max_piece_bytes: Annotated[int, Gt(0)]
+
+    def num_blocks(self, block_size: int) -> int:
+        """KV blocks that the largest point needs, on either end."""
+        decodes = max(self.num_decode_seqs) * -(-(self.context_len + self.num_gaps) // block_size)
+        prefill = -(-self.prefill_tokens // block_size)
+        return -(-max(self.prompt_tokens) // block_size) + max(decodes, prefill)
