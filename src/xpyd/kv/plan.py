@@ -5,7 +5,7 @@ Both ranks make the same plan from the same two tables, so a piece needs no desc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,9 +52,14 @@ def plan_request(
 
     A part is one layer of all blocks, or all layers of ``blocks_per_part`` blocks where that is given.
     """
+    return merge(split_parts(layout, source, destination, blocks_per_part), layout.block_bytes, max_piece_bytes)
+
+
+def merge(parts: Iterable[Cells], cell_bytes: int, max_piece_bytes: int) -> Plan:
+    """The plan that moves every cell of every part: neighbours at both ends become one piece, long runs several."""
     plan = Plan([], [], [])
-    for cells in split_parts(layout, source, destination, blocks_per_part):
-        for start, landing, nbytes in _runs(cells, layout.block_bytes):
+    for cells in parts:
+        for start, landing, nbytes in _runs(cells, cell_bytes):
             for begin in range(0, nbytes, max_piece_bytes):
                 length = min(max_piece_bytes, nbytes - begin)
                 plan.source.append(Span(start + begin, length))
@@ -87,6 +92,6 @@ def _offsets(layout: PoolLayout, layers: NDArray[np.int64], blocks: Offsets) -> 
 def _runs(cells: Cells, cell_bytes: int) -> Iterator[tuple[int, int, int]]:
     """(first source byte, first destination byte, bytes) of each stretch that is contiguous at both ends."""
     breaks = (np.diff(cells.source) != cell_bytes) | (np.diff(cells.destination) != cell_bytes)
-    starts = np.concatenate(([0], np.flatnonzero(breaks) + 1, [len(cells.source)]))
+    starts = np.concatenate(([0] * bool(len(cells.source)), np.flatnonzero(breaks) + 1, [len(cells.source)]))
     for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         yield int(cells.source[begin]), int(cells.destination[begin]), (end - begin) * cell_bytes
