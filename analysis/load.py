@@ -1,26 +1,27 @@
 """Run folders as DataFrames: whole, partial or pooled, and nothing read silently that should not be.
 
 A run folder holds ``config.yaml``, ``environment.json``, ``predicted.json``, the tables of ``xpyd.records`` and, last,
-``DONE``. Without DONE the run is partial: its tables are Arrow streams, readable up to the last whole batch.
+``DONE``. Without DONE the run is partial: its tables are Arrow streams, readable up to the last whole batch, maybe of
+several attempts (see ``xpyd.streams``).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from xpyd.records import SCHEMA_VERSION, TABLES
+from xpyd.records import TABLES
+from xpyd.streams import SchemaVersionError, check_schema, merge
 
-ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
 # Runs that differ in these only are repeats of one trial: where results go, how ranks start, how long, which seed.
 REPEAT_KEYS = ("run", "launch", "num_pairs", "num_blocks", "workload.seed")
 # Facts of the environment that make two runs different measurements, though their configs agree.
@@ -197,51 +198,25 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_table(folder: Path, table: str, partial: bool) -> pd.DataFrame:
     """One table from Parquet, else from the streams; without rows where neither exists."""
     path = folder / f"{table}.parquet"
-    schema = _arrow_schema(table)
-    if path.exists():
-        try:
-            return _frame(_checked(pq.read_table(path), schema, path))
-        except (pa.ArrowInvalid, OSError) as error:
-            if not partial:  # a run killed while it merged still has its streams
-                raise RunError(f"{path}: damaged Parquet ({_first_line(error)}); restore it or measure again") from None
-    batches = []
-    for stream in sorted((folder / "streams").glob(f"{table}.rank*.arrow")):
-        batches += list(_whole_batches(stream, schema))
-    return _frame(pa.Table.from_batches(batches, schema))
-
-
-def _whole_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The batches of a stream up to where it was cut off; a killed rank leaves a torn tail, maybe no header."""
-    with pa.OSFile(str(path)) as file:
-        try:
-            with pa.ipc.open_stream(file) as reader:
-                _checked(reader.schema.empty_table(), schema, path)
-                while True:
-                    yield reader.read_next_batch().select(schema.names).replace_schema_metadata(None)
-        except (StopIteration, pa.ArrowInvalid, OSError):
-            return
-
-
-def _checked(found: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
-    """The table in this version's columns. Raises RunError where it was written by another version."""
-    version = (found.schema.metadata or {}).get(b"schema_version", b"none").decode()
-    if version != str(SCHEMA_VERSION) or not found.schema.equals(schema, check_metadata=False):
-        raise RunError(
-            f"{path}: written with schema version {version}, this is version {SCHEMA_VERSION}; read it with the commit "
-            "that wrote it (see environment.json), or measure again"
-        )
-    return found
+    try:
+        if path.exists():
+            try:
+                found = pq.read_table(path)
+                check_schema(found.schema, table, path)
+                return _frame(found)
+            except (pa.ArrowInvalid, OSError) as error:
+                if not partial:  # a run killed while it merged still has its streams
+                    problem = f"damaged Parquet ({_first_line(error)})"
+                    raise RunError(f"{path}: {problem}; restore it or measure again") from None
+        return _frame(merge(folder, table))
+    except SchemaVersionError as error:
+        raise RunError(str(error)) from None
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
     frame = table.to_pandas()
     assert isinstance(frame, pd.DataFrame)
     return frame
-
-
-def _arrow_schema(table: str) -> pa.Schema:
-    hints = get_type_hints(TABLES[table])
-    return pa.schema([pa.field(f.name, ARROW_TYPES[hints[f.name]], nullable=False) for f in fields(TABLES[table])])
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The run folder: frozen config, environment, streamed rows, merged tables, and ``DONE`` last.
 
-Ranks append rows to ``streams/<table>.rank<k>.arrow`` (Arrow IPC streams: readable up to the last whole batch, even
-after ``kill -9``; Parquet is unreadable without its footer). Rank 0 merges them to Parquet. No DONE: a partial run.
+Ranks append rows to streams (see ``xpyd.streams``); at the end rank 0 merges them to Parquet. No DONE: a partial run,
+which another attempt may resume, one at a time.
 """
 
 from __future__ import annotations
@@ -9,36 +9,29 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import fields
+from contextlib import AbstractContextManager
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_type_hints
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from xpyd.lock import hold
 from xpyd.records import SCHEMA_VERSION, TABLES
+from xpyd.streams import FOLDER, arrow_schema, attempts, completed_blocks, merge, stream_name
 
 FLUSH_INTERVAL_S = 2.0
-ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
-
-
-@cache
-def arrow_schema(table: str) -> pa.Schema:
-    """The Arrow schema of a table, from its row dataclass; carries the schema version."""
-    hints = get_type_hints(TABLES[table])
-    columns = [pa.field(f.name, ARROW_TYPES[hints[f.name]], nullable=False) for f in fields(TABLES[table])]
-    return pa.schema(columns, metadata={"schema_version": str(SCHEMA_VERSION)})
 
 
 class RunDir:
-    """Paths and whole-file writes of one run folder."""
+    """Paths and whole-file writes of one run folder; ``attempt`` numbers the streams that this process writes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, attempt: int = 0) -> None:
         self.path = path
+        self.attempt = attempt
 
     @classmethod
     def create(cls, root: Path, experiment: str, name: str | None) -> RunDir:
@@ -50,13 +43,24 @@ class RunDir:
         try:
             path.mkdir(parents=True, mode=0o700)
         except FileExistsError:
-            raise FileExistsError(f"run folder {path} exists already; choose another run.name or remove it") from None
-        (path / "streams").mkdir()
+            raise FileExistsError(
+                f"run folder {path} exists already; go on with it (run.resume=true), remove it, or choose another "
+                "run.name"
+            ) from None
+        (path / FOLDER).mkdir()
         return cls(path)
 
     @property
     def done(self) -> bool:
         return (self.path / "DONE").exists()
+
+    def next_attempt(self) -> int:
+        """The number of the attempt that begins now: 0 in a new folder."""
+        return max(attempts(self.path), default=-1) + 1
+
+    def completed_blocks(self) -> frozenset[int]:
+        """The blocks that attempts so far have ended; of a finished run it knows none."""
+        return frozenset(completed_blocks(self.path))
 
     def write_config(self, config: dict[str, Any]) -> None:
         self._write("config.yaml", yaml.safe_dump(config, sort_keys=False))
@@ -70,26 +74,34 @@ class RunDir:
     def write_json(self, name: str, content: Any) -> None:
         self._write(name, json.dumps(content, indent=2, default=str) + "\n")
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The content of a JSON file, empty where there is none."""
+        path = self.path / name
+        content = json.loads(path.read_text()) if path.exists() else {}
+        assert isinstance(content, dict)
+        return content
+
     def write_text(self, name: str, text: str) -> None:
         self._write(name, text)
 
     def finish(self) -> None:
-        """Merge the streams to Parquet and write DONE. Rank 0 calls it, after every rank has closed its rows."""
-        for table in TABLES:
-            merged = self._merge(table)
-            if merged is not None:
-                pq.write_table(merged, self.path / f"{table}.parquet")
-        for stream in (self.path / "streams").iterdir():
-            stream.unlink()
-        (self.path / "streams").rmdir()
-        self.write_json("DONE", {"schema_version": SCHEMA_VERSION, "ended_at": datetime.now().isoformat()})
+        """Merge the streams to Parquet and write DONE. Rank 0 calls it, after every rank has closed its rows.
 
-    def _merge(self, table: str) -> pa.Table | None:
-        parts = []
-        for path in sorted((self.path / "streams").glob(f"{table}.rank*.arrow")):
-            with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
-                parts.append(reader.read_all())
-        return pa.concat_tables(parts) if parts else None
+        The streams go last: were this cut off anywhere, a next attempt would find every block and merge again.
+        """
+        for table in TABLES:
+            merged = merge(self.path, table)
+            if len(merged):
+                pq.write_table(merged, self.path / f".{table}.parquet.tmp")
+                os.replace(self.path / f".{table}.parquet.tmp", self.path / f"{table}.parquet")
+        self.write_json("DONE", {"schema_version": SCHEMA_VERSION, "ended_at": datetime.now().isoformat()})
+        for stream in (self.path / FOLDER).iterdir():
+            stream.unlink()
+        (self.path / FOLDER).rmdir()
+
+    def lock(self, patience_s: float = 0.0) -> AbstractContextManager[None]:
+        """Keep every other attempt out of the folder. Raises InUseError, see ``lock.hold``."""
+        return hold(self.path / "lock", patience_s)
 
     def _write(self, name: str, text: str) -> None:
         """Whole or not at all: a reader never sees half a file."""
@@ -102,7 +114,8 @@ class RowWriter:
     """Streams one rank's rows to the run folder. ``write`` only appends to a list; ``flush`` touches the disk."""
 
     def __init__(self, run_dir: RunDir, rank: int) -> None:
-        self._folder = run_dir.path / "streams"
+        self._folder = run_dir.path / FOLDER
+        self._attempt = run_dir.attempt
         self._rank = rank
         self._pending: dict[type, list[Any]] = {row_type: [] for row_type in TABLES.values()}
         self._streams: dict[str, tuple[pa.OSFile, pa.RecordBatchStreamWriter]] = {}
@@ -118,13 +131,16 @@ class RowWriter:
         if time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
             self.flush()
 
-    def flush(self) -> None:
+    def flush(self, durable: bool = False) -> None:
+        """Hand all rows to the file system; ``durable``: also wait until they would survive this node's end."""
         for table, row_type in TABLES.items():
             rows, self._pending[row_type] = self._pending[row_type], []
             if rows:
                 self._stream(table).write_batch(_batch(table, rows))
         for file, _ in self._streams.values():
             file.flush()
+            if durable:
+                os.fsync(file.fileno())
         self._flushed_at = time.monotonic()
 
     def close(self) -> None:
@@ -136,7 +152,7 @@ class RowWriter:
 
     def _stream(self, table: str) -> pa.RecordBatchStreamWriter:
         if table not in self._streams:
-            file = pa.OSFile(str(self._folder / f"{table}.rank{self._rank}.arrow"), "wb")
+            file = pa.OSFile(str(self._folder / stream_name(table, self._attempt, self._rank)), "wb")
             self._streams[table] = (file, pa.ipc.new_stream(file, arrow_schema(table)))
         return self._streams[table][1]
 

@@ -132,7 +132,7 @@ def write_run(
             pq.write_table(arrow_table(row_type, own), folder / f"{table}.parquet")
         elif own:
             (folder / "streams").mkdir(exist_ok=True)
-            write_stream(folder / "streams" / f"{table}.rank0.arrow", arrow_table(row_type, own))
+            write_stream(folder / "streams" / f"{table}.attempt0.rank0.arrow", arrow_table(row_type, own))
     if done:
         (folder / "DONE").write_text("{}")
     return folder

@@ -39,7 +39,7 @@ def test_a_partial_run_is_refused_unless_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("keep", "num_rows"), [(0.0, 0), (0.1, 0), (0.99, 10), (1.0, 16)])
 def test_a_torn_stream_is_read_up_to_its_last_whole_batch(tmp_path: Path, keep: float, num_rows: int) -> None:
     folder = write_run(tmp_path / "r", ROWS, done=False)
-    stream = folder / "streams" / "tokens.rank0.arrow"
+    stream = folder / "streams" / "tokens.attempt0.rank0.arrow"
     content = stream.read_bytes()
     stream.write_bytes(content[: int((len(content) - 8) * keep)])  # 8: a killed rank wrote no end-of-stream mark
     tokens = load_run(folder, allow_partial=True).tables["tokens"]

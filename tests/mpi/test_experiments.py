@@ -174,7 +174,7 @@ def test_sigterm_keeps_what_was_measured(tmp_path: Path) -> None:
     assert not (folder / "DONE").exists()
     import pyarrow as pa
 
-    with pa.OSFile(str(folder / "streams" / "blocks.rank0.arrow")) as file:
+    with pa.OSFile(str(folder / "streams" / "blocks.attempt0.rank0.arrow")) as file:
         reader = pa.ipc.open_stream(file)
         assert reader.read_next_batch().num_rows >= 1
 
@@ -187,7 +187,7 @@ def test_sigusr1_drains_and_ends_without_done(tmp_path: Path) -> None:
     assert "stopped on request" in rest
     folder = run_folder(tmp_path, "compare")
     assert not (folder / "DONE").exists()
-    assert (folder / "streams" / "blocks.rank0.arrow").exists()
+    assert (folder / "streams" / "blocks.attempt0.rank0.arrow").exists()
 
 
 @pytest.mark.mpi

@@ -26,6 +26,9 @@ FLOORS = {
     "xpyd.kv": 2,
     "xpyd.scheduler": 2,
     "xpyd.router": 2,
+    "xpyd.lock": 1,
+    "xpyd.streams": 1,
+    "xpyd.slurm": 2,
     "xpyd.run_dir": 2,
     "xpyd.environment": 2,
     "xpyd.transport": 3,
@@ -33,13 +36,23 @@ FLOORS = {
     "xpyd.worker": 4,
     "xpyd.config": 5,
     "xpyd.launcher": 5,
+    "xpyd.submit": 5,
+    "xpyd.follow": 5,
     "xpyd.entry": 5,
     "xpyd.trial": 5,
     "xpyd.probes": 5,
     "experiments": 6,
     "analysis": 6,
 }
-ANALYSIS_MAY_IMPORT = ("xpyd.records", "xpyd.metrics", "xpyd.units", "xpyd.request", "xpyd.economics", "analysis")
+ANALYSIS_MAY_IMPORT = (
+    "xpyd.records",
+    "xpyd.metrics",
+    "xpyd.units",
+    "xpyd.request",
+    "xpyd.economics",
+    "xpyd.streams",
+    "analysis",
+)
 # A library stays in the places that need it.
 ONLY_IN = {
     "hydra": ("xpyd.config", "xpyd.entry", "experiments"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from xpyd.lock import InUseError
 from xpyd.records import StageRow
 from xpyd.run_dir import RowWriter, RunDir
 
@@ -31,7 +34,7 @@ def test_flushed_rows_are_readable_while_the_run_goes_on(tmp_path: Path) -> None
     rows = RowWriter(run_dir, rank=3)
     rows.write(stage(7))
     rows.flush()
-    with pa.OSFile(str(run_dir.path / "streams/stages.rank3.arrow")) as file:
+    with pa.OSFile(str(run_dir.path / "streams/stages.attempt0.rank3.arrow")) as file:
         batch = pa.ipc.open_stream(file).read_next_batch()
     assert batch.to_pylist()[0]["request_id"] == 7
     rows.close()
@@ -55,3 +58,17 @@ def test_muted_rows_are_dropped(tmp_path: Path) -> None:
         rows.write(stage(1))
     run_dir.finish()
     assert not (run_dir.path / "stages.parquet").exists()
+
+
+def test_a_folder_in_use_is_refused_until_its_process_is_gone(tmp_path: Path) -> None:
+    holder = "from pathlib import Path; from xpyd.run_dir import RunDir\n"
+    holder += f"with RunDir(Path({str(tmp_path)!r})).lock(): print('held', flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    with pytest.raises(InUseError, match=rf'in use by {{.*"pid": {child.pid}.*wait until that has ended'):
+        RunDir(tmp_path).lock().__enter__()
+    child.kill()
+    child.communicate()
+    with RunDir(tmp_path).lock():
+        pass

@@ -174,6 +174,7 @@ class Session:
     def _close_block(self, block: Block, played: Played | None, ledger_bytes: int, before: tuple[int, int]) -> None:
         """Gather the byte counts and write the block's row, unless it was cut short."""
         after = self._bytes()
+        self.rows.flush(durable=True)  # before the block's row says that all of them are there
         counts = self.comm.gather((ledger_bytes, after[0] - before[0], after[1] - before[1], self.clock.error_ns))
         self._mailbox.drain()
         if played is not None and played.unfinished:
@@ -196,7 +197,7 @@ class Session:
                     interface_bytes=self._interface_sum([c[2] for c in counts]),
                 )
             )
-        self.rows.flush()
+        self.rows.flush(durable=True)
         wait_quietly(self.comm)
 
     def _bytes(self) -> tuple[int, int]:
