@@ -1,20 +1,23 @@
 """Placement: which rank plays which role on which node. Pure, but for the one function that asks MPI for the nodes.
 
 Rank 0 is the client. Every other rank is a worker. Roles follow nodes: a prefill and a decode worker share a node
-only where the configuration says that they may, since a "transfer" inside one node is no transfer.
+only where the configuration says that they may, since a "transfer" inside one node is no transfer. Workers form
+instances: one rank each, or as many tensor-parallel ranks as configured, on one node where that is possible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
 CLIENT_RANK = 0
+
+Width = Literal[1, 2, 4, 8]
 
 
 class Role(StrEnum):
@@ -30,11 +33,18 @@ class PlacementError(ValueError):
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """xPyD, or a number of colocated workers; a comparison derives its colocated arm (x + y workers) itself."""
+    """xPyD, or a number of colocated instances; ``prefill_tp``, ``decode_tp``, ``colocated_tp`` are ranks of each.
+
+    A comparison derives its colocated arm itself, on as many worker ranks: instances of ``colocated_tp`` ranks, by
+    default the wider of ``prefill_tp`` and ``decode_tp`` that divides them (the narrower always does).
+    """
 
     num_prefill: Annotated[int, Ge(0)] = 0
     num_decode: Annotated[int, Ge(0)] = 0
     num_colocated: Annotated[int, Ge(0)] = 0
+    prefill_tp: Width = 1
+    decode_tp: Width = 1
+    colocated_tp: Width | None = None
     allow_shared_node: bool = False
     pin_cores: bool = True
 
@@ -50,10 +60,24 @@ class PlacementConfig:
                 f"num_prefill={self.num_prefill}, num_decode={self.num_decode}: both must be at least 1, "
                 "or set num_colocated alone"
             )
+        if self.num_colocated and max(self.prefill_tp, self.decode_tp) > 1:
+            raise ValueError(
+                f"prefill_tp={self.prefill_tp}, decode_tp={self.decode_tp} beside num_colocated={self.num_colocated}: "
+                "they would be ignored; set colocated_tp"
+            )
+        if self.num_workers % (self.colocated_tp or 1):
+            raise ValueError(
+                f"colocated_tp={self.colocated_tp}: {self.num_workers} worker ranks do not divide into instances of "
+                f"{self.colocated_tp}, so the arms would be unequal; choose a width that divides {self.num_workers}, "
+                "or leave colocated_tp out"
+            )
 
     @property
     def num_workers(self) -> int:
-        return self.num_colocated or self.num_prefill + self.num_decode
+        """Worker ranks."""
+        if self.num_colocated:
+            return self.num_colocated * (self.colocated_tp or 1)
+        return self.num_prefill * self.prefill_tp + self.num_decode * self.decode_tp
 
     @property
     def world_size(self) -> int:
@@ -61,27 +85,71 @@ class PlacementConfig:
         return 1 + self.num_workers
 
     @property
+    def widths(self) -> set[int]:
+        """The widths of all instances, the rival's too."""
+        return {self.prefill_tp, self.decode_tp, self._colocated_tp}
+
+    @property
     def name(self) -> str:
         if self.num_colocated:
-            return f"{self.num_colocated}C"
-        return f"{self.num_prefill}P{self.num_decode}D"
+            return f"{self.num_colocated}C{_tp(self._colocated_tp)}"
+        return f"{self.num_prefill}P{_tp(self.prefill_tp)}{self.num_decode}D{_tp(self.decode_tp)}"
 
     def colocated(self) -> PlacementConfig:
-        """The rival on equal resources: as many colocated workers."""
+        """The rival on equal resources: as many worker ranks, in colocated instances."""
         return PlacementConfig(
-            num_colocated=self.num_workers, allow_shared_node=self.allow_shared_node, pin_cores=self.pin_cores
+            num_colocated=self.num_workers // self._colocated_tp,
+            colocated_tp=self._colocated_tp,
+            allow_shared_node=self.allow_shared_node,
+            pin_cores=self.pin_cores,
         )
+
+    @property
+    def _colocated_tp(self) -> Width:
+        if self.colocated_tp is not None:
+            return self.colocated_tp
+        wide, narrow = max(self.prefill_tp, self.decode_tp), min(self.prefill_tp, self.decode_tp)
+        return wide if self.num_workers % wide == 0 else narrow
+
+
+def _tp(width: int) -> str:
+    return f"(tp{width})" if width > 1 else ""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The ranks that hold one model together. The leader schedules and talks; followers run the same steps."""
+
+    role: Role
+    ranks: tuple[int, ...]
+
+    @property
+    def leader(self) -> int:
+        return self.ranks[0]
+
+    @property
+    def width(self) -> int:
+        return len(self.ranks)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Role and node of every rank."""
+    """Role and node of every rank, and the instances that the workers form."""
 
     roles: tuple[Role, ...]
     nodes: tuple[str, ...]
+    instances: tuple[Instance, ...]
 
     def ranks(self, *roles: Role) -> tuple[int, ...]:
         return tuple(rank for rank, role in enumerate(self.roles) if role in roles)
+
+    def leaders(self, *roles: Role) -> tuple[int, ...]:
+        """The leader of every instance of these roles: the ranks that the client talks to."""
+        return tuple(instance.leader for instance in self.instances if instance.role in roles)
+
+    def instance_of(self, rank: int) -> Instance:
+        """The instance of a worker rank."""
+        return next(instance for instance in self.instances if rank in instance.ranks)
 
     @property
     def shared_node(self) -> bool:
@@ -90,29 +158,36 @@ class Placement:
         return any(self.nodes[rank] in prefill for rank in self.ranks(Role.DECODE))
 
     def describe(self) -> str:
-        return ", ".join(
-            f"rank {r}: {role} on {node}" for r, (role, node) in enumerate(zip(self.roles, self.nodes, strict=True))
-        )
+        """Every rank with role and node; ranks of one instance together."""
+        found = [f"rank {CLIENT_RANK}: {Role.CLIENT} on {self.nodes[CLIENT_RANK]}"]
+        for instance in self.instances:
+            ranks = "+".join(str(rank) for rank in instance.ranks)
+            nodes = dict.fromkeys(self.nodes[rank] for rank in instance.ranks)
+            found.append(f"rank{'s' * (instance.width > 1)} {ranks}: {instance.role} on {' and '.join(nodes)}")
+        return ", ".join(found)
 
 
 def place(config: PlacementConfig, nodes: Sequence[str]) -> Placement:
     """Give each rank its role, from the node name of each rank (``nodes[rank]``).
 
-    Prefill takes whole nodes, the earliest that add up to ``num_prefill`` workers. Raises PlacementError for a wrong
-    world size, and where prefill and decode would share a node without ``allow_shared_node``.
+    Prefill takes whole nodes, the earliest that add up to its ranks. Raises PlacementError for a wrong world size, and
+    where prefill and decode would share a node without ``allow_shared_node``.
     """
     if len(nodes) != config.world_size:
         raise PlacementError(
             f"placement {config.name} needs {config.world_size} ranks (1 client + {config.num_workers} workers), "
             f"{len(nodes)} were started; start {config.world_size}, or change placement.num_prefill/num_decode/"
-            "num_colocated"
+            "num_colocated or their widths (prefill_tp, decode_tp, colocated_tp)"
         )
-    workers = range(1, len(nodes))
+    workers = set(range(1, len(nodes)))
     if config.num_colocated:
-        return _placement(nodes, dict.fromkeys(workers, Role.COLOCATED))
-    prefill = _prefill_ranks(config, nodes)
-    roles = {rank: Role.PREFILL if rank in prefill else Role.DECODE for rank in workers}
-    placement = _placement(nodes, roles)
+        return _placement(nodes, _instances(Role.COLOCATED, workers, config.colocated_tp or 1, nodes))
+    prefill = _prefill_ranks(config.num_prefill * config.prefill_tp, nodes)
+    placement = _placement(
+        nodes,
+        _instances(Role.PREFILL, prefill, config.prefill_tp, nodes)
+        + _instances(Role.DECODE, workers - prefill, config.decode_tp, nodes),
+    )
     if placement.shared_node and not config.allow_shared_node:
         raise PlacementError(
             f"placement {config.name} puts prefill and decode on one node ({_layout(nodes)}); start the workers on "
@@ -121,22 +196,39 @@ def place(config: PlacementConfig, nodes: Sequence[str]) -> Placement:
     return placement
 
 
-def _prefill_ranks(config: PlacementConfig, nodes: Sequence[str]) -> set[int]:
-    """Whole nodes whose workers number exactly ``num_prefill``, earliest first; else simply the first ranks."""
-    by_node: dict[str, list[int]] = {}
-    for rank in range(1, len(nodes)):
-        by_node.setdefault(nodes[rank], []).append(rank)
-    names = list(by_node)
-    for count in range(1, min(len(names), config.num_prefill) + 1):
-        for chosen in combinations(names, count):
-            ranks = [rank for name in chosen for rank in by_node[name]]
-            if len(ranks) == config.num_prefill:
-                return set(ranks)
-    return set(range(1, 1 + config.num_prefill))
+def _prefill_ranks(num_ranks: int, nodes: Sequence[str]) -> set[int]:
+    """Whole nodes whose workers number exactly ``num_ranks``, earliest first; else simply the first ranks."""
+    by_node = _by_node(range(1, len(nodes)), nodes)
+    for count in range(1, min(len(by_node), num_ranks) + 1):
+        for chosen in combinations(by_node.values(), count):
+            ranks = {rank for group in chosen for rank in group}
+            if len(ranks) == num_ranks:
+                return ranks
+    return set(range(1, 1 + num_ranks))
 
 
-def _placement(nodes: Sequence[str], roles: dict[int, Role]) -> Placement:
-    return Placement((Role.CLIENT, *(roles[rank] for rank in sorted(roles))), tuple(nodes))
+def _instances(role: Role, ranks: set[int], width: int, nodes: Sequence[str]) -> list[Instance]:
+    """Groups of ``width`` ranks: inside nodes first, neighbours together; what is left over is joined across nodes."""
+    groups: list[tuple[int, ...]] = []
+    left: list[int] = []
+    for members in _by_node(sorted(ranks), nodes).values():
+        num_whole = len(members) // width * width
+        groups += [tuple(members[i : i + width]) for i in range(0, num_whole, width)]
+        left += members[num_whole:]
+    groups += [tuple(left[i : i + width]) for i in range(0, len(left), width)]
+    return [Instance(role, group) for group in sorted(groups)]
+
+
+def _by_node(ranks: Iterable[int], nodes: Sequence[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for rank in ranks:
+        found.setdefault(nodes[rank], []).append(rank)
+    return found
+
+
+def _placement(nodes: Sequence[str], instances: list[Instance]) -> Placement:
+    roles = {rank: instance.role for instance in instances for rank in instance.ranks}
+    return Placement((Role.CLIENT, *(roles[rank] for rank in sorted(roles))), tuple(nodes), tuple(instances))
 
 
 def _layout(nodes: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xpyd.placement import PlacementConfig, PlacementError, Role, place
+from xpyd.placement import Placement, PlacementConfig, PlacementError, Role, Width, place
 
 P, D, C, CLIENT = Role.PREFILL, Role.DECODE, Role.COLOCATED, Role.CLIENT
 
@@ -28,6 +28,7 @@ def test_a_shared_node_is_allowed_when_asked_for_and_reported() -> None:
     placement = place(PlacementConfig(num_prefill=1, num_decode=1, allow_shared_node=True), ["a"] * 3)
     assert placement.roles == (CLIENT, P, D)
     assert placement.shared_node
+    assert placement.describe() == "rank 0: client on a, rank 1: prefill on a, rank 2: decode on a"
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
@@ -47,3 +48,61 @@ def test_the_rival_has_as_many_workers() -> None:
 def test_half_a_placement_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="num_"):
         PlacementConfig(**wrong)
+
+
+def groups(placement: Placement, role: Role) -> list[tuple[int, ...]]:
+    return [instance.ranks for instance in placement.instances if instance.role is role]
+
+
+def test_ranks_of_an_instance_are_neighbours_on_one_node() -> None:
+    config = PlacementConfig(num_prefill=2, num_decode=1, prefill_tp=2, decode_tp=4)
+    assert (config.world_size, config.name) == (9, "2P(tp2)1D(tp4)")
+    placement = place(config, ["a", *"aaaa", *"bbbb"])
+    assert groups(placement, P) == [(1, 2), (3, 4)]
+    assert groups(placement, D) == [(5, 6, 7, 8)]
+    assert placement.leaders(P, D) == (1, 3, 5)
+    assert placement.instance_of(6).leader == 5
+    assert "ranks 5+6+7+8: decode on b" in placement.describe()
+
+
+def test_one_node_matters_more_than_neighbouring_ranks() -> None:
+    placement = place(PlacementConfig(num_prefill=1, num_decode=2, prefill_tp=2, decode_tp=2), list("xabcabca"[:7]))
+    assert groups(placement, P) == [(1, 4)]
+    assert groups(placement, D) == [(2, 5), (3, 6)]
+
+
+def test_an_instance_spans_nodes_only_where_it_must() -> None:
+    placement = place(PlacementConfig(num_colocated=3, colocated_tp=2), list("xaaabbb"))
+    assert groups(placement, C) == [(1, 2), (3, 6), (4, 5)]
+    assert "ranks 3+6: colocated on a and b" in placement.describe()
+
+
+@pytest.mark.parametrize(
+    ("split", "widths", "chosen", "rival"),
+    [
+        ((1, 1), (1, 1), None, (2, 1)),
+        ((2, 1), (2, 2), None, (3, 2)),
+        ((2, 1), (2, 4), None, (2, 4)),  # the wider one divides 8 ranks
+        ((1, 1), (2, 1), None, (3, 1)),  # 3 ranks: only the narrower one does
+        ((2, 1), (2, 4), 1, (8, 1)),
+    ],
+)
+def test_the_rival_has_as_many_ranks(
+    split: tuple[int, int], widths: tuple[Width, Width], chosen: Width | None, rival: tuple[int, int]
+) -> None:
+    config = PlacementConfig(
+        num_prefill=split[0], num_decode=split[1], prefill_tp=widths[0], decode_tp=widths[1], colocated_tp=chosen
+    )
+    found = config.colocated()
+    assert (found.num_colocated, found.colocated_tp) == rival
+    assert found.world_size == config.world_size
+
+
+def test_a_rival_of_fewer_ranks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"colocated_tp=4: 6 worker ranks .* choose a width that divides 6"):
+        PlacementConfig(num_prefill=2, num_decode=1, prefill_tp=2, decode_tp=2, colocated_tp=4)
+
+
+def test_widths_that_would_be_ignored_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"decode_tp=2 beside num_colocated=2: .* set colocated_tp"):
+        PlacementConfig(num_colocated=2, decode_tp=2)
