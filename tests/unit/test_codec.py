@@ -135,6 +135,19 @@ def test_the_largest_and_zero_come_back(config: CodecConfig, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("config", LOSSY, ids=name)
+def test_next_to_nothing_becomes_zero_codes(config: CodecConfig) -> None:
+    """Zeros and the smallest denormals, for which no scale of their own exists: code 0, never NaN or a turned sign."""
+    shape = BlockShape(4, 2, 8, torch.float32)
+    codec = build_codec(config, shape)
+    blocks = torch.zeros((2, *shape.dims))
+    blocks[1] = 190 * 2.0**-149
+    staging = torch.empty(codec.max_encoded_bytes(2), dtype=torch.uint8)
+    codec.encode(blocks, staging)
+    assert not staging.view(2, -1)[:, -shape.num_values :].any()
+    assert not round_trip(codec, blocks).any()
+
+
+@pytest.mark.parametrize("config", LOSSY, ids=name)
 def test_scales_are_shared_as_configured(config: CodecConfig) -> None:
     """A large value costs its own scale group its small values, and nobody else's: neither K and V nor blocks share."""
     shape = BlockShape(4, 2, 8, torch.float32)
