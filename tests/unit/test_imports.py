@@ -62,6 +62,8 @@ ONLY_IN = {
     "ucxx": ("xpyd.transport.ucx",),
     "ucp": ("xpyd.transport.ucx",),
     "libucx": ("xpyd.mpi",),
+    "nixl": ("xpyd.transport.nixl",),
+    "nixl_cu12": ("xpyd.transport.nixl",),
 }
 
 

@@ -12,12 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xpyd.kv.layout import Span
+
+if TYPE_CHECKING:
+    from xpyd.transport.fabric import FabricConfig
 
 Bytes = NDArray[np.uint8]
 TAG_LIMIT = 2**31  # tags are below it, and fit a C int
@@ -100,9 +103,19 @@ class Transport(ABC):
     capabilities: ClassVar[Capabilities]
     connect_timeout_s = CONNECT_TIMEOUT_S
 
-    @abstractmethod
-    def register(self, buffer: Bytes) -> None:
-        """Take ``buffer`` (shape [nbytes], uint8, a view of the pool) as the memory that spans refer to."""
+    @classmethod
+    def build(cls, fabric: FabricConfig, peer_errors: bool, comm: Any) -> Transport:
+        """The transport of this rank, on a fabric; collective over ``comm``. Raises TransportError."""
+        raise TransportError(f"transport {cls.name} works inside one process only")
+
+    def register(self, buffer: Bytes, unit_bytes: int = 0) -> None:
+        """Take ``buffer`` (shape [nbytes], uint8, a view of the pool) as the memory that spans refer to.
+
+        ``unit_bytes``: most spans begin at and hold a multiple of it, such as a KV block; a one-sided transport may
+        prepare for these. 0: nothing is known.
+        """
+        self._buffer = buffer
+        self._unit_bytes = unit_bytes
 
     @abstractmethod
     def address(self) -> bytes:
@@ -127,8 +140,9 @@ class Transport(ABC):
     def read(self, peer: int, source: Sequence[Span], destination: Sequence[Span]) -> Ticket:
         """Read ``source[i]`` of the buffer that ``peer`` registered into ``destination[i]`` of one's own, one batch.
 
-        The peer takes no part. Spans of a pair have equal length; the source must stay unchanged until done. Raises
-        TransportError where the peer is known to be dead.
+        The peer posts nothing, but must call ``progress()`` meanwhile: over TCP its UCX serves the read. Spans of a
+        pair have equal length; the source must stay unchanged until done. Raises TransportError where the peer is known
+        to be dead.
         """
         raise self._not_offered("read", "one_sided_read")
 
@@ -155,6 +169,9 @@ class Transport(ABC):
         self.sent_bytes = 0  # counted when posted
         self.received_bytes = 0  # received or read: counted when landed, see Ticket
         self.written_bytes = 0  # landed in a peer's buffer by one-sided writes: that peer cannot count them
+
+    def _view(self, span: Span) -> Bytes:
+        return self._buffer[span.offset : span.offset + span.nbytes]
 
     def _not_offered(self, call: str, capability: str) -> TransportError:
         return TransportError(f"transport {self.name} has no {call}(): ask capabilities.{capability} first")

@@ -82,8 +82,9 @@ class LoopbackTransport(Transport):
         self._rank = rank
         self._hub = hub
 
-    def register(self, buffer: Bytes) -> None:
-        self._buffer = self._hub.buffers[self._rank] = buffer
+    def register(self, buffer: Bytes, unit_bytes: int = 0) -> None:
+        super().register(buffer, unit_bytes)
+        self._hub.buffers[self._rank] = buffer
 
     def address(self) -> bytes:
         return b""
@@ -127,9 +128,6 @@ class LoopbackTransport(Transport):
     ) -> list[tuple[Bytes, Bytes]]:
         here, there = self._hub.buffers[source_rank], self._hub.buffers[destination_rank]
         return [(_cut(here, a), _cut(there, b)) for a, b in zip(source, destination, strict=True)]
-
-    def _view(self, span: Span) -> Bytes:
-        return _cut(self._buffer, span)
 
 
 def _cut(buffer: Bytes, span: Span) -> Bytes:

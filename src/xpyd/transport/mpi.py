@@ -9,21 +9,22 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xpyd.kv.layout import Span
-from xpyd.mpi import MPI
 from xpyd.transport.base import Bytes, Capabilities, MessageTicket, Ticket, Transport, TransportError
+from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.flow import tag_mask
 
 
 class MpiTicket(MessageTicket):
-    def __init__(self, request: Any, transport: Transport, peer: int, view: Bytes, incoming: bool) -> None:
+    def __init__(self, request: Any, transport: MpiTransport, peer: int, view: Bytes, incoming: bool) -> None:
         super().__init__(transport, peer, view, incoming)
         self._request = request
-        self._status = MPI.Status()
+        self._mpi = transport.mpi
+        self._status = self._mpi.Status()
 
     def _poll(self) -> bool:
         if not self._request.Test(self._status):
             return False
-        landed = self._status.Get_count(MPI.BYTE) if self._incoming else self.nbytes
+        landed = self._status.Get_count(self._mpi.BYTE) if self._incoming else self.nbytes
         if landed != self.nbytes:
             raise ValueError(f"{landed} bytes came; the two ranks made different plans")
         return True
@@ -44,12 +45,16 @@ class MpiTransport(Transport):
     )
 
     def __init__(self, comm: Any) -> None:
+        from xpyd.mpi import MPI  # only here: a front end asks this class for its capabilities, and must not start MPI
+
         super().__init__()
+        self.mpi = MPI
         self._comm = comm.Dup()
         self._tag_mask = tag_mask(self._comm.Get_attr(MPI.TAG_UB))
 
-    def register(self, buffer: Bytes) -> None:
-        self._buffer = buffer
+    @classmethod
+    def build(cls, fabric: FabricConfig, peer_errors: bool, comm: Any) -> MpiTransport:
+        return cls(comm)
 
     def address(self) -> bytes:
         return b""
@@ -60,7 +65,7 @@ class MpiTransport(Transport):
         requests = [self._comm.Irecv(token, source=peer) for peer, token in zip(addresses, tokens, strict=True)]
         requests += [self._comm.Isend(np.ones(1, np.uint8), dest=peer) for peer in addresses]
         deadline = time.monotonic() + self.connect_timeout_s
-        while not MPI.Request.Testall(requests):
+        while not self.mpi.Request.Testall(requests):
             if time.monotonic() > deadline:
                 bound = f"{self.connect_timeout_s:.0f} s"
                 raise TransportError(f"no first message with ranks {sorted(addresses)} within {bound}")
@@ -68,12 +73,12 @@ class MpiTransport(Transport):
     def send(self, peer: int, span: Span, tag: int) -> Ticket:
         self.sent_bytes += span.nbytes
         view = self._view(span)
-        request = self._comm.Isend([view, MPI.BYTE], dest=peer, tag=tag & self._tag_mask)
+        request = self._comm.Isend([view, self.mpi.BYTE], dest=peer, tag=tag & self._tag_mask)
         return MpiTicket(request, self, peer, view, incoming=False)
 
     def recv(self, peer: int, span: Span, tag: int) -> Ticket:
         view = self._view(span)
-        request = self._comm.Irecv([view, MPI.BYTE], source=peer, tag=tag & self._tag_mask)
+        request = self._comm.Irecv([view, self.mpi.BYTE], source=peer, tag=tag & self._tag_mask)
         return MpiTicket(request, self, peer, view, incoming=True)
 
     def progress(self) -> bool:
@@ -88,6 +93,3 @@ class MpiTransport(Transport):
         if self._comm is not None:
             self._comm.Free()
             self._comm = None
-
-    def _view(self, span: Span) -> Bytes:
-        return self._buffer[span.offset : span.offset + span.nbytes]

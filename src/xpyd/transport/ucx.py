@@ -15,6 +15,7 @@ import numpy as np
 
 from xpyd.kv.layout import Span
 from xpyd.transport.base import TAG_LIMIT, Bytes, Capabilities, MessageTicket, Ticket, Transport, TransportError
+from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.ucx_route import library_version, opened_resources, query_route
 
 RANK_SHIFT = 32  # UCX matches by tag alone, whoever sends: the source's rank lies above the piece's tag
@@ -62,8 +63,12 @@ class UcxTransport(Transport):
         self._endpoints: dict[int, Any] = {}
         self._abandoned: list[Ticket] = []  # of peers that did not answer: UCX may still write to their memory
 
-    def register(self, buffer: Bytes) -> None:
-        self._buffer = buffer
+    @classmethod
+    def build(cls, fabric: FabricConfig, peer_errors: bool, comm: Any) -> UcxTransport:
+        fabric.check_devices()
+        transport = cls(comm.rank, fabric.settings(), peer_errors)
+        fabric.check_usable(transport.devices())
+        return transport
 
     def address(self) -> bytes:
         return self._binding.address()
@@ -145,9 +150,6 @@ class UcxTransport(Transport):
                     f"no first message with ranks {sorted(peers)} within {self.connect_timeout_s:.0f} s; is a "
                     "firewall between the nodes, or the wrong fabric.net_devices?"
                 )
-
-    def _view(self, span: Span) -> Bytes:
-        return self._buffer[span.offset : span.offset + span.nbytes]
 
 
 class UcxxBinding:
