@@ -22,6 +22,7 @@ from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig
 from xpyd.router import RouterConfig
 from xpyd.scheduler.base import SchedulerConfig
+from xpyd.slurm import SlurmConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
 from xpyd.worker.handoff import TransferConfig
@@ -39,7 +40,8 @@ class RunConfig:
     """Where results go and how long a run may take."""
 
     root: str = "runs"
-    name: str | None = None  # default: the time, with microseconds
+    name: str | None = None  # default: the time with microseconds, or where runs resume a digest of the configuration
+    resume: bool | None = None  # skip a finished run, go on with a partial one; default: only with launch=slurm
     drain_timeout_s: Annotated[float, Gt(0)] = 60.0  # without any sign of life at the end of a block
     report: bool = True  # print the ledger and write report.html at the end
 
@@ -48,11 +50,20 @@ class RunConfig:
 class LaunchConfig:
     """How ranks are started when the command line runs outside MPI."""
 
-    kind: Literal["local", "mpirun", "srun"] = "local"
+    kind: Literal["local", "mpirun", "srun", "slurm"] = "local"
     mpirun: str = "mpirun"  # the program; with `local` the one beside this Python wins
-    args: tuple[str, ...] = ()  # more options for it, such as --hostfile
-    timeout_s: Annotated[float, Gt(0)] = 3600.0
+    args: tuple[str, ...] = ()  # more options for it, for srun or for sbatch, such as --hostfile
+    timeout_s: Annotated[float, Gt(0)] = 3600.0  # not with slurm: the job has a time limit
     dry_run: bool = False  # validate, print the command that would start the ranks, and stop
+    wait: bool = False  # slurm: follow the jobs to their end
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+
+    def __post_init__(self) -> None:
+        if self.kind != "slurm" and (self.wait or self.slurm != SlurmConfig()):
+            raise ValueError(
+                f"kind={self.kind!r} beside wait={self.wait}, slurm={self.slurm}: wait and slurm are read with "
+                "launch=slurm only; choose that or leave them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,11 @@ class Experiment:
     @property
     def world_size(self) -> int:
         """MPI ranks this experiment needs; 0: it runs in the calling process."""
+        return 0
+
+    @property
+    def planned_blocks(self) -> int:
+        """Comparison blocks from begin to end, by which a run is resumed; 0: it has none and starts over."""
         return 0
 
 
@@ -165,6 +181,10 @@ class Serve(Ranked):
             )
         self.workload.check(self.num_blocks)
 
+    @property
+    def planned_blocks(self) -> int:
+        return self.num_blocks
+
 
 @dataclass(frozen=True)
 class Compare(Serve):
@@ -183,6 +203,10 @@ class Compare(Serve):
         self.workload.check(self.num_pairs)
         if self.num_blocks != 1:
             raise ValueError(f"num_blocks={self.num_blocks} is read by serve only; compare counts pairs, set num_pairs")
+
+    @property
+    def planned_blocks(self) -> int:
+        return self.num_pairs * (3 if self.null_control else 2)
 
 
 SCHEMAS: dict[str, type[Experiment]] = {

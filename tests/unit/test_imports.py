@@ -36,6 +36,7 @@ FLOORS = {
     "xpyd.worker": 4,
     "xpyd.config": 5,
     "xpyd.launcher": 5,
+    "xpyd.resume": 5,
     "xpyd.submit": 5,
     "xpyd.follow": 5,
     "xpyd.entry": 5,
