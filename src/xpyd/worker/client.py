@@ -28,7 +28,7 @@ class Flight:
     """A request that was sent and has not ended: where it went and what came back."""
 
     request: Request
-    prefill_rank: int
+    prefill_rank: int  # an instance's leader, as is
     decode_rank: int  # the same rank when colocated
     timeline: Timeline = field(default_factory=Timeline)
 
@@ -57,9 +57,9 @@ class Client:
         should_stop: Callable[[], bool],
     ) -> None:
         self._desk = desk
-        self._workers = placement.ranks(Role.COLOCATED, Role.PREFILL, Role.DECODE)
-        self._prefill_pool = placement.ranks(Role.COLOCATED, Role.PREFILL)
-        self._decode_pool = placement.ranks(Role.DECODE)
+        self._workers = placement.leaders(Role.COLOCATED, Role.PREFILL, Role.DECODE)
+        self._prefill_pool = placement.leaders(Role.COLOCATED, Role.PREFILL)
+        self._decode_pool = placement.leaders(Role.DECODE)
         self._prefill_router = prefill_router
         self._decode_router = decode_router
         self._vocab_size = vocab_size

@@ -26,10 +26,21 @@ class Engine:
         self.runner = runner
         self.scheduler = scheduler
 
-    def run(self, plan: StepPlan, on_layer: Callable[[int], None] | None = None) -> list[Output]:
-        """Run a scheduled step; ``on_layer(layer)`` is called as soon as a layer's KV is in the pool."""
+    def run(
+        self,
+        plan: StepPlan,
+        on_layer: Callable[[int], None] | None = None,
+        tell: Callable[[StepPlan, list[Segment]], None] | None = None,
+    ) -> list[Output]:
+        """Run a scheduled step; ``on_layer(layer)`` is called as soon as a layer's KV is in the pool.
+
+        ``tell`` passes the step on to the other ranks of the instance before it runs here.
+        """
         chunks = [*plan.decodes, *plan.prefills]
-        results = self.runner.run([_segment(chunk) for chunk in chunks], on_layer)
+        segments = [_segment(chunk) for chunk in chunks]
+        if tell is not None:
+            tell(plan, segments)
+        results = self.runner.run(segments, on_layer)
         return [
             Output(chunk.sequence, len(chunk.sequence.outputs), sampled)
             for chunk, sampled in zip(chunks, results, strict=True)

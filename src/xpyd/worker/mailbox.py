@@ -6,7 +6,7 @@ communicator of its own).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from xpyd.mpi import MPI
@@ -25,8 +25,13 @@ class Mailbox:
 
     def send(self, rank: int, message: Message) -> None:
         """Send without waiting; completes as the mailbox is polled."""
+        self.send_all((rank,), message)
+
+    def send_all(self, ranks: Iterable[int], message: Message) -> None:
+        """The same message to each rank, encoded once."""
         data = encode(message)
-        self._sending.append((self._comm.Isend([data, MPI.BYTE], dest=rank, tag=TAG), data))
+        for rank in ranks:
+            self._sending.append((self._comm.Isend([data, MPI.BYTE], dest=rank, tag=TAG), data))
 
     def poll(self) -> Iterator[tuple[int, AnyMessage]]:
         """Every message that is here now, with its sender, in the order of arrival."""
