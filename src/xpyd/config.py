@@ -20,13 +20,14 @@ from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig
+from xpyd.preflight.options import CheckConfig
 from xpyd.router import RouterConfig
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.slurm import SlurmConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
 from xpyd.worker.handoff import TransferConfig
-from xpyd.worker.sweeps import ContentionSweep, InterferenceSweep, WireSweep
+from xpyd.worker.sweeps import CodecSweep, ContentionSweep, InterferenceSweep, WireSweep
 from xpyd.workload.config import WorkloadConfig
 from xpyd.workload.slo import SloConfig
 
@@ -93,6 +94,22 @@ class Economics(Experiment):
 
 
 @dataclass(frozen=True)
+class Codecs(Experiment):
+    """Runs in the calling process: both ends of a codec are timed there, the wire between them is modeled."""
+
+    sweep: CodecSweep
+
+    def __post_init__(self) -> None:
+        spec = resolve_spec(self.model)
+        if self.sweep.max_tokens > spec.max_position_embeddings:
+            raise ValueError(
+                f"sweep.input_lens up to {max(self.sweep.input_lens)} and sweep.output_len={self.sweep.output_len} make "
+                f"{self.sweep.max_tokens} tokens, model {spec.name} knows positions up to "
+                f"max_position_embeddings={spec.max_position_embeddings}; shorten one of them"
+            )
+
+
+@dataclass(frozen=True)
 class Ranked(Experiment):
     """An experiment that runs on ranks."""
 
@@ -150,6 +167,25 @@ def _check_pool(pool: SchedulerConfig, sweep: InterferenceSweep | ContentionSwee
 
 
 @dataclass(frozen=True)
+class CheckCluster(Ranked):
+    """The preflight: the placement, transport and fabric of a run to come, without the run."""
+
+    scheduler: SchedulerConfig  # only its pool, which memory must hold
+    transport: TransportConfig
+    fabric: FabricConfig
+    check: CheckConfig
+
+    def __post_init__(self) -> None:
+        self.transport.check(self.fabric)
+
+    @property
+    def pool_bytes(self) -> int:
+        """The KV pool of one worker."""
+        tokens = self.scheduler.num_kv_blocks * self.scheduler.block_size
+        return tokens * resolve_spec(self.model).kv_bytes_per_token()
+
+
+@dataclass(frozen=True)
 class Serve(Ranked):
     """One arm: the placement as it is."""
 
@@ -164,8 +200,9 @@ class Serve(Ranked):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        self.transport.check(self.fabric)
+        self.transport.check(self.fabric, [] if self.placement.num_colocated else self.transfer.needs())
         spec = resolve_spec(self.model)
+        self.transfer.check(self.scheduler, spec.block_bytes(self.scheduler.block_size))
         capacity = self.scheduler.num_kv_blocks * self.scheduler.block_size
         longest = self.workload.max_tokens()
         if longest > capacity:
@@ -211,9 +248,11 @@ class Compare(Serve):
 
 SCHEMAS: dict[str, type[Experiment]] = {
     "economics": Economics,
+    "codecs": Codecs,
     "transfer": Transfer,
     "interference": Interference,
     "contention": Contention,
+    "check_cluster": CheckCluster,
     "serve": Serve,
     "compare": Compare,
 }

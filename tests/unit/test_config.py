@@ -18,6 +18,7 @@ EXPERIMENT_GROUPS = {
     "transfer": ("placement", "transport", "fabric", "launch"),
     "interference": ("model", "placement", "scheduler", "launch"),
     "contention": ("placement", "scheduler", "transport", "fabric", "launch"),
+    "check_cluster": ("model", "placement", "scheduler", "transport", "fabric", "check", "launch"),
     "economics": ("model", "economics"),
 }
 NEEDS_A_PATH = {("model", "checkpoint"), ("workload", "mooncake"), ("workload", "azure"), ("workload", "burstgpt")}
@@ -70,7 +71,7 @@ def test_presets_build() -> None:
     [
         (["+transfer.piecs_in_flight=2"], r"transfer\.piecs_in_flight=2: no such key; did you mean pieces_in_flight\?"),
         (["transfer.pieces_in_flight=0"], r"transfer\.pieces_in_flight=0: .*greater than 0"),
-        (["transfer.mode=sideways"], r"transfer\.mode='sideways': .*'whole' or 'layerwise'"),
+        (["transfer.mode=sideways"], r"transfer\.mode='sideways': .*'whole', 'layerwise' or 'chunkwise'"),
         (["num_pairs=many"], r"num_pairs='many': .*integer"),
         (["scheduler.num_kv_blocks=4"], r"num_kv_blocks=4 .*longest request .*raise scheduler\.num_kv_blocks"),
         (["placement=2c"], r"num_colocated=2: compare needs xPyD"),

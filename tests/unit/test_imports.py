@@ -34,6 +34,8 @@ FLOORS = {
     "xpyd.transport": 3,
     "xpyd.model": 3,
     "xpyd.worker": 4,
+    "xpyd.preflight.options": 1,
+    "xpyd.preflight": 5,
     "xpyd.config": 5,
     "xpyd.launcher": 5,
     "xpyd.resume": 5,
