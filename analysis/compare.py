@@ -39,7 +39,7 @@ def analyse(run: Run, by_class: bool = False) -> Results:
     comparison = Comparison(run)
     overall = comparison.verdicts[0]
     arms = [arm for arm in (DISAGGREGATED, NULL) if comparison.pairs[arm]]
-    invariance = [check_invariance(run, comparison.requests, COLOCATED, arm) for arm in arms]
+    invariance = [check_invariance(run, comparison.requests, comparison.tokens, COLOCATED, arm) for arm in arms]
     per_class = [make(comparison, n) for n in comparison.lengths[1:] for make in (ledger_table, metric_table)]
     tables = [
         verdict_table(comparison),

@@ -33,7 +33,7 @@ def comparison_plots(comparison: Comparison) -> list[Plot]:
             f"Gaps between tokens over time, pair {pair}",
             "Each point is one gap, as the client saw it. Shaded: steps with prefill in them, on any rank of the arm. "
             "Where the two share a rank, gaps grow inside the shade: that is the interference.",
-            lambda figure: draw_gaps(figure, comparison.run, comparison.gaps, blocks_of(comparison, pair)),
+            lambda figure: draw_gaps(figure, comparison.run, comparison.tokens, blocks_of(comparison, pair)),
             height_in=4.6,
         ),
         Plot(

@@ -16,8 +16,9 @@ import pandas as pd
 
 from analysis.intervals import bootstrap_mean
 from analysis.load import Run, RunError
-from analysis.requests import KEY, STAGE_TIMES, gap_frame, request_frame
+from analysis.requests import STAGE_TIMES, request_frame
 from analysis.statistics import ONLY_HAND_OFF, UNITS, block_statistics, num_workers
+from analysis.tokens import order_tokens
 from xpyd import metrics
 from xpyd.economics.ledger import ArmTimes, make_ledger
 from xpyd.economics.verdict import Interval, Verdict, decide, pools_note
@@ -98,8 +99,8 @@ class Comparison:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.requests = request_frame(run)
-        self.gaps = gap_frame(run).merge(self.requests[[*KEY, "pair", "arm", "length"]], on=KEY)
+        self.tokens = order_tokens(run)
+        self.requests = request_frame(run, self.tokens)
         self.pairs = {arm: complete_pairs(run, arm) for arm in (DISAGGREGATED, NULL)}
         if not self.pairs[DISAGGREGATED]:
             where = ", ".join(str(path) for path in run.paths)
@@ -127,17 +128,16 @@ class Comparison:
         if length != OVERALL:
             chosen = chosen[chosen["length"] == length]
         finished = chosen[chosen["status"] == "finished"]
-        both = finished[finished["arm"] == COLOCATED].merge(
-            finished[finished["arm"] == other], on=["pair", "request_id"]
-        )
+        played = {arm: finished[finished["arm"] == arm] for arm in (COLOCATED, other)}
+        both = [pd.MultiIndex.from_frame(requests[["pair", "request_id"]]) for requests in played.values()]
         found = []
-        for arm in (COLOCATED, other):
-            timed = finished[finished["arm"] == arm].merge(both[["pair", "request_id"]])
+        for arm, requests in played.items():
+            timed = requests[both[0].isin(both[1])] if arm == COLOCATED else requests[both[1].isin(both[0])]
             found.append(
                 block_statistics(
                     offered=chosen[chosen["arm"] == arm],
                     timed=timed,
-                    gaps=self.gaps.merge(timed[KEY]),
+                    gaps=self.tokens.gaps,
                     blocks=self.run.tables["blocks"].query("arm == @arm"),
                     slo=self.run.config["slo"],
                     num_workers=num_workers(self.run),

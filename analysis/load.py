@@ -214,7 +214,7 @@ def _read_table(folder: Path, table: str, partial: bool) -> pd.DataFrame:
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    frame = table.to_pandas()
+    frame = table.to_pandas(split_blocks=True, self_destruct=True)  # no copy of tens of millions of rows
     assert isinstance(frame, pd.DataFrame)
     return frame
 

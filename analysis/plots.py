@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis.load import Run
 from analysis.style import ARM_COLOURS, INK, MUTED, cumulative, seconds_axis
+from analysis.tokens import Tokens
 from xpyd.economics.verdict import Interval
 from xpyd.units import NS_PER_S
 
@@ -31,14 +32,14 @@ def draw_ttft(figure: Figure, requests: pd.DataFrame, limit_s: float) -> None:
         axes.legend(loc="upper left")
 
 
-def draw_gaps(figure: Figure, run: Run, gaps: pd.DataFrame, blocks: Mapping[str, int]) -> None:
+def draw_gaps(figure: Figure, run: Run, tokens: Tokens, blocks: Mapping[str, int]) -> None:
     """Every gap over time, one panel per arm of ``blocks`` (arm -> block number), prefill steps shaded."""
     panels = figure.subplots(len(blocks), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (arm, block) in zip(panels, blocks.items(), strict=True):
-        chosen = gaps[gaps["block"] == block]
+        requests = np.flatnonzero(run.tables["requests"]["block"] == block)
+        ends_s, gaps_s = tokens.gap_ends_ns(requests) / NS_PER_S, tokens.gaps.of(requests)
         _shade_prefill(axes, run, block)
-        pixels = len(chosen) > MAX_DOTS
-        axes.plot(chosen["end_ns"] / NS_PER_S, chosen["gap_s"], ".", color=ARM_COLOURS[arm], ms=3, rasterized=pixels)
+        axes.plot(ends_s, gaps_s, ".", color=ARM_COLOURS[arm], ms=3, rasterized=len(gaps_s) > MAX_DOTS)
         axes.set(title=arm, ylabel="gap")
         axes.margins(x=0.01, y=0.1)
         seconds_axis(axes)

@@ -1,8 +1,8 @@
-"""One row per offered request, and one per gap between tokens, from the event log: the ground of every other table.
+"""One row per offered request, from the event log: the ground of every other table.
 
-Column work only (sorts, differences, grouped sums), so that millions of token rows take seconds. What a metric means
-is defined in ``xpyd.metrics``. Stamps here count from the first stamp of their block: exact as floats, NaN where a
-request never reached a stage.
+Column work only, so that millions of token rows take seconds (see ``analysis.tokens``). What a metric means is defined
+in ``xpyd.metrics``. Stamps here count from the first stamp of their block: exact as floats, NaN where a request never
+reached a stage.
 """
 
 from __future__ import annotations
@@ -11,43 +11,35 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import Run
+from analysis.tokens import KEY, Tokens, order_tokens
 from xpyd import metrics
 from xpyd.economics.ledger import length_class
 from xpyd.request import Stage
 from xpyd.units import NS_PER_S
 
-KEY = ["block", "request_id"]
 MAX_RESIDUAL = 0.02  # of TTFT: above it the stages do not explain what the client saw
 STAGE_TIMES = ["queue_s", "prefill_s", "exposed_transfer_s", "admission_s", "decode_s"]
 
 
-def request_frame(run: Run) -> pd.DataFrame:
-    """One row per offered request: stamps (``<stage>_ns``), stage times, metrics.
+def request_frame(run: Run, tokens: Tokens | None = None) -> pd.DataFrame:
+    """One row per offered request, in the order of the run's table: stamps (``<stage>_ns``), stage times, metrics.
 
-    ``status`` is finished, failed (see ``reason``) or unfinished. ``ttft_s`` is what the client saw;
-    ``ttft_prefill_s`` and ``ttft_decode_s`` are the two places that token 0 can leave from. The five of
-    ``STAGE_TIMES`` add up to ``e2e_s``. ``delivery_s`` is the first token's way from its worker to the client;
-    ``residual_s`` is ``ttft_s`` less that and the stages before it, and ``residual_flag`` marks where it exceeds two
-    percent. ``lateness_s`` is how late the open loop sent the request.
+    ``tokens``: the run's own, where the caller has ordered them already. ``status`` is finished, failed (see
+    ``reason``) or unfinished. ``ttft_s`` is what the client saw; ``ttft_prefill_s`` and ``ttft_decode_s`` are the two
+    places that token 0 can leave from. The five of ``STAGE_TIMES`` add up to ``e2e_s``. ``delivery_s`` is the first
+    token's way from its worker to the client; ``residual_s`` is ``ttft_s`` less that and the stages before it, and
+    ``residual_flag`` marks where it exceeds two percent. ``lateness_s`` is how late the open loop sent the request.
     """
     frame = run.tables["requests"].copy()
     classes = {input_len: length_class(input_len) for input_len in frame["input_len"].unique()}
     frame["length"] = frame["input_len"].map(classes)
-    for columns in (_stamps(run.tables["stages"]), _failures(run.tables["stages"]), _token_columns(run)):
+    for columns in (_stamps(run.tables["stages"]), _failures(run.tables["stages"])):
         frame = frame.merge(columns, on=KEY, how="left")
-    frame["num_tokens"] = frame["num_tokens"].fillna(0).astype(int)
+    frame = frame.join(_token_columns(run, tokens or order_tokens(run)))
     frame["reason"] = frame["reason"].fillna("")
     ended = [frame["finished_ns"].notna(), frame["failed_ns"].notna()]
     frame["status"] = np.select(ended, ["finished", "failed"], "unfinished")
     return _with_times(frame)
-
-
-def gap_frame(run: Run) -> pd.DataFrame:
-    """One row per gap: block, request_id, ``gap_s``, and ``end_ns``, the later token's stamp."""
-    tokens = _sorted_tokens(run)
-    gaps = metrics.gaps_by_request(tokens["group"], tokens["at_ns"])
-    later = tokens[tokens["group"].eq(tokens["group"].shift())]
-    return later[KEY].assign(gap_s=gaps.seconds, end_ns=later["at_ns"].astype("float64")).reset_index(drop=True)
 
 
 def _stamps(stages: pd.DataFrame) -> pd.DataFrame:
@@ -64,34 +56,22 @@ def _failures(stages: pd.DataFrame) -> pd.DataFrame:
     return stages.loc[stages["stage"] == Stage.FAILED, [*KEY, "reason"]].drop_duplicates(KEY)
 
 
-def _sorted_tokens(run: Run) -> pd.DataFrame:
-    """Tokens in order, with ``at_ns``, when the client had it, and ``group``, the number of its request here."""
-    tokens = run.tables["tokens"].sort_values([*KEY, "index"], kind="stable", ignore_index=True)
-    origins = run.tables["stages"].groupby("block")["t_ns"].min()
-    at_ns = tokens["t_ns"] - tokens["block"].map(origins)
-    delivery_ns = tokens["t_ns"] - tokens["emitted_ns"]
-    return tokens.assign(at_ns=at_ns, delivery_ns=delivery_ns, group=tokens.groupby(KEY, sort=False).ngroup())
-
-
-def _token_columns(run: Run) -> pd.DataFrame:
+def _token_columns(run: Run, tokens: Tokens) -> pd.DataFrame:
     """Per request: its first and last token, where the first came from, and what its gaps say."""
-    tokens = _sorted_tokens(run)
-    found = tokens.groupby("group").agg(
-        block=("block", "first"),
-        request_id=("request_id", "first"),
-        first_token_ns=("at_ns", "first"),
-        last_token_ns=("at_ns", "last"),
-        first_token_rank=("rank", "first"),
-        delivery_ns=("delivery_ns", "first"),
-        num_tokens=("index", "size"),
-    )
-    found = found.astype({"first_token_ns": "float64", "last_token_ns": "float64"})
-    gaps = metrics.gaps_by_request(tokens["group"], tokens["at_ns"])
-    by_request = pd.Series(gaps.seconds).groupby(gaps.request_index)
-    found["mean_gap_s"] = by_request.mean()
-    found["max_gap_s"] = by_request.max()
-    tails = metrics.tbt_tail_by_request(gaps)
-    found["tbt_tail_s"] = pd.Series(tails.seconds, index=tails.request_index)
+    table, counts = run.tables["tokens"], tokens.counts
+    some = counts > 0
+    firsts, lasts = tokens.starts[:-1][some], tokens.starts[1:][some] - 1
+    rows = tokens.order[firsts]
+    found = pd.DataFrame(index=np.flatnonzero(some))
+    found["first_token_ns"] = tokens.at_ns[firsts]
+    found["last_token_ns"] = tokens.at_ns[lasts]
+    found["first_token_rank"] = table["rank"].to_numpy()[rows]
+    found["delivery_ns"] = (table["t_ns"].to_numpy()[rows] - table["emitted_ns"].to_numpy()[rows]).astype(np.float64)
+    found = found.reindex(np.arange(len(counts)))
+    found["num_tokens"] = counts
+    found["mean_gap_s"] = metrics.mean_gap_by_request(tokens.gaps)
+    found["max_gap_s"] = metrics.max_gap_by_request(tokens.gaps)
+    found["tbt_tail_s"] = metrics.tbt_tail_by_request(tokens.gaps)
     return found
 
 

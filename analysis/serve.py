@@ -16,10 +16,11 @@ from analysis.format import interval, interval_note, number
 from analysis.intervals import bootstrap_mean
 from analysis.load import Run, RunError
 from analysis.plots import draw_gaps, draw_ttft
-from analysis.requests import KEY, STAGE_TIMES, gap_frame, request_frame
+from analysis.requests import STAGE_TIMES, request_frame
 from analysis.results import Plot, Results, Table, titled
 from analysis.statistics import ONLY_HAND_OFF, UNITS, block_statistics, num_workers
 from analysis.tables import checks_table, config_columns, request_table, traffic_table
+from analysis.tokens import order_tokens
 from xpyd.economics.verdict import Interval
 
 
@@ -28,12 +29,11 @@ def analyse(run: Run) -> Results:
     blocks = run.tables["blocks"]
     if blocks.empty:
         raise RunError(f"{run.paths[0]}: no block has ended; let the run go on, or measure again")
-    requests = request_frame(run)
-    gaps = gap_frame(run).merge(requests[[*KEY, "pair"]], on=KEY)
+    tokens = order_tokens(run)
+    requests = request_frame(run, tokens)
     offered = requests[requests["block"].isin(blocks["block"])]
     timed = offered[offered["status"] == "finished"]
-    timed_gaps = gaps.merge(timed[KEY])
-    found = block_statistics(offered, timed, timed_gaps, blocks, run.config["slo"], num_workers(run))
+    found = block_statistics(offered, timed, tokens.gaps, blocks, run.config["slo"], num_workers(run))
     arm = str(blocks["arm"].iloc[0])
     frame = tidy_statistics(run, arm, found)
     last = int(blocks["block"].iloc[-1])
@@ -54,7 +54,7 @@ def analyse(run: Run) -> Results:
             Plot(
                 f"Gaps between tokens over time, block {last}",
                 "Each point is one gap, as the client saw it. Shaded: steps with prefill in them, on any rank.",
-                lambda figure: draw_gaps(figure, run, gaps, {arm: last}),
+                lambda figure: draw_gaps(figure, run, tokens, {arm: last}),
             ),
         ],
         details=[request_table(requests, run.labels)],

@@ -42,15 +42,15 @@ HIGHER_IS_BETTER = ("attainment", "goodput_rps", "goodput_rps per rank", "overla
 def block_statistics(
     offered: pd.DataFrame,
     timed: pd.DataFrame,
-    gaps: pd.DataFrame,
+    gaps: metrics.Gaps,
     blocks: pd.DataFrame,
     slo: Mapping[str, float],
     num_workers: int,
 ) -> pd.DataFrame:
     """The statistics of one arm, one row per pair: means of ``STAGE_TIMES`` and every quantity of ``UNITS``.
 
-    ``offered`` are all requests of the arm, ``timed`` those whose times count, ``gaps`` their gaps; ``blocks`` gives
-    the durations. ``slo`` holds ``ttft_s`` and ``itl_s``.
+    ``offered`` are all requests of the arm, ``timed`` those whose times count, both with the request frame's index;
+    ``gaps`` are those of every request of the run; ``blocks`` gives the durations. ``slo`` holds ``ttft_s``, ``itl_s``.
     """
     found = pd.DataFrame(index=pd.Index(sorted(offered["pair"].unique()), name="pair"))
     by_pair = timed.groupby("pair")
@@ -58,8 +58,7 @@ def block_statistics(
     for column in ("ttft_s", "ttft_prefill_s", "ttft_decode_s"):
         for name, q in QUANTILES.items():
             found[f"{column} {name}"] = by_pair[column].quantile(q)
-    for name, q in {**QUANTILES, "max": 1.0}.items():
-        found[f"itl_s {name}"] = gaps.groupby("pair")["gap_s"].quantile(q)
+    found = found.join(_gap_quantiles(timed, gaps))
     for column in ("ttft_s", "mean_gap_s", "max_gap_s", "tpot_s", "tbt_tail_s", "e2e_s", "transfer_s"):
         found[f"{column} mean"] = by_pair[column].mean()
     meets = meets_slo(offered, slo).groupby(offered["pair"])
@@ -70,6 +69,16 @@ def block_statistics(
     found["overlap"] = metrics.overlap(found["transfer_s mean"], found["exposed_transfer_s"])
     found["penalty_ratio"] = metrics.penalty_ratio(found["exposed_transfer_s"], found["prefill_s"])
     return found.astype("float64")  # also where an arm has no block: empty columns come out as bool
+
+
+def _gap_quantiles(timed: pd.DataFrame, gaps: metrics.Gaps) -> pd.DataFrame:
+    """Quantiles over all gaps of each pair's requests, one row per pair."""
+    shares = {**QUANTILES, "max": 1.0}
+    rows = {}
+    for pair, own in timed.groupby("pair"):
+        seconds = gaps.of(own.index.to_numpy())
+        rows[pair] = np.quantile(seconds, list(shares.values())) if len(seconds) else [np.nan] * len(shares)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[f"itl_s {name}" for name in shares])
 
 
 def meets_slo(requests: pd.DataFrame, slo: Mapping[str, float]) -> pd.Series[bool]:

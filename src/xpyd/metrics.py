@@ -159,30 +159,70 @@ def goodput_rps(meets: ArrayLike, duration_s: float, num_ranks: int = 1) -> floa
 
 @dataclass(frozen=True)
 class Gaps:
-    """The gaps of many requests, one entry per gap, ordered by request: ``request_index`` [g] and ``seconds`` [g]."""
+    """The gaps of many requests: those of request r are ``seconds[starts[r] : starts[r + 1]]``.
 
-    request_index: NDArray[np.int64]
+    ``starts`` has shape [num_requests + 1], ``seconds`` [num_gaps].
+    """
+
+    starts: NDArray[np.int64]
     seconds: NDArray[np.float64]
 
-
-def gaps_by_request(request_index: ArrayLike, t_ns: Stamps) -> Gaps:
-    """The gaps of every request at once; rows are tokens, shape [num_tokens], sorted by request and then by time."""
-    index = np.asarray(request_index)
-    same = index[1:] == index[:-1]
-    return Gaps(index[1:][same], itl_s(t_ns)[same])
+    def of(self, requests: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The gaps of these requests, one request after the other."""
+        return self.seconds[places(self.starts[requests], self.starts[requests + 1] - self.starts[requests])]
 
 
-def tbt_tail_by_request(gaps: Gaps, share: float = TAIL_SHARE) -> Gaps:
-    """:func:`tbt_tail_s` of every request at once: one entry per request that has a gap, ordered by request."""
-    order = np.lexsort((gaps.seconds, gaps.request_index))
-    seconds = gaps.seconds[order]
-    requests, counts = np.unique(gaps.request_index, return_counts=True)
-    place_from_end = np.repeat(np.cumsum(counts), counts) - np.arange(len(seconds))  # 1: the request's longest gap
-    num_tail = _num_tail(counts, share)
-    in_tail = place_from_end <= np.repeat(num_tail, counts)
-    owner = np.repeat(np.arange(len(requests)), counts)
-    sums = np.bincount(owner[in_tail], weights=seconds[in_tail], minlength=len(requests))
-    return Gaps(requests, sums / num_tail)
+def places(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``begins[i] .. begins[i] + counts[i] - 1`` of every i, one run after the other; shape [counts.sum()]."""
+    return np.repeat(begins - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+
+
+def gaps_by_request(starts: NDArray[np.int64], t_ns: Stamps) -> Gaps:
+    """The gaps of every request at once; the tokens of request r are ``t_ns[starts[r] : starts[r + 1]]``, by time."""
+    counts = np.maximum(np.diff(starts) - 1, 0)
+    inner = np.ones(max(0, len(np.asarray(t_ns)) - 1), dtype=bool)
+    ends = starts[1:-1][(starts[1:-1] > 0) & (starts[1:-1] <= len(inner))]
+    inner[ends - 1] = False  # from one request's last token to the next one's first is no gap
+    return Gaps(np.concatenate(([0], np.cumsum(counts))), itl_s(t_ns)[inner])
+
+
+def mean_gap_by_request(gaps: Gaps) -> NDArray[np.float64]:
+    """The mean gap of every request, shape [num_requests]; NaN for one without gaps."""
+    return np.asarray(_ratio(_over_requests(np.add, gaps), np.diff(gaps.starts)))
+
+
+def max_gap_by_request(gaps: Gaps) -> NDArray[np.float64]:
+    """The longest gap of every request, shape [num_requests]; NaN for one without gaps."""
+    return _over_requests(np.maximum, gaps)
+
+
+def tbt_tail_by_request(gaps: Gaps, share: float = TAIL_SHARE) -> NDArray[np.float64]:
+    """:func:`tbt_tail_s` of every request at once, shape [num_requests]; NaN for one without gaps."""
+    counts = np.diff(gaps.starts)
+    request = np.repeat(np.arange(len(counts)), counts)
+    ordered = _sorted_within(request, gaps.seconds)
+    num_tail = np.minimum(_num_tail(counts, share), counts)
+    tails = Gaps(np.concatenate(([0], np.cumsum(num_tail))), ordered[places(gaps.starts[1:] - num_tail, num_tail)])
+    return mean_gap_by_request(tails)
+
+
+def _sorted_within(request: NDArray[np.int64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``seconds`` sorted inside each request; ``request`` is sorted. One sort of one key where the two fit in it."""
+    nanoseconds = np.rint(seconds * NS_PER_S)
+    bits = int(nanoseconds.max(initial=0)).bit_length()
+    exact = np.array_equal(nanoseconds / NS_PER_S, seconds) and nanoseconds.min(initial=0) >= 0
+    if not exact or bits + int(request.max(initial=0)).bit_length() > 62:
+        return seconds[np.lexsort((seconds, request))]
+    keys = np.sort(request << bits | nanoseconds.astype(np.int64))
+    return np.asarray((keys & (1 << bits) - 1) / NS_PER_S, dtype=np.float64)
+
+
+def _over_requests(reduce: np.ufunc, gaps: Gaps) -> NDArray[np.float64]:
+    some = np.diff(gaps.starts) > 0
+    found = np.full(len(some), np.nan)
+    if some.any():
+        found[some] = reduce.reduceat(gaps.seconds, gaps.starts[:-1][some])
+    return found
 
 
 def _num_tail(num_gaps: Any, share: float) -> Any:

@@ -9,6 +9,7 @@ import pytest
 from analysis.invariance import Invariance, check_invariance
 from analysis.load import load_run
 from analysis.requests import request_frame
+from analysis.tokens import order_tokens
 from analysis.traffic import Traffic
 from tests.analysis.synthetic import Way, block_rows, write_run
 
@@ -22,7 +23,7 @@ def check(folder: Path, second: list[Way], first: list[Way] | None = None) -> In
         *block_rows(1, 0, "disaggregated", [(100, way) for way in second]),
     ]
     run = load_run(write_run(folder / "r", rows))
-    return check_invariance(run, request_frame(run), "colocated", "disaggregated")
+    return check_invariance(run, request_frame(run), order_tokens(run), "colocated", "disaggregated")
 
 
 def test_equal_tokens(tmp_path: Path) -> None:

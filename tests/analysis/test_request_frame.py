@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from analysis.load import load_run
-from analysis.requests import STAGE_TIMES, gap_frame, request_frame
+from analysis.requests import STAGE_TIMES, request_frame
+from analysis.tokens import order_tokens
 from tests.analysis.synthetic import Way, block_rows, write_run
 from xpyd import metrics
 from xpyd.records import StageRow, TokenRow
@@ -85,9 +86,9 @@ def test_gaps_agree_with_the_metric_of_each_request(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     ways = [(100, Way(gaps=tuple(generator.uniform(5, 40, size=n)))) for n in (1, 5, 30, 31)]
     run = load_run(write_run(tmp_path / "r", block_rows(0, 0, "colocated", ways)))
-    gaps, frame = gap_frame(run), request_frame(run)
+    gaps, frame = order_tokens(run).gaps, request_frame(run)
     for request_id, (_, way) in enumerate(ways):
-        own = gaps.loc[gaps["request_id"] == request_id, "gap_s"]
+        own = gaps.of(np.array([request_id]))
         assert list(own) == pytest.approx([gap / 1000 for gap in way.gaps], abs=1e-6)
         assert frame["tbt_tail_s"].iloc[request_id] == pytest.approx(metrics.tbt_tail_s(own))
         assert frame["max_gap_s"].iloc[request_id] == own.max()
@@ -96,4 +97,30 @@ def test_gaps_agree_with_the_metric_of_each_request(tmp_path: Path) -> None:
 def test_a_run_without_rows_gives_an_empty_frame(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "r", [], done=False), allow_partial=True)
     assert request_frame(run).empty
-    assert gap_frame(run).empty
+    assert not len(order_tokens(run).gaps.seconds)
+
+
+@pytest.mark.parametrize("damage", ["none", "shuffled", "a token twice", "a token missing", "a stranger's tokens"])
+def test_tokens_are_put_in_request_order_whatever_the_log_holds(tmp_path: Path, damage: str) -> None:
+    ways = [(100, Way(gaps=(10, 20, 30))), (100, Way(failed="x")), (100, Way(gaps=(5, 6)))]
+    run = load_run(write_run(tmp_path / "r", block_rows(0, 0, "colocated", ways)))
+    table = run.tables["tokens"]
+    changed = {
+        "none": table,
+        "shuffled": table.sample(frac=1, random_state=1, ignore_index=True),
+        "a token twice": pd.concat([table, table.iloc[[1]]], ignore_index=True),
+        "a token missing": table.drop(index=0).reset_index(drop=True),
+        "a stranger's tokens": pd.concat([table.assign(request_id=7), table], ignore_index=True),
+    }[damage]
+    run.tables["tokens"] = changed
+    tokens = order_tokens(run)
+    ordered = changed.iloc[tokens.order]
+    expected = changed[changed["request_id"] < 3].sort_values(["request_id", "index"], kind="stable")
+    assert (
+        ordered[["request_id", "index", "t_ns"]].to_numpy().tolist()
+        == expected[["request_id", "index", "t_ns"]].to_numpy().tolist()
+    )
+    assert tokens.counts.tolist() == [int((expected["request_id"] == r).sum()) for r in range(3)]
+    assert tokens.at_ns.tolist() == (expected["t_ns"] - run.tables["stages"]["t_ns"].min()).tolist()
+    both = np.array([0, 1, 2])
+    assert len(tokens.gap_ends_ns(both)) == len(tokens.gaps.of(both))

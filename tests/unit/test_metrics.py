@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import inf, isnan, nan
 
 import numpy as np
@@ -40,8 +41,8 @@ def test_tail_is_the_longest_tenth(num_gaps: int, num_tail: int) -> None:
     gaps = np.arange(1.0, num_gaps + 1)
     expected = gaps[-num_tail:].mean()
     assert metrics.tbt_tail_s(gaps[::-1]) == pytest.approx(expected)
-    together = metrics.tbt_tail_by_request(metrics.Gaps(np.zeros(num_gaps, dtype=np.int64), gaps))
-    assert together.seconds == pytest.approx([expected])
+    together = metrics.tbt_tail_by_request(metrics.Gaps(np.array([0, num_gaps]), gaps[::-1]))
+    assert together == pytest.approx([expected])
 
 
 def test_a_share_that_rounds_up_in_binary_takes_no_extra_gap() -> None:
@@ -51,8 +52,8 @@ def test_a_share_that_rounds_up_in_binary_takes_no_extra_gap() -> None:
 
 def test_tail_without_gaps_is_unknown() -> None:
     assert isnan(metrics.tbt_tail_s([]))
-    none = metrics.Gaps(np.zeros(0, dtype=np.int64), np.zeros(0))
-    assert len(metrics.tbt_tail_by_request(none).seconds) == 0
+    assert isnan(metrics.tbt_tail_by_request(metrics.Gaps(np.array([0, 0]), np.zeros(0)))[0])
+    assert len(metrics.tbt_tail_by_request(metrics.Gaps(np.array([0]), np.zeros(0)))) == 0
 
 
 def test_transfer_and_handoff() -> None:
@@ -108,18 +109,21 @@ def test_a_finished_request_without_a_first_token_misses() -> None:
 
 
 def test_grouped_gaps_never_cross_requests() -> None:
-    request = np.array([3, 3, 3, 7, 9, 9])
+    starts = np.array([0, 0, 3, 4, 4, 6, 6])
     t_ns = np.array([10, 12, 17, 4, 20, 21]) * MS
-    gaps = metrics.gaps_by_request(request, t_ns)
-    assert gaps.request_index.tolist() == [3, 3, 9]
+    gaps = metrics.gaps_by_request(starts, t_ns)
+    assert gaps.starts.tolist() == [0, 0, 2, 2, 2, 3, 3]
     assert gaps.seconds == pytest.approx([0.002, 0.005, 0.001])
+    assert gaps.of(np.array([4, 1])) == pytest.approx([0.001, 0.002, 0.005])
+    assert metrics.max_gap_by_request(gaps) == pytest.approx([nan, 0.005, nan, nan, 0.001, nan], nan_ok=True)
+    assert metrics.mean_gap_by_request(gaps) == pytest.approx([nan, 0.0035, nan, nan, 0.001, nan], nan_ok=True)
 
 
-def test_grouped_tail_equals_one_by_one() -> None:
+@pytest.mark.parametrize("unit", [1, 1.5])  # whole nanoseconds sort as one key, others do not
+def test_grouped_tail_equals_one_by_one(unit: float) -> None:
     generator = np.random.default_rng(0)
-    request = np.repeat(np.arange(20), generator.integers(1, 60, size=20))
-    t_ns = generator.integers(1, 50 * MS, size=len(request)).cumsum()
-    tails = metrics.tbt_tail_by_request(metrics.gaps_by_request(request, t_ns))
-    for index, seconds in zip(tails.request_index, tails.seconds, strict=True):
-        assert seconds == pytest.approx(metrics.tbt_tail_s(metrics.itl_s(t_ns[request == index])))
-    assert tails.request_index.tolist() == [i for i in range(20) if (request == i).sum() > 1]
+    starts = np.concatenate(([0], np.cumsum(generator.integers(0, 60, size=20))))
+    t_ns = generator.integers(1, 50 * MS, size=starts[-1]).cumsum() * unit
+    tails = metrics.tbt_tail_by_request(metrics.gaps_by_request(starts, t_ns))
+    one_by_one = [metrics.tbt_tail_s(metrics.itl_s(t_ns[a:b])) for a, b in pairwise(starts)]
+    assert tails == pytest.approx(one_by_one, nan_ok=True)
