@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 COLOCATED, DISAGGREGATED, NULL = "colocated", "disaggregated", "null"  # arms; null: colocated again, the A/A control
 
 
@@ -78,19 +78,41 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True)
 class TransferRow:
-    """One KV hand-off, written by the decode rank. ``num_inflight`` counts other incoming transfers at its begin."""
+    """One KV hand-off, written by the prefill rank when its blocks are released.
+
+    ``reserved_ns``: the destination blocks were set aside. ``num_inflight`` counts other transfers under way to that
+    rank when this one began.
+    """
 
     block: int
     request_id: int
     src_rank: int
     dst_rank: int
-    mode: str
+    mode: str  # whole | layerwise | chunkwise
+    direction: str  # pull | push
+    staged: bool  # gathered into staging memory, sent, and scattered
     num_pieces: int
     payload_bytes: int
+    reserved_ns: int
     begin_ns: int
     end_ns: int
     num_inflight: int
     verified: bool  # checksums of every layer and block compared across the wire
+
+
+@dataclass(frozen=True, slots=True)
+class CoalescingRow:
+    """One choice under ``transfer.staging=auto``, written by the decode rank: both ways as predicted, and the taken."""
+
+    block: int
+    request_id: int
+    payload_bytes: int
+    num_direct_pieces: int
+    num_staged_pieces: int
+    direct_s: float
+    staged_s: float
+    staged: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +129,7 @@ class StepRow:
     num_decode_seqs: int
     num_context_tokens: int  # context of the decoding sequences, summed
     num_free_kv_blocks: int
+    num_reserved_kv_blocks: int  # decode: for KV on its way, or landed and waiting for a seat; not free
     num_waiting: int
     num_preempted: int
 
@@ -186,16 +209,55 @@ class EconomicsRow:
     verdict: str
 
 
+@dataclass(frozen=True, slots=True)
+class CodecPointRow:
+    """One prompt's KV through one codec, all layers: gathered and encoded, then decoded and scattered, on one core."""
+
+    codec: str
+    prompt: int
+    input_len: int
+    repeat: int
+    num_layers: int
+    raw_bytes: int
+    encoded_bytes: int  # with scales and headers
+    encode_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceRow:
+    """One decode step of one prompt, from exact KV and from coded KV, with the same model.
+
+    The last five columns are under teacher forcing: both arms are fed the exact arm's tokens.
+    """
+
+    codec: str
+    prompt: int
+    input_len: int
+    index: int  # output token; 0 comes with the prompt and is not decoded from coded KV
+    exact_token: int
+    coded_token: int  # the coded arm's own greedy decoding
+    forced_token: int  # its choice under teacher forcing
+    kl_nats: float  # of the next-token distribution, exact against coded
+    max_logit_error: float
+    mean_logit_error: float
+    margin: float  # between the exact arm's two largest logits
+    logit_std: float  # of the exact arm's logits, for scale
+
+
 TABLES: dict[str, type] = {
     "blocks": BlockRow,
     "requests": RequestRow,
     "stages": StageRow,
     "tokens": TokenRow,
     "transfers": TransferRow,
+    "coalescings": CoalescingRow,
     "steps": StepRow,
     "transfer_points": TransferPointRow,
     "gaps": GapRow,
     "receipts": ReceiptRow,
     "receiving_gaps": ReceivingGapRow,
     "economics": EconomicsRow,
+    "codec_points": CodecPointRow,
+    "divergence": DivergenceRow,
 }

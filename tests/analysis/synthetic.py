@@ -102,9 +102,10 @@ def _request_rows(block: int, request_id: int, arrived: int, way: Way) -> list[A
         rank = 2 if way.moved and index else 1
         rows.append(TokenRow(block, request_id, index, token, at(time), at(time), rank, margin))
     stages[Stage.FINISHED] = at(time)
-    rows.append(StepRow(block, 1, "colocated", at(begin), at(end), 64, 1, 0, 0, 100, 0, 0))
+    rows.append(StepRow(block, 1, "colocated", at(begin), at(end), 64, 1, 0, 0, 100, 0, 0, 0))
     if way.moved:
-        rows.append(TransferRow(block, request_id, 1, 2, "layerwise", 4, 1000, at(begin + 1), at(landed), 0, True))
+        moved = (at(begin), at(begin + 1), at(landed))
+        rows.append(TransferRow(block, request_id, 1, 2, "layerwise", "pull", False, 4, 1000, *moved, 0, True))
     return [*_stamps(block, request_id, stages), *rows]
 
 

@@ -97,11 +97,19 @@ def _exposed_s(compute: ComputeModel, link: LinkModel, scenario: Scenario, rate_
     ]
     num_links = min(scenario.num_prefill, scenario.num_decode)
     stretch = 1 + _wait_s(scenario, rate_rps, wire, num_links) / scenario.mean(wire)
-    num_layers = scenario.spec.num_layers if scenario.mode == "layerwise" else 1
     return [
-        effective_transfer_s(link.alpha_s, wire_s * stretch, num_layers, _last_step_s(compute, scenario, cls))
+        effective_transfer_s(link.alpha_s, wire_s * stretch, *_overlap(compute, scenario, cls))
         for cls, wire_s in zip(scenario.classes, wire, strict=True)
     ]
+
+
+def _overlap(compute: ComputeModel, scenario: Scenario, cls: RequestClass) -> tuple[int, float]:
+    """In how many parts the KV leaves, and the seconds in which they become final one by one."""
+    if scenario.mode == "layerwise":
+        return scenario.spec.num_layers, _last_step_s(compute, scenario, cls)
+    if scenario.mode == "chunkwise" and scenario.chunk_tokens is not None:
+        return -(-round(cls.input_len) // scenario.chunk_tokens), _prefill_s(compute, scenario, cls, 0.0)
+    return 1, 0.0
 
 
 def _last_step_s(compute: ComputeModel, scenario: Scenario, cls: RequestClass) -> float:

@@ -74,7 +74,7 @@ class Scenario:
     max_num_batched_tokens: int
     block_size: int
     num_kv_blocks: int
-    mode: Literal["whole", "layerwise"]
+    mode: Literal["whole", "layerwise", "chunkwise"]
     max_piece_bytes: int
     router: Literal["round_robin", "least_outstanding"] = "least_outstanding"
     rate_rps: float | None = None

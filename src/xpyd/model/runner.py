@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from xpyd.kv.cache import KVCache
+from xpyd.kv.layout import PoolOrder
 from xpyd.model.attention import ChunkView, DecodeGroup, causal_mask, decode_mask
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.parallel import Reducer
@@ -62,6 +63,8 @@ class ModelRunner:
         num_threads: int = 1,
         device: str = "cpu",
         reducer: Reducer | None = None,
+        order: PoolOrder | None = None,
+        staging_bytes: int = 0,
     ) -> None:
         if spec.latent_dim:
             raise ValueError(
@@ -73,7 +76,7 @@ class ModelRunner:
         self.shard = reducer.shard if reducer else Shard()
         self._reducer = reducer
         self._local = self.shard.of(self.spec)
-        self.cache = KVCache(self._local, num_blocks, block_size, device)
+        self.cache = KVCache(self._local, num_blocks, block_size, device, order, staging_bytes)
         self._device = torch.device(device)
         self._sampling = sampling or SamplingConfig()
         self._weights = load_weights(self.spec, device, self.shard)

@@ -131,6 +131,7 @@ class Scheduler(ABC):
         self._running: list[Sequence] = []
         self._known: dict[int, Sequence] = {}  # every sequence that waits, runs or holds blocks
         self._num_reserved = 0  # tables handed out by reserve() whose sequence is not admitted yet
+        self._num_reserved_blocks = 0  # blocks in them
 
     @abstractmethod
     def schedule(self) -> StepPlan:
@@ -149,6 +150,16 @@ class Scheduler(ABC):
         return self._blocks.num_free
 
     @property
+    def num_reserved_blocks(self) -> int:
+        """Blocks set aside for KV that is on its way, or has landed and waits for a seat."""
+        return self._num_reserved_blocks
+
+    @property
+    def can_admit(self) -> bool:
+        """A seat is free for a sequence whose table is reserved; always, unless it was reserved ``ahead``."""
+        return len(self._running) < self.config.max_num_seqs
+
+    @property
     def waiting(self) -> tuple[Sequence, ...]:
         return tuple(self._waiting)
 
@@ -163,20 +174,24 @@ class Scheduler(ABC):
         self._register(sequence)
         self._waiting.append(sequence)
 
-    def reserve(self, num_blocks: int) -> list[int] | None:
+    def reserve(self, num_blocks: int, ahead: bool = False) -> list[int] | None:
         """Blocks for KV that is about to arrive, to be admitted later; None while there is no room (back-pressure).
 
         Room is a free seat, no sequence waiting (a preempted one goes first), and ``num_blocks`` free blocks beside
-        one for every sequence that may still grow. Raises NeverFits when the pool has not as many blocks.
+        one for every sequence that may still grow. ``ahead`` asks for the blocks alone: no seat is kept
+        (``can_admit``), nor room to grow. Raises NeverFits when the pool has not as many blocks.
         """
         if num_blocks > self._blocks.num_blocks:
             raise NeverFits(
                 f"{num_blocks} KV blocks are to arrive, the pool has {self._blocks.num_blocks}; raise "
                 "scheduler.num_kv_blocks or shorten the request"
             )
-        if self._waiting or not self._seat_free() or num_blocks + self._headroom() > self.num_free_blocks:
+        if self._waiting or num_blocks > self.num_free_blocks:
+            return None
+        if not ahead and (not self._seat_free() or num_blocks + self._headroom() > self.num_free_blocks):
             return None
         self._num_reserved += 1
+        self._num_reserved_blocks += num_blocks
         return self._blocks.allocate(num_blocks)
 
     def admit(self, sequence: Sequence) -> None:
@@ -185,6 +200,7 @@ class Scheduler(ABC):
         assert sequence.decoding, f"request {sequence.request_id} is not ready to decode"
         self._register(sequence)
         self._num_reserved -= 1
+        self._num_reserved_blocks -= len(sequence.block_table)
         self._running.append(sequence)
 
     def commit(self, plan: StepPlan, new_tokens: Mapping[int, int]) -> list[Sequence]:

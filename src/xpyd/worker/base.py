@@ -164,6 +164,7 @@ class Worker(ABC):
                 num_decode_seqs=len(plan.decodes),
                 num_context_tokens=sum(chunk.sequence.num_tokens for chunk in plan.decodes),
                 num_free_kv_blocks=scheduler.num_free_blocks,
+                num_reserved_kv_blocks=scheduler.num_reserved_blocks,
                 num_waiting=scheduler.num_waiting,
                 num_preempted=self._num_preempted,
             )

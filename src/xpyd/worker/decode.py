@@ -1,4 +1,4 @@
-"""The decode worker: pulls offered KV into free blocks, admits the request, and runs one step for the whole batch."""
+"""The decode worker: takes KV into free blocks, admits the request, and runs one step for the whole batch."""
 
 from __future__ import annotations
 
@@ -9,53 +9,82 @@ from typing import ClassVar
 import numpy as np
 
 from xpyd.kv.checksum import checksums, mismatches
-from xpyd.kv.plan import plan_request
+from xpyd.kv.coalesce import PieceCosts, choose
 from xpyd.model.sampling import Sampled
 from xpyd.placement import Role
+from xpyd.records import CoalescingRow
 from xpyd.request import Stage
 from xpyd.scheduler.base import Sequence
 from xpyd.transport.base import Transport
-from xpyd.transport.flow import RecvFlow
+from xpyd.transport.flow import ReadFlow, RecvFlow
 from xpyd.worker.base import Desk, WorkerError
 from xpyd.worker.engine import Engine, Output
 from xpyd.worker.handoff import Incoming, TransferConfig
-from xpyd.worker.messages import Accept, AnyMessage, FirstToken, Offer, Release, unpack_prompt
+from xpyd.worker.messages import (
+    Accept,
+    Announce,
+    AnyMessage,
+    FirstToken,
+    Landed,
+    Offer,
+    Ready,
+    Release,
+    unpack_prompt,
+)
 from xpyd.worker.mover import MovingWorker
+from xpyd.worker.staged import StagedReceive
 
 
 class DecodeWorker(MovingWorker):
     role: ClassVar[Role] = Role.DECODE
 
     def __init__(
-        self, engine: Engine, desk: Desk, drain_timeout_s: float, transport: Transport, config: TransferConfig
+        self,
+        engine: Engine,
+        desk: Desk,
+        drain_timeout_s: float,
+        transport: Transport,
+        config: TransferConfig,
+        costs: PieceCosts | None = None,
     ) -> None:
-        super().__init__(engine, desk, drain_timeout_s, transport, config)
+        super().__init__(engine, desk, drain_timeout_s, transport, config, costs)
         self._incoming: dict[int, Incoming] = {}
         self._offers: deque[Incoming] = deque()  # not yet accepted: waiting for free blocks, first come first served
 
     def handle(self, source: int, message: AnyMessage) -> None:
         match message:
             case Offer():
-                incoming = Incoming(source, message)
+                incoming = Incoming(source, message, message.table)
                 self._incoming[message.request_id] = incoming
                 self._offers.append(incoming)
+            case Announce():
+                self._receive_push(self._incoming[message.request_id], message.table)
+            case Ready():
+                self._incoming[message.request_id].parts_done(message.num_parts)
             case FirstToken():
-                self._incoming[message.request_id].first = message
+                incoming = self._incoming[message.request_id]
+                incoming.first, incoming.since_ns = message, time.perf_counter_ns()
+            case Landed():
+                self._incoming[message.request_id].landed_ns = message.end_ns
             case _:
                 raise AssertionError(f"rank {source} sent {type(message).__name__} to a decode worker")
 
     def move(self) -> bool:
-        busy = self._pull()
+        busy = self._take()
         for incoming in list(self._incoming.values()):
-            if incoming.landed_ns is not None and incoming.first is not None:
-                self._admit(incoming, incoming.first, incoming.landed_ns)
+            if incoming.landed_ns is None or incoming.first is None:
+                continue
+            if not incoming.released:
+                self._release(incoming, incoming.first, incoming.landed_ns)
+            if self.engine.scheduler.can_admit:  # else a push that landed early: the queue that pull leaves to prefill
+                self._admit(incoming, incoming.first)
                 busy = True
         return busy
 
     def on_layer(self, layer: int) -> None:
         """Between layers: messages and KV move, but the batch of the running step stays as it is."""
         self.receive()
-        self._pull()
+        self._take()
 
     def committed(self, outputs: list[Output], finished: list[Sequence], end_ns: int) -> None:
         self.emit(outputs, end_ns)
@@ -69,52 +98,139 @@ class DecodeWorker(MovingWorker):
     def unfinished(self) -> str:
         return f"{super().unfinished()}, {len(self._incoming)} hand-offs not admitted: {sorted(self._incoming)}"
 
-    def _pull(self) -> bool:
+    def _take(self) -> bool:
+        """Accept offers, and move what was accepted; True when something did."""
         busy = self._transport.progress()
         while self._offers and self._accept(self._offers[0]):
             self._offers.popleft()
             busy = True
         for incoming in self._incoming.values():
             if incoming.flow is not None and incoming.landed_ns is None:
-                if incoming.flow.advance():
-                    incoming.landed_ns = self.desk.clock.now_ns()
-                    busy = True
-                else:
-                    what = f"receiving the KV of request {incoming.offer.request_id} from rank {incoming.source}"
-                    self.check_time(incoming.accepted_ns, what)
+                busy |= self._advance(incoming)
         return busy
 
+    def _advance(self, incoming: Incoming) -> bool:
+        assert incoming.flow is not None
+        moved = incoming.flow.advance()
+        if incoming.flow.done:
+            incoming.landed_ns = self.desk.clock.now_ns()
+            if isinstance(incoming.flow, StagedReceive):
+                incoming.flow.give_back(self._slots)
+            return True
+        if incoming.first is not None:  # everything may leave: from here on it has to arrive in time
+            what = f"receiving the KV of request {incoming.offer.request_id} from rank {incoming.source}"
+            self.check_time(incoming.since_ns, what)
+        return moved
+
     def _accept(self, incoming: Incoming) -> bool:
-        """Take an offer if its blocks, and one more for every running request, are free: this is the back-pressure."""
-        offer = incoming.offer
-        table = self.engine.scheduler.reserve(len(offer.table))
+        """Take an offer if it fits: this is the back-pressure. A push takes any free block, a pull only what can run.
+
+        A pull keeps a seat, and one block free for every running request; see ``Scheduler.reserve``.
+        """
+        offer, ahead = incoming.offer, self._config.direction == "push"
+        if self._config.staging != "off" and self._slots.num_free < self._config.pieces_in_flight:
+            return False  # staging memory is taken before blocks: whoever holds both can always go on
+        table = self.engine.scheduler.reserve(offer.num_blocks, ahead)
         if table is None:
             return False
-        plan = plan_request(self._cache.layout, offer.table, table, self._config.max_piece_bytes)
-        incoming.table, incoming.plan = table, plan
-        incoming.num_inflight = sum(1 for i in self._incoming.values() if i.flow is not None and i.landed_ns is None)
-        incoming.flow = RecvFlow(self._transport, incoming.source, plan.destination, offer.transfer_seq)
-        incoming.accepted_ns = time.perf_counter_ns()
-        self.ledger_bytes += sum(span.nbytes for span in plan.destination)
-        self.desk.mailbox.send(incoming.source, Accept(offer.request_id, table))
+        incoming.table, incoming.reserved_ns = table, self.desk.clock.now_ns()
+        incoming.since_ns = time.perf_counter_ns()
+        layout = self._cache.layout
+        self.ledger_bytes += len(table) * layout.num_layers * layout.block_bytes
+        if not ahead:
+            self._receive_pull(incoming)
+        self.desk.mailbox.send(incoming.source, Accept(offer.request_id, table, incoming.staged))
         return True
 
-    def _admit(self, incoming: Incoming, first: FirstToken, landed_ns: int) -> None:
-        """All KV is here: verify, release the source, join the decode batch."""
+    def _receive_pull(self, incoming: Incoming) -> None:
+        """Post what there is to receive, directly or staged; a one-sided transport reads what is final."""
+        incoming.num_inflight = self._num_inflight()
+        if self._stage(incoming):
+            plan = self.plan_staged(incoming.source_table, incoming.table)
+            slots = self._slots.take(self._config.pieces_in_flight)
+            assert slots is not None, "looked at before the offer was taken"
+            seq, buffer = incoming.offer.transfer_seq, self._cache.buffer
+            incoming.plan = plan
+            incoming.flow = StagedReceive(self._transport, incoming.source, buffer, plan, seq, slots)
+        elif self._one_sided_pull:
+            read = self.plan(incoming.source_table, incoming.table)
+            window = self._config.pieces_in_flight
+            incoming.plan = read
+            incoming.flow = ReadFlow(self._transport, incoming.source, read.source, read.destination, window)
+            incoming.parts_done(incoming.parts_ready)
+        else:
+            self._post_receives(incoming)
+
+    def _receive_push(self, incoming: Incoming, source_table: list[int]) -> None:
+        incoming.num_inflight = self._num_inflight()
+        incoming.source_table = source_table
+        self._post_receives(incoming)
+
+    def _post_receives(self, incoming: Incoming) -> None:
+        plan = self.plan(incoming.source_table, incoming.table)
+        incoming.plan = plan
+        incoming.flow = RecvFlow(self._transport, incoming.source, plan.destination, incoming.offer.transfer_seq)
+
+    def _stage(self, incoming: Incoming) -> bool:
+        """Whether to go through staging memory; under ``auto`` by the predicted costs, which are kept as a row."""
+        if self._config.staging != "auto":
+            return self._config.staging == "on"
+        assert self._costs is not None, "transfer.staging=auto needs measured costs"
+        direct = self.plan(incoming.source_table, incoming.table)
+        staged = self.plan_staged(incoming.source_table, incoming.table)
+        num_pieces = len(direct.source), len(staged.pieces)
+        choice = choose(self._costs, direct.nbytes, *num_pieces, staged.num_cells)
+        self.desk.rows.write(
+            CoalescingRow(
+                block=self.desk.block,
+                request_id=incoming.offer.request_id,
+                payload_bytes=direct.nbytes,
+                num_direct_pieces=num_pieces[0],
+                num_staged_pieces=num_pieces[1],
+                direct_s=choice.direct_s,
+                staged_s=choice.staged_s,
+                staged=choice.staged,
+                reason=choice.reason,
+            )
+        )
+        return choice.staged
+
+    def _num_inflight(self) -> int:
+        return sum(1 for other in self._incoming.values() if other.flow is not None and other.landed_ns is None)
+
+    def _admit(self, incoming: Incoming, first: FirstToken) -> None:
+        """All KV is here and there is a seat: join the decode batch."""
         offer = incoming.offer
-        verified = self._verify(incoming, first)
         prompt = unpack_prompt(offer.prompt)
         sequence = Sequence(
             offer.request_id, prompt, offer.output_len, [first.token], len(prompt), incoming.table, offer.seed
         )
         self.engine.scheduler.admit(sequence)
         now_ns = self.desk.clock.now_ns()
-        self.desk.stamp(offer.request_id, Stage.TRANSFER_END, landed_ns)
         self.desk.stamp(offer.request_id, Stage.DECODE_ADMIT, now_ns)
-        self.desk.mailbox.send(incoming.source, Release(offer.request_id, landed_ns, incoming.num_inflight, verified))
         if self._config.first_token == "decode":
             self.emit([Output(sequence, 0, Sampled(first.token, first.margin))], now_ns)
         del self._incoming[offer.request_id]
+
+    def _release(self, incoming: Incoming, first: FirstToken, landed_ns: int) -> None:
+        """All KV is here: verify, and give the source its blocks back with this end's account of the transfer."""
+        verified = self._verify(incoming, first)
+        self.desk.stamp(incoming.offer.request_id, Stage.TRANSFER_END, landed_ns)
+        read = incoming.flow if isinstance(incoming.flow, ReadFlow) else None
+        begin_ns = self.desk.clock.at(read.begin_ns) if read is not None and read.begin_ns is not None else 0
+        num_pieces = incoming.plan.part_ends[-1] if read is not None and incoming.plan is not None else 0
+        release = Release(
+            incoming.offer.request_id,
+            incoming.reserved_ns,
+            begin_ns,
+            landed_ns,
+            num_pieces,
+            incoming.num_inflight,
+            incoming.staged,
+            verified,
+        )
+        self.desk.mailbox.send(incoming.source, release)
+        incoming.released = True
 
     def _verify(self, incoming: Incoming, first: FirstToken) -> bool:
         """Compare the checksums of every layer and block; raises WorkerError that names what differs."""

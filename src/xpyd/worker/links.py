@@ -46,9 +46,12 @@ class Links:
         self.interfaces = {lane.rpartition("/")[2] for lane in lanes} & set(interface_bytes())
 
     def bytes_so_far(self) -> tuple[int, int]:
-        """Bytes received by this rank's transport, and by its node's interfaces that KV crosses."""
+        """Bytes landed through this rank's transport, and received by its node's interfaces that KV crosses.
+
+        A one-sided write is counted where it was posted: the rank it lands on does not see it.
+        """
         crossed = sum(count for name, count in interface_bytes().items() if name in self.interfaces)
-        return self.transport.received_bytes, crossed
+        return self.transport.received_bytes + self.transport.written_bytes, crossed
 
     def close(self) -> None:
         self.transport.close()

@@ -47,9 +47,10 @@ class Failed(Message, frozen=True):
 
 
 class Offer(Message, frozen=True):
-    """Prefill to decode: the KV of a request is, or will be, in these source blocks.
+    """Prefill to decode: the KV of a request is, or will be, in these source blocks; may it come?
 
-    Layerwise, the offer leaves before its last chunk runs, and ``FirstToken`` follows.
+    Pull: sent when the first part is about to be computed (whole: when all is), and ``FirstToken`` follows. Push: sent
+    when the request arrives, to have ``num_blocks`` blocks set aside; ``table`` is empty, as no block is taken yet.
     """
 
     request_id: int
@@ -57,14 +58,33 @@ class Offer(Message, frozen=True):
     output_len: int
     seed: int
     transfer_seq: int
+    num_blocks: int
     table: list[int]
 
 
 class Accept(Message, frozen=True):
-    """Decode to prefill: receives are posted into these destination blocks; send."""
+    """Decode to prefill: these destination blocks are yours. Pull: receives are posted, send; or they are being read.
+
+    ``staged``: through staging memory at both ends.
+    """
 
     request_id: int
     table: list[int]
+    staged: bool
+
+
+class Announce(Message, frozen=True):
+    """Prefill to decode, push by messages: the source blocks, so that receives can be posted. No answer is awaited."""
+
+    request_id: int
+    table: list[int]
+
+
+class Ready(Message, frozen=True):
+    """Prefill to decode, one-sided pull: the first ``num_parts`` parts are final and may be read."""
+
+    request_id: int
+    num_parts: int
 
 
 class FirstToken(Message, frozen=True):
@@ -77,12 +97,26 @@ class FirstToken(Message, frozen=True):
     checksums: bytes
 
 
-class Release(Message, frozen=True):
-    """Decode to prefill: the KV has landed and was checked; the source blocks may be used again."""
+class Landed(Message, frozen=True):
+    """Prefill to decode, one-sided push: every byte was written into the destination blocks."""
 
     request_id: int
     end_ns: int
+
+
+class Release(Message, frozen=True):
+    """Decode to prefill: the KV has landed and was checked; the source blocks may be used again.
+
+    ``begin_ns`` and ``num_pieces`` are 0 where the source posted the pieces itself, and knows.
+    """
+
+    request_id: int
+    reserved_ns: int
+    begin_ns: int
+    end_ns: int
+    num_pieces: int
     num_inflight: int
+    staged: bool
     verified: bool
 
 
@@ -92,7 +126,7 @@ class EndBlock(Message, frozen=True):
     abort: bool
 
 
-AnyMessage = Submit | Tokens | Failed | Offer | Accept | FirstToken | Release | EndBlock
+AnyMessage = Submit | Tokens | Failed | Offer | Accept | Announce | Ready | FirstToken | Landed | Release | EndBlock
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(AnyMessage)

@@ -1,35 +1,55 @@
-"""The prefill worker: runs prompts, offers their KV, sends it where a decode worker asks for it."""
+"""The prefill worker: runs prompts, offers their KV, and gives it: whole, layer by layer, or chunk by chunk."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import ClassVar
 
 from xpyd.kv.checksum import checksums
-from xpyd.kv.plan import plan_request
+from xpyd.kv.coalesce import PieceCosts
+from xpyd.kv.plan import Plan
 from xpyd.placement import Role
 from xpyd.records import TransferRow
 from xpyd.request import Stage
-from xpyd.scheduler.base import Sequence, StepPlan
+from xpyd.scheduler.base import Chunk, Sequence, StepPlan
 from xpyd.transport.base import Transport
-from xpyd.transport.flow import SendFlow
+from xpyd.transport.flow import SendFlow, WriteFlow
 from xpyd.worker.base import Desk
 from xpyd.worker.engine import Engine, Output
 from xpyd.worker.handoff import Outgoing, TransferConfig
-from xpyd.worker.messages import Accept, AnyMessage, FirstToken, Offer, Release, Submit, unpack_prompt
+from xpyd.worker.messages import (
+    Accept,
+    Announce,
+    AnyMessage,
+    FirstToken,
+    Landed,
+    Offer,
+    Ready,
+    Release,
+    Submit,
+    unpack_prompt,
+)
 from xpyd.worker.mover import MovingWorker
+from xpyd.worker.staged import StagedSend
 
 
 class PrefillWorker(MovingWorker):
     role: ClassVar[Role] = Role.PREFILL
 
     def __init__(
-        self, engine: Engine, desk: Desk, drain_timeout_s: float, transport: Transport, config: TransferConfig
+        self,
+        engine: Engine,
+        desk: Desk,
+        drain_timeout_s: float,
+        transport: Transport,
+        config: TransferConfig,
+        costs: PieceCosts | None = None,
     ) -> None:
-        super().__init__(engine, desk, drain_timeout_s, transport, config)
+        super().__init__(engine, desk, drain_timeout_s, transport, config, costs)
         self._submits: dict[int, Submit] = {}
         self._outgoing: dict[int, Outgoing] = {}
-        self._completing: list[Outgoing] = []  # their last chunk runs in this step: layers become final one by one
+        self._step: list[Chunk] = []  # the prompt chunks of the running step
         self._transfer_seq: dict[int, int] = {}  # per decode rank
         self._verified: set[int] = set()  # decode ranks whose first transfer of this block is checked
 
@@ -39,47 +59,66 @@ class PrefillWorker(MovingWorker):
                 sequence = Sequence(message.request_id, unpack_prompt(message.prompt), 1, seed=message.seed)
                 if self.add(sequence):
                     self._submits[message.request_id] = message
+                    if self._config.direction == "push" and message.output_len > 1:
+                        self._offer(message, len(sequence.prompt))
             case Accept():
-                self._start(self._outgoing[message.request_id], message)
+                outgoing = self._outgoing[message.request_id]
+                outgoing.accept = message
+                self._start(outgoing)
             case Release():
-                self._released(self._outgoing.pop(message.request_id), message)
+                outgoing = self._outgoing[message.request_id]
+                outgoing.release = message
+                if outgoing.flow is None or outgoing.ended:  # else when the last send is reaped: then it is quiet
+                    self._released(outgoing, message)
             case _:
                 raise AssertionError(f"rank {source} sent {type(message).__name__} to a prefill worker")
 
     def before_run(self, plan: StepPlan) -> None:
-        if self._config.mode == "layerwise":
-            completing = [chunk.sequence for chunk in plan.prefills if chunk.samples]
-            self._completing = [self._offer(s) for s in completing if self._submits[s.request_id].output_len > 1]
+        self._step = [c for c in plan.prefills if self._submits[c.sequence.request_id].output_len > 1]
+        for chunk in self._step:
+            outgoing = self._outgoing.get(chunk.sequence.request_id)
+            if outgoing is None and self._offered_before(chunk):
+                outgoing = self._offer(self._submits[chunk.sequence.request_id], len(chunk.sequence.prompt))
+            if outgoing is not None and outgoing.sequence is None:
+                self._has_blocks(outgoing, chunk.sequence)
 
     def on_layer(self, layer: int) -> None:
-        for outgoing in self._completing:
-            outgoing.layers_done(layer + 1)
+        for outgoing, num_parts in self._finals(layer):
+            self._parts_done(outgoing, num_parts)
         self.receive()
         self.move()
 
     def committed(self, outputs: list[Output], finished: list[Sequence], end_ns: int) -> None:
-        self._completing = []
+        self._step = []
         for output in outputs:
             self.desk.stamp(output.sequence.request_id, Stage.PREFILL_END, end_ns)
+        moving = [o for o in outputs if self._submits[o.sequence.request_id].output_len > 1]
+        for output in moving:  # first of all: what has not left by now is exposed
+            self._computed(output.sequence)
+        self.move()
         if self._config.first_token == "prefill":
             self.emit(outputs, end_ns)
         else:  # a request of one token never moves, so its token can only leave from here
-            self.emit([o for o in outputs if self._submits[o.sequence.request_id].output_len == 1], end_ns)
+            self.emit([o for o in outputs if o not in moving], end_ns)
+        for output in moving:
+            self._send_first(output, end_ns)
         for output in outputs:
-            if self._submits[output.sequence.request_id].output_len == 1:
-                self._submits.pop(output.sequence.request_id)
+            if output not in moving:
+                del self._submits[output.sequence.request_id]
                 self.engine.scheduler.release(output.sequence)
-            else:
-                self._hand_off(output, end_ns)
 
     def move(self) -> bool:
         busy = self._transport.progress()
-        for outgoing in self._outgoing.values():
-            if outgoing.flow is not None and not outgoing.flow.done:
+        for outgoing in list(self._outgoing.values()):
+            if outgoing.flow is not None and not outgoing.ended:
                 busy |= outgoing.flow.advance()
-                submit = outgoing.submit
-                what = f"sending the KV of request {submit.request_id} to rank {submit.peer}"
-                self.check_time(outgoing.accepted_ns, what)
+                if outgoing.flow.done:
+                    self._ended(outgoing)
+                elif outgoing.computed_ns:  # before, the pieces wait for the prompt
+                    submit = outgoing.submit
+                    what = f"sending the KV of request {submit.request_id} to rank {submit.peer}"
+                    self.check_time(max(outgoing.started_ns, outgoing.computed_ns), what)
+            busy |= self._one_sided_pull and outgoing.accept is not None  # a read moves only while this end progresses
         return busy
 
     @property
@@ -89,50 +128,126 @@ class PrefillWorker(MovingWorker):
     def unfinished(self) -> str:
         return f"{super().unfinished()}, {len(self._outgoing)} hand-offs without release: {sorted(self._outgoing)}"
 
-    def _hand_off(self, output: Output, end_ns: int) -> None:
-        """The prompt is computed: every layer may leave, and the decode rank learns token 0."""
-        sequence = output.sequence
-        outgoing = self._outgoing.get(sequence.request_id) or self._offer(sequence)
-        outgoing.layers_done(self._cache.layout.num_layers)
-        peer = outgoing.submit.peer
-        self.desk.mailbox.send(
-            peer,
-            FirstToken(
-                sequence.request_id, output.sampled.token, output.sampled.margin, end_ns, self._checksums(outgoing)
-            ),
-        )
+    def _offered_before(self, chunk: Chunk) -> bool:
+        """Whether a pull is offered before this chunk runs: the first part becomes final in it."""
+        return {"whole": False, "layerwise": chunk.samples, "chunkwise": chunk.start == 0}[self._config.mode]
 
-    def _offer(self, sequence: Sequence) -> Outgoing:
-        submit = self._submits[sequence.request_id]
+    def _finals(self, layer: int) -> Iterator[tuple[Outgoing, int]]:
+        """What of the running step is final now that ``layer`` is in the pool: requests and their number of parts."""
+        for chunk in self._step:
+            outgoing = self._outgoing.get(chunk.sequence.request_id)
+            if outgoing is None:
+                continue
+            if self._config.mode == "layerwise" and chunk.samples:
+                yield outgoing, layer + 1
+            elif self._config.mode == "chunkwise" and layer == self._cache.layout.num_layers - 1:
+                full_blocks = (chunk.start + chunk.num_tokens) // self._cache.block_size
+                assert self._blocks_per_part is not None
+                yield outgoing, self._num_parts(outgoing) if chunk.samples else full_blocks // self._blocks_per_part
+
+    def _num_parts(self, outgoing: Outgoing) -> int:
+        assert outgoing.sequence is not None
+        if self._blocks_per_part is None:
+            return self._cache.layout.num_layers
+        return -(-len(outgoing.sequence.block_table) // self._blocks_per_part)
+
+    def _computed(self, sequence: Sequence) -> None:
+        """The prompt is computed: every part may leave."""
+        outgoing = self._outgoing.get(sequence.request_id)
+        if outgoing is None:
+            outgoing = self._offer(self._submits[sequence.request_id], len(sequence.prompt))
+            self._has_blocks(outgoing, sequence)
+        outgoing.computed_ns = time.perf_counter_ns()
+        self._parts_done(outgoing, self._num_parts(outgoing))
+
+    def _send_first(self, output: Output, end_ns: int) -> None:
+        """The decode rank learns token 0; it admits the request when that and all KV are there."""
+        request_id, sampled = output.sequence.request_id, output.sampled
+        peer = self._submits[request_id].peer
+        sums = self._checksums(peer, output.sequence)
+        self.desk.mailbox.send(peer, FirstToken(request_id, sampled.token, sampled.margin, end_ns, sums))
+
+    def _parts_done(self, outgoing: Outgoing, num_parts: int) -> None:
+        if self._one_sided_pull and num_parts > outgoing.parts_ready:
+            self.desk.mailbox.send(outgoing.submit.peer, Ready(outgoing.submit.request_id, num_parts))
+        outgoing.parts_done(num_parts)
+
+    def _offer(self, submit: Submit, input_len: int) -> Outgoing:
+        """Ask for blocks; a pull tells its own in ``_has_blocks``, where they are known at the same moment."""
         transfer_seq = self._transfer_seq.get(submit.peer, 0)
         self._transfer_seq[submit.peer] = transfer_seq + 1
-        outgoing = Outgoing(submit, sequence, transfer_seq)
-        self._outgoing[sequence.request_id] = outgoing
-        offer = Offer(
-            sequence.request_id, submit.prompt, submit.output_len, submit.seed, transfer_seq, sequence.block_table
-        )
-        self.desk.mailbox.send(submit.peer, offer)
+        outgoing = Outgoing(submit, transfer_seq)
+        self._outgoing[submit.request_id] = outgoing
+        if self._config.direction == "push":
+            self._send_offer(outgoing, -(-input_len // self._cache.block_size), [])
         return outgoing
 
-    def _start(self, outgoing: Outgoing, accept: Accept) -> None:
-        """The decode rank has posted its receives: send what is ready."""
-        layout = self._cache.layout
-        plan = plan_request(layout, outgoing.sequence.block_table, accept.table, self._config.max_piece_bytes)
-        outgoing.plan = plan
-        outgoing.flow = SendFlow(
-            self._transport, outgoing.submit.peer, plan.source, outgoing.transfer_seq, self._config.pieces_in_flight
-        )
-        outgoing.accepted_ns = time.perf_counter_ns()
-        outgoing.layers_done(outgoing.layers_ready)
+    def _has_blocks(self, outgoing: Outgoing, sequence: Sequence) -> None:
+        """The prompt's blocks are taken: a pull can be offered, an accepted push can start."""
+        outgoing.sequence = sequence
+        if self._config.direction == "pull":
+            self._send_offer(outgoing, len(sequence.block_table), sequence.block_table)
+        elif outgoing.accept is not None:
+            self._start(outgoing)
+
+    def _send_offer(self, outgoing: Outgoing, num_blocks: int, table: list[int]) -> None:
+        s = outgoing.submit
+        offer = Offer(s.request_id, s.prompt, s.output_len, s.seed, outgoing.transfer_seq, num_blocks, table)
+        self.desk.mailbox.send(s.peer, offer)
+
+    def _start(self, outgoing: Outgoing) -> None:
+        """Both block tables are known (else later): plan, and send what is ready."""
+        sequence, accept, peer = outgoing.sequence, outgoing.accept, outgoing.submit.peer
+        assert accept is not None
+        if sequence is None or self._one_sided_pull:  # a source that is read only has to progress
+            return
+        if self._config.direction == "push" and not self._one_sided_push:
+            self.desk.mailbox.send(peer, Announce(outgoing.submit.request_id, sequence.block_table))
+        if accept.staged:
+            slots = self._slots.take(self._config.pieces_in_flight)
+            if slots is None:
+                return  # tried again when another transfer gives its slots back
+            staged = self.plan_staged(sequence.block_table, accept.table)
+            seq, buffer = outgoing.transfer_seq, self._cache.buffer
+            outgoing.plan, outgoing.flow = staged, StagedSend(self._transport, peer, buffer, staged, seq, slots)
+        else:
+            plan = self.plan(sequence.block_table, accept.table)
+            outgoing.plan, outgoing.flow = plan, self._flow(outgoing, plan)
+        outgoing.started_ns = time.perf_counter_ns()
+        outgoing.parts_done(outgoing.parts_ready)
         outgoing.flow.advance()
 
+    def _flow(self, outgoing: Outgoing, plan: Plan) -> SendFlow | WriteFlow:
+        window, peer = self._config.pieces_in_flight, outgoing.submit.peer
+        if self._one_sided_push:
+            return WriteFlow(self._transport, peer, plan.source, plan.destination, window)
+        return SendFlow(self._transport, peer, plan.source, outgoing.transfer_seq, window)
+
+    def _ended(self, outgoing: Outgoing) -> None:
+        """Everything has left. Whoever waits for staging slots gets these; a written request is told to its peer."""
+        outgoing.ended = True
+        if isinstance(outgoing.flow, StagedSend):
+            outgoing.flow.give_back(self._slots)
+            waiting = [o for o in self._outgoing.values() if o.accept is not None and o.flow is None]
+            for other in waiting:
+                self._start(other)
+        if self._one_sided_push:
+            landed = Landed(outgoing.submit.request_id, self.desk.clock.now_ns())
+            self.desk.mailbox.send(outgoing.submit.peer, landed)
+        if outgoing.release is not None:
+            self._released(outgoing, outgoing.release)
+
     def _released(self, outgoing: Outgoing, release: Release) -> None:
-        assert outgoing.plan is not None
-        assert outgoing.flow is not None
-        assert outgoing.flow.begin_ns is not None
-        request_id = outgoing.submit.request_id
-        begin_ns = self.desk.clock.at(outgoing.flow.begin_ns)
+        """The decode rank has it: write the bill, and free the blocks."""
+        assert outgoing.sequence is not None
+        request_id, flow, plan = outgoing.submit.request_id, outgoing.flow, outgoing.plan
+        begin_ns, num_pieces = release.begin_ns, release.num_pieces
+        if flow is not None:
+            assert flow.begin_ns is not None
+            assert plan is not None
+            begin_ns, num_pieces = self.desk.clock.at(flow.begin_ns), plan.part_ends[-1]
         self.desk.stamp(request_id, Stage.TRANSFER_BEGIN, begin_ns)
+        layout = self._cache.layout
         self.desk.rows.write(
             TransferRow(
                 block=self.desk.block,
@@ -140,22 +255,24 @@ class PrefillWorker(MovingWorker):
                 src_rank=self.desk.rank,
                 dst_rank=outgoing.submit.peer,
                 mode=self._config.mode,
-                num_pieces=len(outgoing.plan.source),
-                payload_bytes=sum(span.nbytes for span in outgoing.plan.source),
+                direction=self._config.direction,
+                staged=release.staged,
+                num_pieces=num_pieces,
+                payload_bytes=len(outgoing.sequence.block_table) * layout.num_layers * layout.block_bytes,
+                reserved_ns=release.reserved_ns,
                 begin_ns=begin_ns,
                 end_ns=release.end_ns,
                 num_inflight=release.num_inflight,
                 verified=release.verified,
             )
         )
-        del self._submits[request_id]
+        del self._outgoing[request_id], self._submits[request_id]
         self.engine.scheduler.release(outgoing.sequence)
 
-    def _checksums(self, outgoing: Outgoing) -> bytes:
+    def _checksums(self, peer: int, sequence: Sequence) -> bytes:
         """The checksums of the request's KV where this transfer is to be verified, else nothing."""
-        peer = outgoing.submit.peer
         wanted = self._config.verify == "always" or (self._config.verify == "once" and peer not in self._verified)
         if not wanted:
             return b""
         self._verified.add(peer)
-        return checksums(self._cache.buffer, self._cache.layout, outgoing.sequence.block_table).tobytes()
+        return checksums(self._cache.buffer, self._cache.layout, sequence.block_table).tobytes()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from xpyd.clock import Clock, synchronise, wait_quietly
+from xpyd.kv.coalesce import PieceCosts
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling_config import SamplingConfig
@@ -34,6 +35,7 @@ from xpyd.worker.engine import Engine
 from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.links import Links
 from xpyd.worker.mailbox import Mailbox
+from xpyd.worker.piece_costs import measure_piece_costs
 from xpyd.worker.prefill import PrefillWorker
 
 
@@ -54,13 +56,17 @@ class Setup:
 
 @dataclass(frozen=True)
 class Block:
-    """One stretch of one arm: ``requests`` are the same in all blocks of a ``pair``. ``number`` < 0: warm-up."""
+    """One stretch of one arm: ``requests`` are the same in all blocks of a ``pair``. ``number`` < 0: warm-up.
+
+    ``transfer`` replaces the session's for this block, all but what the pool was built with.
+    """
 
     number: int
     pair: int
     arm: str
     requests: Sequence[Request]
     concurrency: int | None = None
+    transfer: TransferConfig | None = None
 
 
 class Session:
@@ -87,11 +93,19 @@ class Session:
                 setup.scheduler.block_size,
                 setup.sampling,
                 num_threads=max(1, len(self.cores)),
+                order=setup.transfer.order,
+                staging_bytes=setup.transfer.registered_staging_bytes,
             )
         self.links: Links | None = None
         if not setup.placement.num_colocated:
             buffer = self.runner.cache.buffer if self.runner is not None else None
             self.links = Links(setup.transport, setup.fabric, comm, self.placement, buffer)
+        self._piece_costs: PieceCosts | None = None
+        if self.links is not None and setup.transfer.staging == "auto":
+            cache = self.runner.cache if self.runner is not None else None
+            self._piece_costs = measure_piece_costs(
+                comm, self.placement, self.links.transport, cache, setup.transfer, setup.fabric.rate_gbps
+            )
 
     def play(self, block: Block) -> Played | None:
         """Play one block on every rank; the client's rank gets what it saw. Collective.
@@ -111,7 +125,7 @@ class Session:
             if self.rank == CLIENT_RANK:
                 played = self._play_client(block, placement, desk)
             else:
-                worker = self._worker(placement.roles[self.rank], desk)
+                worker = self._worker(placement.roles[self.rank], desk, block.transfer or self.setup.transfer)
                 worker.run()
                 ledger_bytes = worker.ledger_bytes
         finally:
@@ -134,7 +148,7 @@ class Session:
         if kind is None and self.links is not None:
             self.links.close()
 
-    def _worker(self, role: Role, desk: Desk) -> Worker:
+    def _worker(self, role: Role, desk: Desk, transfer: TransferConfig) -> Worker:
         assert self.runner is not None
         engine = Engine(self.runner, build_scheduler(self.setup.scheduler, role))
         timeout_s = self.setup.drain_timeout_s
@@ -142,7 +156,7 @@ class Session:
             return ColocatedWorker(engine, desk, timeout_s)
         assert self.links is not None
         kind = PrefillWorker if role is Role.PREFILL else DecodeWorker
-        return kind(engine, desk, timeout_s, self.links.transport, self.setup.transfer)
+        return kind(engine, desk, timeout_s, self.links.transport, transfer, self._piece_costs)
 
     def _play_client(self, block: Block, placement: Placement, desk: Desk) -> Played:
         for r in block.requests:
