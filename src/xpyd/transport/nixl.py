@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from xpyd.kv.layout import Span
 from xpyd.transport.base import Bytes, Capabilities, Ticket, Transport, TransportError, Verb
 from xpyd.transport.fabric import FabricConfig
-from xpyd.transport.nixl_ucx import UcxLog, check_options, environment, loading
+from xpyd.transport.nixl_ucx import UcxLog, check_options, complaints_in, environment, loading, route_in
 
 HEADER = struct.Struct("<QQQ")  # begin, bytes and unit of the registered buffer; the agent's metadata follow
 LOCAL = ""  # nixl's word for the agent's own side of a prepared list
@@ -106,7 +106,7 @@ class NixlTransport(Transport):
                 self._agent.create_backend("UCX", mode)
             except Exception as error:
                 reason = error
-        complaints = self._log.complaints()
+        complaints = complaints_in(self._log.text())
         if reason is not None or any("is not available" in complaint for complaint in complaints):
             raise TransportError(
                 f"nixl's UCX does not start with {dict(settings)}: {'; '.join(complaints) or reason} (fabric.tls, "
@@ -164,8 +164,8 @@ class NixlTransport(Transport):
         return False
 
     def route(self, peer: int) -> str:
-        """Every ``transport/device`` in use, such as ``tcp/eth0``; "unknown" where peers differ (see UcxLog)."""
-        return self._log.route(self._name)
+        """Every ``transport/device`` in use, such as ``tcp/eth0``; "unknown" where peers differ (see route_in)."""
+        return route_in(self._log.text(), self._name)
 
     def close(self) -> None:
         if self._agent is None:
@@ -179,7 +179,7 @@ class NixlTransport(Transport):
             self._agent.deregister_memory(registered)
         self._peers.clear()
         self._agent = None
-        for complaint in self._log.complaints():
+        for complaint in complaints_in(self._log.text()):
             print(f"nixl's UCX: {complaint}", file=sys.stderr)
 
     def _enter(self, buffer: Bytes) -> Any:
@@ -187,8 +187,8 @@ class NixlTransport(Transport):
             return self._agent.register_memory([(buffer.ctypes.data, buffer.nbytes, 0, "")], "DRAM")
         except Exception as error:
             raise TransportError(
-                f"nixl cannot register {buffer.nbytes} bytes: {error} {'; '.join(self._log.complaints())}; is the "
-                "limit on locked memory too low (ulimit -l)?"
+                f"nixl cannot register {buffer.nbytes} bytes: {'; '.join(complaints_in(self._log.text())) or error}; "
+                "is the limit on locked memory too low (ulimit -l)?"
             ) from error
 
     def _meet(self, peer: int, address: bytes) -> Side:

@@ -39,21 +39,23 @@ class UcxLog:
         size = os.fstat(self._file).st_size - self._begin
         return os.pread(self._file, size, self._begin).decode(errors="replace")
 
-    def complaints(self) -> list[str]:
-        """Its warnings and errors, which would otherwise have gone to the terminal."""
-        return list(dict.fromkeys(COMPLAINT.findall(self.text())))
 
-    def route(self, agent: str) -> str:
-        """Every ``transport/device`` of the agent's connections; "unknown" where they differ or UCX did not say.
+def complaints_in(log: str) -> list[str]:
+    """UCX's warnings and errors, which would otherwise have gone to the terminal."""
+    return list(dict.fromkeys(COMPLAINT.findall(log)))
 
-        UCX names the wires of each kind of connection once, not of each peer.
-        """
-        kinds = {
-            "+".join(dict.fromkeys(lane for lanes in LANES.findall(wires) for lane in lanes.split()))
-            for name, wires in ENDPOINT.findall(self.text())
-            if name == agent
-        }
-        return kinds.pop() if len(kinds) == 1 else "unknown"
+
+def route_in(log: str, agent: str) -> str:
+    """Every ``transport/device`` of the agent's connections; "unknown" where they differ or UCX did not say.
+
+    UCX names the wires of each kind of connection once, not of each peer.
+    """
+    kinds = {
+        "+".join(dict.fromkeys(lane for lanes in LANES.findall(wires) for lane in lanes.split()))
+        for name, wires in ENDPOINT.findall(log)
+        if name == agent
+    }
+    return kinds.pop() if len(kinds) == 1 else "unknown"
 
 
 @cache  # UCX reads these variables once, when it is loaded: the log belongs to the process

@@ -1,6 +1,7 @@
 """Every rank moves bytes to every other at once: 1 byte to 8 MiB, late receives, several in flight; all verified.
 
-Usage: exchange.py TRANSPORT [WAY [UCX_TLS]]. WAY: two_sided, one_sided_read or one_sided_write.
+Usage: exchange.py TRANSPORTS WAYS [UCX_TLS]. A way is two_sided, one_sided_read or one_sided_write; several transports
+(``ucx,nixl two_sided,one_sided_read``) live in the same processes, one after the other.
 """
 
 from __future__ import annotations
@@ -63,10 +64,8 @@ def copies(transport: Transport, comm: Any, peers: list[int], way: str) -> list[
     return flows
 
 
-def main() -> None:
-    comm = MPI.COMM_WORLD
-    name, way, tls = (*sys.argv[1:], *("two_sided", "")[len(sys.argv) - 2 :])[:3]
-    transport = TransportConfig(name).build(FabricConfig("test", 10.0, tls=(tls,) if tls else ()), comm)
+def exchange(transport: Transport, comm: Any, way: str) -> None:
+    """Fill, connect, move and check."""
     buffer = np.zeros(2 * comm.size * AREA, np.uint8)  # an outgoing and an incoming area for each peer
     transport.register(buffer)
     addresses = comm.allgather(transport.address())
@@ -93,9 +92,19 @@ def main() -> None:
     expected = {"two_sided": (total, total, 0), "one_sided_read": (0, total, 0), "one_sided_write": (0, 0, total)}
     assert counts == expected[way], counts
     print(f"all spans verified, route {transport.route(peers[0])}", flush=True)
+
+
+def main() -> None:
+    comm = MPI.COMM_WORLD
+    names, ways, *tls = sys.argv[1:]
+    fabric = FabricConfig("test", 10.0, tls=tuple(tls))
+    transports = [TransportConfig(name).build(fabric, comm) for name in names.split(",")]
+    for transport, way in zip(transports, ways.split(","), strict=True):
+        exchange(transport, comm, way)
     comm.Barrier()
-    transport.close()
-    transport.close()
+    for transport in transports:
+        transport.close()
+        transport.close()
 
 
 if __name__ == "__main__":
