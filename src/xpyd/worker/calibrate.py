@@ -84,7 +84,8 @@ def _time_transfers(session: Session) -> list[LinkPoint]:
         if session.rank == source:
             send_once(session.links.transport, session.comm, destination, plan, seq, transfer.pieces_in_flight)
             continue
-        seconds = receive_once(session.links.transport, session.comm, source, plan, seq)
+        window = transfer.pieces_in_flight
+        seconds = receive_once(session.links.transport, session.comm, source, plan, seq, window)
         if seq >= len(sizes):  # the first round warms up
             num_bytes = sum(span.nbytes for span in plan.destination)
             points.append(LinkPoint(num_bytes, len(plan.destination), seconds))

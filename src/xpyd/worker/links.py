@@ -29,10 +29,12 @@ class Links:
         comm: Any,
         placement: Placement,
         buffer: NDArray[np.uint8] | None,
+        unit_bytes: int = 0,
     ) -> None:
+        """``buffer``: the memory of this rank's spans, most of them multiples of ``unit_bytes``, a KV block."""
         self.transport: Transport = config.build(fabric, comm)
         if buffer is not None:
-            self.transport.register(buffer)
+            self.transport.register(buffer, unit_bytes)
         addresses = comm.allgather(self.transport.address())
         role = placement.roles[comm.rank]
         peers = placement.ranks(OPPOSITE[role]) if role in OPPOSITE else ()

@@ -51,7 +51,7 @@ def measure_piece_costs(
             if comm.rank == source:
                 send_once(transport, comm, destination, plan, seq, config.pieces_in_flight)
             else:
-                seconds = receive_once(transport, comm, source, plan, seq)
+                seconds = receive_once(transport, comm, source, plan, seq, config.pieces_in_flight)
                 points.append(LinkPoint(plan.nbytes, len(plan.source), seconds))
     wait_quietly(comm)
     everything = comm.allgather((points, cells))

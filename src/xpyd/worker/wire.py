@@ -1,6 +1,7 @@
 """The bill alone: one timed hand-off of a KV pattern between two ranks, without a model around it.
 
 As in the real hand-off the destination posts its receives, says "go", and the clock runs from there to the last byte.
+Where the transport is one-sided it reads instead, and the source serves until it hears that all has landed.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from xpyd.kv.layout import PoolLayout
 from xpyd.kv.plan import Plan, plan_request
 from xpyd.records import TransferPointRow
 from xpyd.transport.base import Transport, TransportError
-from xpyd.transport.flow import RecvFlow, SendFlow
+from xpyd.transport.flow import ReadFlow, RecvFlow, SendFlow
 from xpyd.units import NS_PER_S
 from xpyd.worker.sweeps import WIRE_BLOCK_BYTES, WireSweep
 
-GO_TAG = 7003
+GO_TAG, LANDED_TAG = 7003, 7004
 TIMEOUT_S = 60.0
 
 
@@ -58,18 +59,28 @@ def patterns(sweep: WireSweep) -> list[Pattern]:
 def send_once(transport: Transport, comm: Any, peer: int, plan: Plan, seq: int, window: int) -> None:
     """The source's side of one timed transfer."""
     comm.recv(source=peer, tag=GO_TAG)
+    if not transport.capabilities.two_sided:
+        _serve(transport, comm, peer)
+        return
     flow = SendFlow(transport, peer, plan.source, seq, window)
     flow.release(len(plan.source))
     _finish(transport, flow, f"sending to rank {peer}")
 
 
-def receive_once(transport: Transport, comm: Any, peer: int, plan: Plan, seq: int) -> float:
+def receive_once(transport: Transport, comm: Any, peer: int, plan: Plan, seq: int, window: int) -> float:
     """The destination's side; returns the seconds from "go" to the last byte."""
-    flow = RecvFlow(transport, peer, plan.destination, seq)
+    if transport.capabilities.two_sided:
+        flow: RecvFlow | ReadFlow = RecvFlow(transport, peer, plan.destination, seq)
+    else:
+        flow = ReadFlow(transport, peer, plan.source, plan.destination, window)
+        flow.release(len(plan.source))
     begin_ns = perf_counter_ns()
     comm.send(None, dest=peer, tag=GO_TAG)
     _finish(transport, flow, f"receiving from rank {peer}")
-    return (perf_counter_ns() - begin_ns) / NS_PER_S
+    seconds = (perf_counter_ns() - begin_ns) / NS_PER_S
+    if not transport.capabilities.two_sided:
+        comm.send(None, dest=peer, tag=LANDED_TAG)
+    return seconds
 
 
 def measure_pair(
@@ -119,11 +130,11 @@ def _receive_point(
     if repeat < 0:
         expected = comm.recv(source=peer, tag=GO_TAG)
         buffer[: point.payload_bytes] = 0
-        receive_once(transport, comm, peer, plan, seq)
+        receive_once(transport, comm, peer, plan, seq, point.pieces_in_flight)
         if zlib.crc32(buffer[: point.payload_bytes].data) != expected:
             raise TransportError(f"{point.payload_bytes} bytes from rank {peer} arrived changed: wrong checksum")
         return
-    seconds = receive_once(transport, comm, peer, plan, seq)
+    seconds = receive_once(transport, comm, peer, plan, seq, point.pieces_in_flight)
     write(
         TransferPointRow(
             src_rank=peer,
@@ -140,7 +151,17 @@ def _receive_point(
     )
 
 
-def _finish(transport: Transport, flow: SendFlow | RecvFlow, what: str) -> None:
+def _serve(transport: Transport, comm: Any, peer: int) -> None:
+    """Let ``peer`` read until it says that it has all."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not comm.iprobe(source=peer, tag=LANDED_TAG):
+        transport.progress()
+        if time.monotonic() > deadline:
+            raise TransportError(f"rank {peer} has not read everything after {TIMEOUT_S:.0f} s")
+    comm.recv(source=peer, tag=LANDED_TAG)
+
+
+def _finish(transport: Transport, flow: SendFlow | RecvFlow | ReadFlow, what: str) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not flow.done:
         transport.progress()
