@@ -7,7 +7,8 @@
 # XPYD_WORKERS_PER_NODE  workers on each node (default 1); the client is one more rank on the first node
 # XPYD_LOG_DIR           where the ranks' logs go
 # XPYD_SRUN_MPI          srun's --mpi (default pmix, for Open MPI; pmi2 for MPICH)
-# XPYD_REQUEUE           1: a Slurm job near its time limit goes back into the queue once it has written what it has
+# XPYD_REQUEUE           1: a Slurm job near its time limit, or one that lost a node, goes back into the queue once it
+#                        has written what it has; its run goes on at the next block
 # XPYD_DRY_RUN           1: print the command that would start the ranks, and stop
 
 fail() {
@@ -81,11 +82,27 @@ srun_options() {
 # Run the step of a Slurm job, and end the job with its code.
 finish_job() {
   local code=0
+  export XPYD_JOB=slurm-$SLURM_JOB_ID # names the run folder where the command line does not: a requeued job finds it
   run_ranks "$@" || code=$?
-  if ((XPYD_NEAR_LIMIT)) && [[ ${XPYD_REQUEUE:-} == 1 ]]; then
+  if [[ ${XPYD_REQUEUE:-} == 1 ]] && should_requeue "$code"; then
     scontrol requeue "$SLURM_JOB_ID"
   fi
   exit "$code"
+}
+
+# After an end in order near the time limit, and after a failure ($1 is not 0) of which a lost node is the cause.
+should_requeue() {
+  if (($1 == 0)); then
+    ((XPYD_NEAR_LIMIT))
+  else
+    node_lost
+  fi
+}
+
+# Whether there is a node of the job that a step no longer reaches. Slurm itself takes minutes to notice that.
+node_lost() {
+  local step=(srun --overlap --mpi=none "--nodes=$SLURM_JOB_NUM_NODES" "--ntasks=$SLURM_JOB_NUM_NODES")
+  ! env -u SLURM_HOSTFILE timeout -k 5 30 "${step[@]}" --ntasks-per-node=1 true 2>/dev/null
 }
 
 # Run the ranks to their end and return their code. SIGUSR1 (time is nearly up) and SIGTERM go on to them.

@@ -1,13 +1,15 @@
 """The way into every experiment: Hydra once, then ranks. One command line works plain, under mpirun and under srun.
 
-Plain: this process composes and validates the configuration, freezes it into a new run folder, and starts the ranks,
-which never import Hydra. Under MPI: rank 0 composes, the others wait for what it broadcasts. Whatever goes wrong on a
-rank ends the whole job with a traceback and a non-zero exit code.
+Plain: this process composes and validates the configuration, freezes it into a run folder, and starts the ranks, which
+never import Hydra, or submits a job that does. Under MPI: rank 0 composes, the others wait for what it broadcasts. A
+partial run is resumed by another attempt on its folder. Whatever goes wrong on a rank ends the whole job with a
+traceback and a non-zero exit code.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,13 +20,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from xpyd.config import SCHEMAS, ConfigError, Experiment, Ranked, allowed_keys, dump_config, load_config, suggest
-from xpyd.launcher import inside_mpi, rank_command, shell_script, supervise
+from xpyd.config import SCHEMAS, ConfigError, Experiment, Ranked, allowed_keys, load_config, suggest
+from xpyd.follow import follow
+from xpyd.launcher import inside_mpi, rank_command, rank_environment, shell_script, supervise
+from xpyd.lock import InUseError
+from xpyd.placement import PlacementError
+from xpyd.resume import open_run
 from xpyd.run_dir import RunDir
+from xpyd.slurm import SlurmError
+from xpyd.submit import Point, dry_run, print_points, submit
 from xpyd.transport.base import TransportError
 
 ROOT = Path(__file__).parents[2]
 USER_ERROR = 2
+STOPPED_EMPTY = 3  # stopped before one block had ended: an attempt with as little time would get no further
+REQUEUE_PATIENCE_S = 60.0  # the attempt that Slurm has just ended may still be leaving
+USER_ERRORS = (ConfigError, PlacementError, SlurmError, InUseError, FileExistsError)
 
 
 class Terminated(BaseException):
@@ -36,14 +47,20 @@ class Stop:
     """Set by SIGUSR1 (a time limit is near): admit nothing more, drain, write."""
 
     requested: bool = False
+    cut_short: bool = False  # blocks are left to play
+    num_blocks: int = 0  # ended in this attempt
 
 
 @dataclass(frozen=True)
 class Job:
-    """One validated experiment on one run folder; ``comm`` is None where no ranks are needed."""
+    """One attempt at a validated experiment; ``comm`` is None where no ranks are needed.
+
+    ``completed``: the blocks that earlier attempts on this run folder have ended.
+    """
 
     config: Any
     run_dir: RunDir
+    completed: frozenset[int] = frozenset()
     comm: Any = None
     stop: Stop = field(default_factory=Stop)
 
@@ -65,15 +82,24 @@ def main(experiment: str, phases: Phases) -> NoReturn:
     arguments = sys.argv[1:]
     if inside_mpi():
         sys.exit(_main_rank(experiment, phases, arguments))
-    sys.exit(compose(experiment, arguments, lambda config: _main_front(config, phases)))
+    points: list[Point] = []
+    code = compose(experiment, arguments, lambda config, overrides: _main_front(config, overrides, phases, points))
+    if points:
+        print_points(points)
+        again = shlex.join(["python", "-m", f"experiments.{experiment}", *arguments])
+        code = max(code, _follow_jobs(points, again))
+    sys.exit(code)
 
 
-def compose(experiment: str, arguments: list[str], act: Callable[[Experiment], int]) -> int:
+def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, list[str]], int]) -> int:
     """Let Hydra compose ``conf/<experiment>.yaml`` with the overrides, validate, and ``act`` on each (sweep) point.
+
+    ``act`` gets the configuration and the overrides of its point.
 
     Returns the worst exit code. Errors are printed as ``error: key=value: ...`` without a traceback.
     """
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -90,8 +116,8 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment], i
     def task(composed: Any) -> None:
         try:
             plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-            codes.append(act(load_config(plain)))
-        except (ConfigError, FileExistsError) as error:  # caught here, so that the other points of a sweep go on
+            codes.append(act(load_config(plain), list(HydraConfig.get().overrides.task)))
+        except USER_ERRORS as error:  # caught here, so that the other points of a sweep go on
             codes.append(_user_error(str(error)))
         except OmegaConfBaseException as error:
             codes.append(_user_error(_explain_override(error, experiment)))
@@ -103,27 +129,51 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment], i
     return max(codes)
 
 
-def _main_front(config: Experiment, phases: Phases) -> int:
-    """Outside MPI: freeze the run folder, then run in this process or start the ranks."""
-    if not isinstance(config, Ranked):
-        run_dir = prepare(config)
-        phases(Job(config, run_dir))
-        run_dir.finish()
-        return report(run_dir, config)
-    folder = Path(config.run.root) / config.experiment / "RUN"
-    command = rank_command(config.launch, config.world_size, f"experiments.{config.experiment}", folder)
-    if config.launch.dry_run:
-        print(shell_script(command))
+def _main_front(config: Experiment, overrides: list[str], phases: Phases, points: list[Point]) -> int:
+    """Outside MPI: run in this process, start the ranks, or submit a job (then a point is added to ``points``)."""
+    if isinstance(config, Ranked) and config.launch.kind == "slurm":
+        if config.launch.dry_run:
+            return dry_run(config)
+        points.append(submit(config, overrides))
         return 0
-    run_dir = prepare(config)
-    command[-1] = str(run_dir.path)
+    if isinstance(config, Ranked) and config.launch.dry_run:
+        print(shell_script(_command(config, Path(config.run.root) / config.experiment / "RUN")))
+        return 0
+    run_dir = open_run(config)
+    if run_dir.done:
+        print(f"skipped: {run_dir.path} is done (run.resume=false measures again)", file=sys.stderr, flush=True)
+        return 0
+    if isinstance(config, Ranked):
+        return _start_ranks(config, run_dir)
+    phases(Job(config, RunDir(run_dir.path, run_dir.next_attempt())))
+    run_dir.finish()
+    return report(run_dir, config)
+
+
+def _start_ranks(config: Ranked, run_dir: RunDir) -> int:
+    command = _command(config, run_dir.path)
     run_dir.write_text("command.sh", shell_script(command))
     print(f"run folder {run_dir.path}, {config.world_size} ranks", file=sys.stderr, flush=True)
-    code = supervise(command, config.launch.timeout_s)
+    code = supervise(command, config.launch.timeout_s, rank_environment(ROOT))
     if code:
         kept = f"what was measured is kept in {run_dir.path} (no DONE: partial)"
         return _user_error(f"the ranks ended with exit code {code}; {kept}", code)
     return report(run_dir, config)
+
+
+def _command(config: Ranked, folder: Path) -> list[str]:
+    return rank_command(config.launch, config.world_size, f"experiments.{config.experiment}", folder)
+
+
+def _follow_jobs(points: list[Point], again: str) -> int:
+    """With launch.wait: look at the jobs until they end. ``again`` is the command line."""
+    waiting = [point.config.launch.slurm.poll_s for point in points if point.config.launch.wait]
+    if not waiting:
+        return 0
+    try:
+        return follow(points, min(waiting), again)
+    except SlurmError as error:
+        return _user_error(f"{error}; the jobs go on")
 
 
 def _main_rank(experiment: str, phases: Phases, arguments: list[str]) -> int:
@@ -131,51 +181,65 @@ def _main_rank(experiment: str, phases: Phases, arguments: list[str]) -> int:
     from xpyd.mpi import MPI
 
     comm = MPI.COMM_WORLD
+    stop = Stop()
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGUSR1, lambda number, frame: setattr(stop, "requested", True))
     _refuse_split_worlds(comm)
     if comm.rank:
-        return _follow(comm, phases)
+        return _follow(comm, phases, stop)
     code = 1
     try:
         if arguments[:1] == ["--run-folder"]:
-            code = _lead(comm, phases, RunDir(Path(arguments[1])))
-        else:
-            code = compose(experiment, arguments, lambda config: _lead(comm, phases, prepare(config)))
-            # (with -m, one broadcast per point)
+            code = _lead(comm, phases, stop, RunDir(Path(arguments[1])), with_report="--report" in arguments)
+        else:  # with -m, one broadcast per point
+            code = compose(experiment, arguments, lambda config, _: _lead(comm, phases, stop, open_run(config), True))
     finally:
         comm.bcast(("end", code))
     return code
 
 
-def _lead(comm: Any, phases: Phases, run_dir: RunDir) -> int:
-    config = run_dir.read_config()
-    comm.bcast(("job", (config, str(run_dir.path))))
-    code = _run(comm, phases, config, run_dir)
-    if code == 0 and inside_mpi() and not (run_dir.path / "command.sh").exists():
-        return report(run_dir, load_config(config))  # nobody in front of us will
+def _lead(comm: Any, phases: Phases, stop: Stop, run_dir: RunDir, with_report: bool) -> int:
+    """Rank 0's part of one job: begin an attempt on the run folder, unless the run is done or in use."""
+    if run_dir.done:
+        print(f"{run_dir.path} is done: nothing is left to run", file=sys.stderr, flush=True)
+        return 0
+    if stop.requested:
+        print(f"stopped on request: {run_dir.path} is not begun", file=sys.stderr, flush=True)
+        return 0
+    patience_s = REQUEUE_PATIENCE_S if int(os.environ.get("SLURM_RESTART_COUNT") or 0) else 0.0
+    try:
+        with run_dir.lock(patience_s):
+            attempt = RunDir(run_dir.path, run_dir.next_attempt())
+            job = (run_dir.read_config(), attempt, run_dir.completed_blocks())
+            comm.bcast(("job", job))
+            code = _run(comm, phases, stop, *job)
+    except InUseError as error:
+        return _user_error(str(error))
+    if code == 0 and with_report:  # nobody in front of us will
+        return report(run_dir, load_config(job[0]))
     return code
 
 
-def _follow(comm: Any, phases: Phases) -> int:
+def _follow(comm: Any, phases: Phases, stop: Stop) -> int:
     while True:
         kind, content = comm.bcast(None)
         if kind == "end":
             return int(content)
-        config, folder = content
-        _run(comm, phases, config, RunDir(Path(folder)))
+        _run(comm, phases, stop, *content)
 
 
-def _run(comm: Any, phases: Phases, composed: dict[str, Any], run_dir: RunDir) -> int:
+def _run(
+    comm: Any, phases: Phases, stop: Stop, composed: dict[str, Any], run_dir: RunDir, completed: frozenset[int]
+) -> int:
     """One job on one rank. A bad placement is every rank's finding; anything else ends the whole world."""
-    from xpyd.placement import PlacementError
-
-    stop = Stop()
-    signal.signal(signal.SIGUSR1, lambda number, frame: setattr(stop, "requested", True))
+    stop.cut_short, stop.num_blocks = False, 0
     try:
         config = load_config(composed)
         if not isinstance(config, Ranked):
             raise ConfigError(f"{config.experiment} is closed form and needs no ranks; run it without mpirun or srun")
-        phases(Job(config, run_dir, comm, stop))
+        phases(Job(config, run_dir, completed, comm, stop))
+        if stop.cut_short and not stop.num_blocks and comm.rank == 0:
+            return _user_error("stopped before one block had ended: give the run more time", STOPPED_EMPTY)
         return 0
     except (PlacementError, ConfigError) as error:
         return _user_error(str(error)) if comm.rank == 0 else USER_ERROR
@@ -192,20 +256,19 @@ def _run(comm: Any, phases: Phases, composed: dict[str, Any], run_dir: RunDir) -
         raise
 
 
-def prepare(config: Experiment) -> RunDir:
-    """A new run folder with the frozen configuration. Raises FileExistsError."""
-    run_dir = RunDir.create(Path(config.run.root), config.experiment, config.run.name)
-    run_dir.write_config(dump_config(config))
-    return run_dir
-
-
 def report(run_dir: RunDir, config: Experiment) -> int:
-    """Print the tables and write report.html, in a process of its own: analysis stands apart from the library."""
+    """Print the tables and write report.html, in a process of its own: analysis stands apart from the library.
+
+    A partial run gets none: near its time limit it has no time for one, and it may be resumed.
+    """
+    if not run_dir.done:
+        read = f"python -m analysis.report --allow-partial --print {shlex.quote(str(run_dir.path))}"
+        print(f"partial results: {run_dir.path}; read them with {read}", file=sys.stderr, flush=True)
+        return 0
     print(f"results: {run_dir.path}", file=sys.stderr, flush=True)
     if not config.run.report:
         return 0
-    partial = [] if run_dir.done else ["--allow-partial"]
-    command = [sys.executable, "-m", "analysis.report", "--print", *partial, str(run_dir.path)]
+    command = [sys.executable, "-m", "analysis.report", "--print", str(run_dir.path)]
     return subprocess.run(command, cwd=ROOT).returncode
 
 
@@ -241,6 +304,8 @@ def _explain_override(error: Exception, experiment: str) -> str:
     if not key or "not in struct" not in str(error.__cause__ or error):
         return text
     *path, last = key.split(".")
+    if last in allowed_keys(SCHEMAS[experiment], tuple(path)):
+        return f"{key}: not read with these choices; leave it out"
     return f"{key}: no such key; {suggest(last, allowed_keys(SCHEMAS[experiment], tuple(path)))}"
 
 

@@ -32,9 +32,16 @@ def rank_command(launch: LaunchConfig, num_ranks: int, module: str, run_folder: 
     return [mpirun, *_mpirun_options(mpirun), "-n", str(num_ranks), *launch.args, *program]
 
 
-def supervise(command: list[str], timeout_s: float) -> int:
+def rank_environment(root: Path) -> dict[str, str]:
+    """This environment with the defaults of launch/env.sh, each where it is not set: those of the launch scripts."""
+    show = ["bash", "-c", f"set -a; source {shlex.quote(str(root / 'launch' / 'env.sh'))}; env -0"]
+    shown = subprocess.run(show, capture_output=True, check=True, timeout=30).stdout
+    return dict(os.fsdecode(entry).split("=", 1) for entry in shown.split(b"\0") if entry)
+
+
+def supervise(command: list[str], timeout_s: float, environment: dict[str, str]) -> int:
     """Run a command to its end and return its exit code; forwards signals; ends it at ``timeout_s`` (code 124)."""
-    child = subprocess.Popen(command, start_new_session=True)
+    child = subprocess.Popen(command, start_new_session=True, env=environment)
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -99,5 +106,5 @@ def _find(program: str, key: str) -> str:
 
 
 def shell_script(command: list[str]) -> str:
-    """The command as a script that starts the same ranks again by hand."""
+    """The command as a script that starts the same ranks again by hand: a partial run goes on."""
     return f"#!/bin/sh\n# The ranks of this run, as they were started.\nexec {shlex.join(command)}\n"

@@ -6,9 +6,11 @@ at the far end of each pair, mirrored likewise.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from datetime import datetime
 from statistics import median
+from typing import Any
 
 from xpyd.config import Compare, Serve
 from xpyd.economics.cost import ComputePoint, LinkFit, LinkModel, LinkPoint, fit_compute, score_link
@@ -23,6 +25,7 @@ from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
 from xpyd.worker.calibrate import calibrate
 from xpyd.worker.session import Block, Session, Setup, warm_up_blocks
 
+ENVIRONMENT, PREDICTED = "environment.json", "predicted.json"
 MAX_RATE_RPS = 1e6  # a trace whose rows share one time stamp has no rate
 
 
@@ -55,7 +58,27 @@ def write_environment(job: Job, placement: Placement, cores: list[int], routes: 
     facts = job.comm.gather((cores, machine()))
     if facts is not None:
         found = environment(ROOT, placement, routes, facts, mpi_library(), emulated)
-        job.run_dir.write_json("environment.json", found)
+        before = job.run_dir.read_json(ENVIRONMENT)
+        job.run_dir.write_json(ENVIRONMENT, with_attempts(before, found, job.run_dir.attempt))
+
+
+def with_attempts(before: dict[str, Any], now: dict[str, Any], attempt: int) -> dict[str, Any]:
+    """The environment of a run after attempts in other places: this one's, with the hosts and labels of all.
+
+    A commit or MPI library that changed in between shows as ``old, new``: such a run is no repeat of an unbroken one.
+    """
+    mine = {key: now[key] for key in ("started_at", "hosts", "commit", "mpi")}
+    job = os.environ.get("SLURM_JOB_ID")
+    attempts = [*before.get("attempts", []), {"attempt": attempt, "slurm_job": job, **mine}]
+    if not before:
+        return {**now, "attempts": attempts}
+    return {
+        **now,
+        "started_at": before["started_at"],
+        **{key: list(dict.fromkeys([*before[key], *now[key]])) for key in ("hosts", "labels")},
+        **{key: ", ".join(dict.fromkeys(str(tried[key]) for tried in attempts)) for key in ("commit", "mpi")},
+        "attempts": attempts,
+    }
 
 
 def interleave(num_pairs: int, null_control: bool) -> list[tuple[int, str]]:
@@ -76,40 +99,52 @@ def serve_blocks(config: Serve) -> list[Block]:
 
 
 def play_all(session: Session, blocks: list[Block], job: Job) -> None:
-    """Warm up, then play block after block; ends early, without DONE, when a stop was asked for."""
-    for block in warm_up_blocks(blocks):
+    """Warm up, then play every block that no attempt has ended; cut short, without DONE, when a stop was asked for."""
+    todo = [block for block in blocks if block.number not in job.completed]
+    if len(todo) < len(blocks):
+        job.say(f"attempt {job.run_dir.attempt + 1}: {len(blocks) - len(todo)} of {len(blocks)} blocks are done")
+    for block in warm_up_blocks(todo):
         session.play(block)
-    for done, block in enumerate(blocks, start=1):
+    for block in todo:
         played = session.play(block)
+        if session.comm.bcast(played.stopped if played is not None else None):
+            job.say("stopped on request: no further blocks; the run folder stays partial")
+            job.stop.cut_short = True
+            return
+        job.stop.num_blocks += 1
         if played is not None:
             seconds = (played.end_ns - played.begin_ns) / NS_PER_S
             job.say(
-                f"block {done}/{len(blocks)}  pair {block.pair}  {block.arm:<13}  "
+                f"block {block.number + 1}/{len(blocks)}  pair {block.pair}  {block.arm:<13}  "
                 f"{len(block.requests)} requests in {seconds:.2f} s"
             )
-        if session.comm.bcast(played.stopped if played is not None else None):
-            job.say("stopped on request: no further blocks; the run folder stays partial")
-            job.stop.requested = True
-            return
 
 
 def write_prediction(session: Session, config: Compare, job: Job) -> None:
-    """Calibrate on points that are not scored; write predicted.json before the first request is sent. Collective."""
+    """Calibrate on points that are not scored; write predicted.json before the first request is sent. Collective.
+
+    A resumed run keeps the prediction that its first attempt froze.
+    """
+    if session.comm.bcast((job.run_dir.path / PREDICTED).exists()):
+        return
+    if max(config.placement.widths) > 1:
+        job.say("no prediction: the cost model knows instances of one rank")
+        return
     job.say("calibrating: engine steps and link, each alone")
     points = calibrate(session)
     if points is None:
         return
-    calibration = _fit(*points, config.fabric.rate_gbps, job)
+    calibration = fit_points(*points, config.fabric.rate_gbps, job)
     prediction = predict(calibration, scenario_of(config, session.spec))
     content = {
         "written_at": datetime.now().isoformat(),
         "calibration": asdict(calibration),
         "classes": to_json(prediction),
     }
-    job.run_dir.write_json("predicted.json", content)
+    job.run_dir.write_json(PREDICTED, content)
 
 
-def _fit(steps: list[ComputePoint], transfers: list[LinkPoint], rate_gbps: float, job: Job) -> Calibration:
+def fit_points(steps: list[ComputePoint], transfers: list[LinkPoint], rate_gbps: float, job: Job) -> Calibration:
     """Fit both models; a link too noisy to show a bandwidth gets the fabric's nominal one, and says so."""
     try:
         return fit_calibration(steps, transfers)
@@ -148,9 +183,9 @@ def scenario_of(config: Compare, spec: ModelSpec) -> Scenario:
 
 
 def finish(job: Job) -> None:
-    """After every rank has closed its rows: merge the tables and write DONE, unless the run was stopped."""
+    """After every rank has closed its rows: merge the tables and write DONE, unless the run was cut short."""
     job.comm.Barrier()
-    if job.rank == 0 and not job.stop.requested:
+    if job.rank == 0 and not job.stop.cut_short:
         job.run_dir.finish()
     job.comm.Barrier()
 
