@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 from xpyd.config import CheckCluster, ConfigError
-from xpyd.entry import ROOT, Job, compose, main, prepare
+from xpyd.entry import ROOT, Job, compose, main
 from xpyd.launcher import inside_mpi
 from xpyd.preflight.finding import Finding, failed
 from xpyd.preflight.launched import judge_worlds, launched
 from xpyd.preflight.show import print_findings, summary, write_findings
 from xpyd.preflight.watch import Watch, say_expired
+from xpyd.resume import open_run
 from xpyd.run_dir import RunDir
 
 START_S = 120.0  # for MPI to start everywhere, and for the configuration to come from rank 0
@@ -68,7 +69,7 @@ def refuse(finding: Finding, arguments: list[str]) -> int:
 
     if arguments[:1] == ["--run-folder"]:
         return act(RunDir(Path(arguments[1])))
-    return compose("check_cluster", arguments, lambda config: act(prepare(config)))
+    return compose("check_cluster", arguments, lambda config, _: act(open_run(config)))
 
 
 if __name__ == "__main__":

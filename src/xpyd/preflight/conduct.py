@@ -6,7 +6,6 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,13 @@ from xpyd.placement import CLIENT_RANK, Placement, PlacementConfig, PlacementErr
 from xpyd.preflight import judge_fabric, judge_nodes, judge_pairs, judge_ranks
 from xpyd.preflight.facts import NodeFacts, PairFacts, RankFacts
 from xpyd.preflight.finding import Finding, Level, Topic
+from xpyd.preflight.judge_memory import judge_memory
 from xpyd.preflight.judge_nodes import span
 from xpyd.preflight.mesh import silent_peers
 from xpyd.preflight.node import gather_node
 from xpyd.preflight.options import CheckConfig
-from xpyd.preflight.pairs import Pair, PairProbe, Side, rounds, settle
+from xpyd.preflight.outcome import Pair, Side, merge, with_bandwidth
+from xpyd.preflight.pairs import PairProbe, rounds, settle
 from xpyd.preflight.show import print_findings, print_ranks, write_findings
 from xpyd.preflight.software import gather_ucx, mpi_abi, mpi_library
 from xpyd.preflight.watch import Watch
@@ -130,7 +131,7 @@ class Preflight:
         self._stage("opening the transport", STAGE_S)
         transport, buffer, problem = self._open()
         problems = self.comm.allgather(problem)
-        self._opened = {f"rank {r} on {self.placement.nodes[r]}": text for r, text in enumerate(problems)}
+        self._opened = {f"{self.placement.nodes[r]} (rank {r})": text for r, text in enumerate(problems)}
         addresses = self.comm.allgather(b"" if transport is None else transport.address())
         sides: dict[Pair, Side] = {}
         probe = PairProbe(transport, self.comm, buffer, self.setup.check) if transport is not None else None
@@ -165,7 +166,7 @@ class Preflight:
             *judge_fabric.judge_routes(self.pairs, node_of, self.nodes, setup.fabric),
             *judge_pairs.judge_pairs(self.pairs, node_of, setup.check, setup.fabric.rate_gbps),
             *judge_ranks.judge_clocks(self.ranks[1:], setup.check.max_clock_error_s),
-            *judge_nodes.judge_memory(self.nodes, self.ranks, setup.pool_bytes, wanted),
+            *judge_memory(self.nodes, self.ranks, setup.pool_bytes, wanted),
             *judge_nodes.judge_cores(self.nodes, self.ranks, device),
             *judge_nodes.judge_gpus(self.nodes),
             *judge_nodes.judge_versions(self.nodes),
@@ -219,13 +220,13 @@ class Preflight:
         """Each pair that answered, alone on the wire."""
         done = []
         for pair in pairs:
-            if not pair.error:
+            if not pair.error and not pair.unprobed:
                 self._stage(f"the bandwidth of pair {pair.name}", 4 * self.setup.check.timeout_s + STAGE_S)
                 ends = (pair.source, pair.destination)
                 side = probe.stream(ends) if probe is not None and self.comm.rank in ends else Side()
                 settle(self.comm, transport)
                 sides = self.comm.allgather(side)
-                pair = with_bandwidth(pair, sides[pair.source], sides[pair.destination], self.setup.check)
+                pair = with_bandwidth(pair, sides[pair.source], sides[pair.destination], self.setup.check.window_bytes)
             done.append(pair)
         return done
 
@@ -262,26 +263,3 @@ def stuck(stage: str, bound_s: float) -> Finding:
         f"{stage}: not done after {bound_s:.4g} s on rank 0; the check ends here",
         "see the other ranks' output: one has died or is stuck; else MPI's own traffic is blocked between nodes",
     )
-
-
-def merge(pairs: list[Pair], sides: list[Mapping[Pair, Side]], problems: list[str]) -> list[PairFacts]:
-    """What both ranks of each pair saw, as one; ``sides`` and ``problems`` (opening the transport) by rank."""
-    found = []
-    for source, destination in pairs:
-        closed = [rank for rank in (source, destination) if problems[rank]]
-        if closed:
-            error = f"not probed: the transport of rank {' and '.join(map(str, closed))} was not opened"
-            found.append(PairFacts(source, destination, error=error))
-            continue
-        here, there = sides[source][source, destination], sides[destination][source, destination]
-        error = here.error or there.error
-        echo_s = None if error else float(np.median(here.seconds))
-        found.append(PairFacts(source, destination, here.route or there.route, echo_s, None, error))
-    return found
-
-
-def with_bandwidth(pair: PairFacts, source: Side, destination: Side, check: CheckConfig) -> PairFacts:
-    error = destination.error or source.error
-    if error:
-        return replace(pair, error=f"{check.window_bytes} bytes: {error}")
-    return replace(pair, rate_bytes_per_s=check.window_bytes / float(np.median(destination.seconds)))

@@ -79,7 +79,7 @@ class RankFacts:
 
 @dataclass(frozen=True)
 class PairFacts:
-    """One prefill-decode pair. ``error``: what failed first, with empty or None after it."""
+    """One prefill-decode pair. ``error``: what failed first; nothing is known of what comes after it."""
 
     source: int
     destination: int
@@ -87,6 +87,7 @@ class PairFacts:
     echo_s: float | None = None  # there and back, median
     rate_bytes_per_s: float | None = None
     error: str = ""
+    unprobed: bool = False  # an end could not open its transport
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from xpyd.transport.fabric import ALIASES, FabricConfig
 
 INFINIBAND = frozenset(ALIASES["ib"])
 RELIABLE = ("rc_", "dc_")
+SEE_STDERR = "see UCX's own words on stderr (rank-*.log of the ranks), and change the option that is named"
 
 
 def wants_infiniband(fabric: FabricConfig) -> bool:
@@ -57,10 +58,10 @@ def judge_infiniband(nodes: Mapping[str, NodeFacts], ranks: Sequence[RankFacts],
 
 
 def judge_opened(errors: Mapping[str, str]) -> list[Finding]:
-    """The transport as the fabric asks for it; ``errors``: why it did not open, by rank, or empty."""
+    """The transport as the fabric asks for it; ``errors``: why it did not open, by place, or empty."""
     refused = by_value({name: error for name, error in errors.items() if error})
     found = [
-        Finding(Topic.UCX, f"fabric, {', '.join(names)}", Level.ERROR, *split_remedy(text))
+        Finding(Topic.UCX, f"fabric on {', '.join(names)}", Level.ERROR, *split_remedy(text, SEE_STDERR))
         for text, names in refused.items()
     ]
     return found or [Finding(Topic.UCX, "fabric", Level.OK, "every rank opened what the fabric asks for")]

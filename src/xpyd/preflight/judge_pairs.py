@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from xpyd.preflight.facts import PairFacts
 from xpyd.preflight.finding import Finding, Level, Topic
 from xpyd.preflight.options import CheckConfig
+from xpyd.preflight.outcome import WRONG_CHECKSUM
 from xpyd.units import bytes_per_s_to_gbps, format_bytes, format_s
 
 
@@ -14,7 +15,7 @@ def judge_pairs(
     pairs: Sequence[PairFacts], node_of: Sequence[str], check: CheckConfig, rate_gbps: float
 ) -> list[Finding]:
     """Echo and bandwidth: one finding for the pairs that are well, one for each that is not."""
-    found = [_silent(pair, node_of) for pair in pairs if pair.error]
+    found = [*_unprobed(pairs), *(_silent(pair, node_of) for pair in pairs if pair.error)]
     echoes = [f"{pair.name} {format_s(pair.echo_s)}" for pair in pairs if pair.echo_s is not None]
     if echoes:
         text = f"{format_bytes(check.echo_bytes)} there and back, checksums right: {', '.join(echoes)}"
@@ -34,6 +35,14 @@ def judge_pairs(
     return found
 
 
+def _unprobed(pairs: Sequence[PairFacts]) -> list[Finding]:
+    names = [pair.name for pair in pairs if pair.unprobed]
+    if not names:
+        return []
+    text = f"{', '.join(names)}: not probed, since the transport of one end or both was not opened"
+    return [Finding(Topic.PAIRS, "connection", Level.ERROR, text, "see the findings on the fabric")]
+
+
 def _silent(pair: PairFacts, node_of: Sequence[str]) -> Finding:
     stage = "connection" if not pair.route else "echo" if pair.echo_s is None else "bandwidth"
     return Finding(
@@ -46,12 +55,10 @@ def _silent(pair: PairFacts, node_of: Sequence[str]) -> Finding:
 
 
 def _remedy(error: str) -> str:
-    if "checksum" in error:
+    if WRONG_CHECKSUM in error:
         return (
-            "bytes changed on the way: another transport, device or UCX version; tell the site, and trust no run here"
+            "bytes changed on the way: try another transport, device or UCX, tell the site, and trust no run until then"
         )
-    if "was not opened" in error:
-        return "see the findings on the fabric"
     return (
         "a firewall between the nodes, the wrong fabric.net_devices, or a rank that died; check.timeout_s waits longer"
     )

@@ -75,10 +75,15 @@ def judge_clocks(ranks: Sequence[RankFacts], max_error_s: float) -> list[Finding
     return found
 
 
-def split_remedy(message: str) -> tuple[str, str]:
-    """An error message as (what is wrong, what to do): ours say the remedy after the last semicolon."""
+def split_remedy(message: str, otherwise: str = "") -> tuple[str, str]:
+    """An error message as (what is wrong, what to do): ours say the remedy after the last semicolon.
+
+    ``otherwise``: what to do where the message does not say.
+    """
     wrong, _, remedy = message.rpartition("; ")
-    return (wrong, remedy) if wrong else (message, "")
+    if wrong and wrong.count("(") == wrong.count(")"):
+        return wrong, remedy
+    return message, otherwise
 
 
 def _offset(rank: RankFacts) -> str:
