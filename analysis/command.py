@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
+import pandas as pd
 from rich.console import Console
 
 from analysis.load import Run, RunError, load_runs
 from analysis.render import FORMATS, Format, print_terminal, render
 from analysis.results import Results
 
+PARQUET = "parquet"
 USER_ERROR = 2
 
 
@@ -26,7 +28,8 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder; repeats of one trial are pooled")
-    made.add_argument("--format", choices=FORMATS, default="terminal", help="how to print (default: terminal)")
+    formats = "how to print (default: terminal); csv and parquet hold numbers in tidy rows, the others tables"
+    made.add_argument("--format", choices=(*FORMATS, PARQUET), default="terminal", help=formats)
     made.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of the terminal")
     made.add_argument("--allow-partial", action="store_true", help="read runs without DONE: stopped or still running")
     made.add_argument("--allow-mixed", action="store_true", help="read runs of different configurations, a table each")
@@ -50,9 +53,9 @@ def main(
         for run in runs:
             check_experiment(run, experiments)
         results = [analyse(run, options) for run in runs]
-        if summarise is not None and len(runs) > 1 and options.format != "csv":
+        if summarise is not None and len(runs) > 1 and options.format not in ("csv", PARQUET):
             results.append(summarise(runs, results))
-        _write(results, options)
+        write(results, options)
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -67,7 +70,14 @@ def check_experiment(run: Run, experiments: Sequence[str]) -> None:
         )
 
 
-def _write(results: Sequence[Results], options: argparse.Namespace) -> None:
+def write(results: Sequence[Results], options: argparse.Namespace) -> None:
+    """Print or write ``results`` as the options say. Raises RunError for Parquet without a file to write it to."""
+    if options.format == PARQUET:
+        if options.out is None:
+            raise RunError("--format parquet is not for a terminal; name a file with --out")
+        pd.concat([result.frame for result in results], ignore_index=True).to_parquet(options.out, index=False)
+        print(options.out)
+        return
     fmt = cast(Format, options.format)
     if options.out is not None:
         options.out.write_text(render(results, fmt))

@@ -44,6 +44,32 @@ def bootstrap_mean(values: Any) -> Interval:
     return Interval(float(found.low), mid, float(found.high))
 
 
+def bootstrap_difference(values: Any, base: Any) -> Interval:
+    """``mean(values) - mean(base)`` of two runs' blocks, which nothing pairs, and its 95 % interval.
+
+    Fewer than five blocks on either side carry no interval.
+    """
+    ours, theirs = (np.asarray(side, dtype=np.float64) for side in (values, base))
+    ours, theirs = ours[~np.isnan(ours)], theirs[~np.isnan(theirs)]
+    if not len(ours) or not len(theirs):
+        return Interval(np.nan, np.nan, np.nan)
+    mid = float(ours.mean() - theirs.mean())
+    fewest = min(len(ours), len(theirs))
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()) or fewest < MIN_BLOCK_PAIRS:
+        return Interval(np.nan, mid, np.nan)
+    if np.ptp(ours) == 0 and np.ptp(theirs) == 0:
+        return Interval(mid, mid, mid)
+    found = stats.bootstrap(
+        (ours, theirs),
+        lambda a, b, axis=-1: np.mean(a, axis) - np.mean(b, axis),
+        confidence_level=_expanded_level(fewest),
+        n_resamples=NUM_RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    return Interval(float(found.low), mid, float(found.high))
+
+
 def covers_zero(interval: Interval) -> bool | None:
     """Whether the interval holds zero; None where there is no interval."""
     if not interval.known:

@@ -110,7 +110,7 @@ def load_runs(paths: Sequence[Path | str], allow_partial: bool = False, allow_mi
             f"{other.paths[0]}: differs from {first.paths[0]} ({shown}); give runs of one configuration, or pass "
             "--allow-mixed for one table each"
         )
-    return [reduce(_pooled, group) for group in groups]
+    return [reduce(pooled, group) for group in groups]
 
 
 def differences(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
@@ -121,7 +121,7 @@ def differences(first: Run, second: Run) -> dict[str, tuple[Any, Any]]:
 
 
 def _facts(run: Run) -> Iterator[tuple[str, Any]]:
-    for key, value in _flat(run.config):
+    for key, value in flat_config(run.config):
         if not any(key == repeat or key.startswith(repeat + ".") for repeat in REPEAT_KEYS):
             yield key, value
     for fact in COMPARED_FACTS:
@@ -129,15 +129,16 @@ def _facts(run: Run) -> Iterator[tuple[str, Any]]:
     yield "environment.routes", sorted(set(run.environment.get("routes", {}).values()))
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_config(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting as (dotted key, value)."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat_config(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _pooled(first: Run, second: Run) -> Run:
+def pooled(first: Run, second: Run) -> Run:
     """Both runs as one: the second's blocks and pairs are renumbered to follow the first's."""
     tables = {}
     for table, ours in first.tables.items():

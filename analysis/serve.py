@@ -20,20 +20,17 @@ from analysis.requests import STAGE_TIMES, request_frame
 from analysis.results import Plot, Results, Table, titled
 from analysis.statistics import ONLY_HAND_OFF, UNITS, block_statistics, num_workers
 from analysis.tables import checks_table, config_columns, request_table, traffic_table
-from analysis.tokens import order_tokens
+from analysis.tokens import Tokens, order_tokens
 from xpyd.economics.verdict import Interval
 
 
 def analyse(run: Run) -> Results:
     """Every figure is the mean over blocks. Raises RunError where no block has ended."""
-    blocks = run.tables["blocks"]
-    if blocks.empty:
-        raise RunError(f"{run.paths[0]}: no block has ended; let the run go on, or measure again")
-    tokens = order_tokens(run)
+    blocks, tokens = run.tables["blocks"], order_tokens(run)
     requests = request_frame(run, tokens)
+    found = block_values(run, tokens, requests)
     offered = requests[requests["block"].isin(blocks["block"])]
     timed = offered[offered["status"] == "finished"]
-    found = block_statistics(offered, timed, tokens.gaps, blocks, run.config["slo"], num_workers(run))
     arm = str(blocks["arm"].iloc[0])
     frame = tidy_statistics(run, arm, found)
     last = int(blocks["block"].iloc[-1])
@@ -59,6 +56,21 @@ def analyse(run: Run) -> Results:
         ],
         details=[request_table(requests, run.labels)],
     )
+
+
+def block_values(run: Run, tokens: Tokens | None = None, requests: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The statistics of every block that ended, one row each; ``tokens`` and ``requests``: the run's own, where known.
+
+    Raises RunError where no block has ended.
+    """
+    blocks = run.tables["blocks"]
+    if blocks.empty:
+        raise RunError(f"{run.paths[0]}: no block has ended; let the run go on, or measure again")
+    tokens = tokens or order_tokens(run)
+    requests = request_frame(run, tokens) if requests is None else requests
+    offered = requests[requests["block"].isin(blocks["block"])]
+    timed = offered[offered["status"] == "finished"]
+    return block_statistics(offered, timed, tokens.gaps, blocks, run.config["slo"], num_workers(run))
 
 
 def tidy_statistics(run: Run, arm: str, found: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,205 @@
+"""Many runs in one table: a row per setting, with intervals, and what each changes against a baseline.
+
+python -m analysis.pivot runs/compare/* --by fabric,workload.num_requests
+python -m analysis.pivot runs/compare/* --by transfer.mode --baseline transfer.mode=whole --show bill_s,net_s
+python -m analysis.pivot cluster_a/* cluster_b/* --by environment.hosts --format latex
+
+Runs that share the values of the --by keys are repeats of one setting, and are pooled. Runs that differ in anything
+else are refused: a table of two changes proves neither.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import pandas as pd
+
+from analysis import command
+from analysis.format import interval, interval_note
+from analysis.intervals import bootstrap_difference, bootstrap_mean, covers_zero
+from analysis.ledger import OVERALL, Comparison
+from analysis.load import Run, RunError, differences, flat_config, load_runs, pooled
+from analysis.requests import STAGE_TIMES
+from analysis.results import Results, Table
+from analysis.serve import block_values
+from analysis.statistics import UNITS
+from xpyd.economics.verdict import Interval
+
+LEDGER = dict.fromkeys(("bill_s", "win_s", "ledger_s", "pools_s", "net_s"), "s")
+DEFAULT_SHOW = {"compare": ("bill_s", "win_s", "net_s"), "serve": ("ttft_s p50", "itl_s p99", "goodput_rps")}
+# Facts of the environment that follow from a setting, and so may differ with it.
+CONSEQUENCES = ("environment.routes", "environment.labels")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: the values of the --by keys, and per quantity one value per block (pair), pooled over its runs."""
+
+    values: tuple[str, ...]
+    run: Run
+    columns: dict[str, pd.Series]
+
+
+def pivot(
+    runs: Sequence[Run], by: Sequence[str], show: Sequence[str], baseline: str | None, allow_mixed: bool
+) -> Results:
+    """The table over all runs. Raises RunError for unknown keys or quantities, and for runs that differ elsewhere."""
+    settings = [_setting(run, by, show) for run in _pooled_by(runs, by, allow_mixed)]
+    base = _find_baseline(settings, by, baseline) if baseline else None
+    units = _units(runs[0].experiment)
+    rows, tidy = [], []
+    for setting in settings:
+        cells: list[str] = []
+        numbers: dict[str, Any] = dict(zip(by, setting.values, strict=True))
+        for name in show:
+            mean = bootstrap_mean(setting.columns[name])
+            cells.append(interval(mean, units[name]))
+            numbers |= _numbers(name, mean)
+            if base is not None:
+                change = bootstrap_difference(setting.columns[name], base.columns[name])
+                cells.append("baseline" if setting is base else _marked(change, units[name]))
+                numbers |= _numbers(f"{name} change", change)
+        num_blocks = max(len(column) for column in setting.columns.values())
+        rows.append((*setting.values, *cells, str(num_blocks), ", ".join(setting.run.labels)))
+        tidy.append({**numbers, "num_blocks": num_blocks, "labels": ", ".join(setting.run.labels)})
+    heads = [head for name in show for head in ([name, "change"] if base is not None else [name])]
+    fewest = min(len(column) for setting in settings for column in setting.columns.values())
+    notes = [interval_note(fewest, "blocks or block pairs of each row")]
+    if base is not None:
+        notes.append(f"change: against {_words(by, base.values)}; * its 95 % interval excludes zero.")
+    table = Table(
+        f"{runs[0].experiment} by {', '.join(by)}, all lengths, measured",
+        (*by, *heads, "blocks", "labels"),
+        rows,
+        notes,
+        num_left=len(by),
+    )
+    answer = f"{len(settings)} settings from {sum(len(run.paths) for run in runs)} runs."
+    return Results("pivot", runs[0].experiment, answer, "One row each above.", [table], pd.DataFrame(tidy))
+
+
+def value_of(run: Run, key: str) -> str:
+    """A setting as a short word: ``fabric`` is its name, ``workload.arrival.rate_rps`` its value. Raises RunError."""
+    if key.startswith("environment."):
+        found = run.environment.get(key.removeprefix("environment."))
+        return ", ".join(map(str, found)) if isinstance(found, list) else str(found)
+    found = run.config
+    for part in key.split("."):
+        if not isinstance(found, dict) or part not in found:
+            known = [*run.config, *(name for name, _ in flat_config(run.config))]
+            raise RunError(f"--by {key}: {run.paths[0]} has no such key; {_nearest(key, known)}")
+        found = found[part]
+    if not isinstance(found, dict):
+        return str(found)
+    if key == "placement":
+        return (
+            f"{found['num_colocated']}C" if found["num_colocated"] else f"{found['num_prefill']}P{found['num_decode']}D"
+        )
+    if "name" in found:
+        return str(found["name"])
+    raise RunError(f"--by {key}: a group of keys; name one of {', '.join(f'{key}.{name}' for name in found)}")
+
+
+def _pooled_by(runs: Sequence[Run], by: Sequence[str], allow_mixed: bool) -> list[Run]:
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        if run.experiment != runs[0].experiment:
+            raise RunError(f"{run.paths[0]}: experiment {run.experiment}, but {runs[0].paths[0]}: {runs[0].experiment}")
+        other = {key: both for key, both in differences(runs[0], run).items() if not _covered(key, by)}
+        if other and not allow_mixed:
+            shown = "; ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in list(other.items())[:4])
+            raise RunError(
+                f"{run.paths[0]}: differs from {runs[0].paths[0]} in more than --by {','.join(by)} ({shown}); add the "
+                "key to --by, or pass --allow-mixed"
+            )
+        groups.setdefault(tuple(value_of(run, key) for key in by), []).append(run)
+    return [reduce(pooled, group) for group in groups.values()]
+
+
+def _covered(key: str, by: Sequence[str]) -> bool:
+    """Whether a difference in ``key`` belongs to what --by tells apart; another cluster differs in all its facts."""
+    if key.startswith("environment."):
+        return key in CONSEQUENCES or any(name.startswith("environment.") for name in by)
+    return any(key == name or key.startswith(f"{name}.") for name in by)
+
+
+def _setting(run: Run, by: Sequence[str], show: Sequence[str]) -> Setting:
+    units = _units(run.experiment)
+    for name in show:
+        if name not in units:
+            raise RunError(f"--show {name}: no such quantity of {run.experiment}; {_nearest(name, list(units))}")
+    values = COLUMNS[run.experiment](run)
+    return Setting(tuple(value_of(run, key) for key in by), run, {name: values[name].dropna() for name in show})
+
+
+def _compared(run: Run) -> pd.DataFrame:
+    """What splitting changes, one row per block pair: stages and metrics as disaggregated - colocated, ledger lines."""
+    sides = Comparison(run).sides(OVERALL)
+    changes = pd.DataFrame({name: sides.change(name) for name in (*STAGE_TIMES, *UNITS)})
+    return changes.join(sides.ledgers())
+
+
+COLUMNS: dict[str, Callable[[Run], pd.DataFrame]] = {"compare": _compared, "serve": block_values}
+
+
+def _units(experiment: str) -> dict[str, str]:
+    own = LEDGER if experiment == "compare" else {}
+    return {**own, **dict.fromkeys(STAGE_TIMES, "s"), **UNITS}
+
+
+def _find_baseline(settings: Sequence[Setting], by: Sequence[str], baseline: str) -> Setting:
+    wanted = dict(part.split("=", 1) for part in baseline.split(",") if "=" in part)
+    if not wanted or set(wanted) - set(by):
+        raise RunError(f"--baseline {baseline}: give key=value[,key=value] with keys of --by {','.join(by)}")
+    fitting = [s for s in settings if all(s.values[by.index(key)] == value for key, value in wanted.items())]
+    if len(fitting) != 1:
+        there = "; ".join(_words(by, setting.values) for setting in settings)
+        raise RunError(f"--baseline {baseline}: fits {len(fitting)} rows, must fit one of: {there}")
+    return fitting[0]
+
+
+def _nearest(wrong: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(wrong, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+
+
+def _words(by: Sequence[str], values: Sequence[str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in zip(by, values, strict=True))
+
+
+def _marked(change: Interval, unit: str) -> str:
+    return interval(change, unit) + (" *" if covers_zero(change) is False else "")
+
+
+def _numbers(name: str, found: Interval) -> dict[str, float]:
+    return {name: found.mid, f"{name} low": found.low, f"{name} high": found.high}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    made = command.parser("pivot", __doc__ or "")
+    made.add_argument("--by", required=True, metavar="KEYS", help="config keys that tell the rows apart: fabric,model")
+    made.add_argument(
+        "--show", metavar="NAMES", help="quantities, such as bill_s,net_s or 'itl_s p99' (default: a few)"
+    )
+    made.add_argument("--baseline", metavar="KEY=VALUE", help="the row that the others are compared with")
+    options = made.parse_args(argv)
+    by = [key.strip() for key in options.by.split(",")]
+    try:
+        runs = load_runs(options.runs, options.allow_partial, allow_mixed=True)
+        for run in runs:
+            command.check_experiment(run, list(COLUMNS))
+        show = [n.strip() for n in options.show.split(",")] if options.show else DEFAULT_SHOW[runs[0].experiment]
+        command.write([pivot(runs, by, show, options.baseline, options.allow_mixed)], options)
+    except (RunError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return command.USER_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
