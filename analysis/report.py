@@ -18,7 +18,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from analysis import command, compare, contention, economics, interference, serve, transfer
+from analysis import codecs, command, compare, contention, economics, interference, serve, transfer
 from analysis.load import Run, RunError, load_runs
 from analysis.render import print_terminal
 from analysis.results import Plot, Results
@@ -32,6 +32,7 @@ ANALYSES: dict[str, Callable[[Run], Results]] = {
     "interference": interference.analyse,
     "contention": contention.analyse,
     "economics": economics.analyse,
+    "codecs": codecs.analyse,
 }
 
 

@@ -41,14 +41,9 @@ def analyse(run: Run) -> Results:
     samples = run.tables["transfer_points"]
     if samples.empty:
         raise RunError(f"{run.paths[0]}: no transfer was timed; let the run go on, or measure again")
-    points: pd.DataFrame = samples.groupby(POINT)["seconds"].median().reset_index()
-    try:
-        fits = [
-            fit_pieces(points[points["pieces_in_flight"] == n]) for n in sorted(points["pieces_in_flight"].unique())
-        ]
-    except ValueError as error:
-        raise RunError(f"{run.paths[0]}: {error}") from None
-    best = max(fits, key=lambda found: found.fit.model.bytes_per_s)
+    points = median_points(samples)
+    fits = fit_links(run, points)
+    best = fastest(fits)
     model = best.fit.model
     return Results(
         name=run.name,
@@ -69,6 +64,25 @@ def analyse(run: Run) -> Results:
             )
         ],
     )
+
+
+def median_points(samples: pd.DataFrame) -> pd.DataFrame:
+    """Every size, layer count and number of pieces in flight, as the median over repeats."""
+    points: pd.DataFrame = samples.groupby(POINT)["seconds"].median().reset_index()
+    return points
+
+
+def fit_links(run: Run, points: pd.DataFrame) -> list[PiecesFit]:
+    """The link at each number of pieces in flight. Raises RunError where times do not grow with size."""
+    windows = sorted(points["pieces_in_flight"].unique())
+    try:
+        return [fit_pieces(points[points["pieces_in_flight"] == n]) for n in windows]
+    except ValueError as error:
+        raise RunError(f"{run.paths[0]}: {error}") from None
+
+
+def fastest(fits: Sequence[PiecesFit]) -> PiecesFit:
+    return max(fits, key=lambda found: found.fit.model.bytes_per_s)
 
 
 def fit_pieces(points: pd.DataFrame) -> PiecesFit:

@@ -103,8 +103,8 @@ class Codecs(Experiment):
         spec = resolve_spec(self.model)
         if self.sweep.max_tokens > spec.max_position_embeddings:
             raise ValueError(
-                f"sweep.input_lens up to {max(self.sweep.input_lens)} and sweep.output_len={self.sweep.output_len} make "
-                f"{self.sweep.max_tokens} tokens, model {spec.name} knows positions up to "
+                f"sweep.input_lens up to {max(self.sweep.input_lens)} and sweep.output_len={self.sweep.output_len} "
+                f"make {self.sweep.max_tokens} tokens, model {spec.name} knows positions up to "
                 f"max_position_embeddings={spec.max_position_embeddings}; shorten one of them"
             )
 

@@ -93,3 +93,16 @@ def environment(
         "routes": routes,
         "settings": settings(),
     }
+
+
+def lone_environment(root: Path, more_labels: list[str]) -> dict[str, Any]:
+    """The content of environment.json for an experiment that measures in one process, without ranks."""
+    return {
+        "commit": commit(root),
+        "started_at": datetime.now().isoformat(),
+        "labels": ["CPU", *more_labels],
+        "hosts": [platform.node()],
+        "machines": {platform.node(): machine()},
+        "versions": versions(),
+        "settings": settings(),
+    }

@@ -211,7 +211,10 @@ class EconomicsRow:
 
 @dataclass(frozen=True, slots=True)
 class CodecPointRow:
-    """One prompt's KV through one codec, all layers: gathered and encoded, then decoded and scattered, on one core."""
+    """One prompt's KV through one codec, all layers: gathered and encoded, then decoded and scattered, on one core.
+
+    ``encode_s`` and ``decode_s`` are CPU seconds of the one thread that works; ``wall_s`` is what both took.
+    """
 
     codec: str
     prompt: int
@@ -222,6 +225,7 @@ class CodecPointRow:
     encoded_bytes: int  # with scales and headers
     encode_s: float
     decode_s: float
+    wall_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt, MinLen
+
+from xpyd.kv.codec.config import CodecConfig
 
 WIRE_BLOCK_BYTES = 64 * 1024  # blocks of the ``transfer`` experiment's patterns
 
@@ -70,3 +72,66 @@ class ContentionSweep:
         decodes = max(self.num_decode_seqs) * -(-(self.context_len + self.num_gaps) // block_size)
         prefill = -(-self.prefill_tokens // block_size)
         return -(-max(self.prompt_tokens) // block_size) + max(decodes, prefill)
+
+
+@dataclass(frozen=True)
+class CodecSweep:
+    """Codecs on the KV of ``num_prompts`` prompts of each length, and the link that their bill is computed for."""
+
+    codecs: Annotated[tuple[CodecConfig, ...], MinLen(1)]
+    input_lens: Annotated[tuple[Annotated[int, Gt(0)], ...], MinLen(1)]
+    num_prompts: Annotated[int, Gt(0)]
+    output_len: Annotated[int, Gt(1)]  # token 0 comes with the prompt: one less is decoded from coded KV
+    num_repeats: Annotated[int, Gt(0)]
+    block_size: Annotated[int, Gt(0)]
+    rate_gbps: Annotated[float, Gt(0)]  # bits per second
+    alpha_s: Annotated[float, Ge(0)]  # per transfer
+    gamma_s: Annotated[float, Ge(0)]  # per piece
+    max_piece_bytes: Annotated[int, Gt(0)]
+    prompts: str | None = None  # a JSON file with a list of lists of token ids; default: random tokens
+    seed: Annotated[int, Ge(0)] = 0
+
+    def __post_init__(self) -> None:
+        labels = [config.label for config in self.codecs]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"sweep.codecs names {' and '.join(twice)} twice; give each codec once")
+        if "none" not in labels:
+            raise ValueError(
+                f"sweep.codecs={', '.join(labels)} lacks none, the null control that the others are held against; "
+                "add {name: none}"
+            )
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest context: the longest prompt and all its output."""
+        return max(self.input_lens) + self.output_len
+
+    def landing_blocks(self, input_len: int) -> int:
+        """KV blocks of a prompt with all its output."""
+        return -(-(input_len + self.output_len) // self.block_size)
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks of all prompts, where they were prefilled and where they decode."""
+        each = (-(-length // self.block_size) + self.landing_blocks(length) for length in self.input_lens)
+        return self.num_prompts * sum(each)
+
+    def labels(self, checkpoint: str | None) -> list[str]:
+        """What the tables must carry: neither random weights nor random prompts show what a trained model does."""
+        return [
+            *(["random weights"] if checkpoint is None else []),
+            *(["random prompts"] if self.prompts is None else []),
+        ]
+
+
+@dataclass(frozen=True)
+class HandoffSweep:
+    """The points of the ``handoff`` experiment: one prompt at a time, moved in every mode and direction."""
+
+    modes: tuple[Literal["whole", "layerwise", "chunkwise"], ...]
+    directions: tuple[Literal["pull", "push"], ...]
+    input_len: Annotated[int, Gt(0)]
+    output_len: Annotated[int, Gt(1)]  # a request of one token never moves
+    num_requests: Annotated[int, Gt(0)]
+    num_repeats: Annotated[int, Gt(0)]
