@@ -8,7 +8,7 @@ SETUP_DEV := $(VENV)/.setup-dev
 PY_M = $(BIN)/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer interference bench-analysis cluster test lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer interference bench-analysis cluster test lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ economics: $(SETUP) ## closed form, no ranks: both ledgers over prompt length an
 
 transfer: $(SETUP) ## the bill alone: KV patterns over this machine's loopback, with a fit of alpha, gamma and bandwidth
 	$(PY_M) experiments.transfer placement.allow_shared_node=true
+
+bench-transfer: $(SETUP) ## every transport beside a plain socket and ucx_perftest, on real KV patterns: ARGS=--quick
+	$(PY_M) benchmarks.transfer $(ARGS)
 
 interference: $(SETUP) ## gaps of a decode batch alone and beside prefill chunks of each size
 	$(PY_M) experiments.interference

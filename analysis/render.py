@@ -44,7 +44,7 @@ def render(results: Sequence[Results], fmt: Format) -> str:
 def print_terminal(result: Results, console: Console) -> None:
     """Every table, then the answer last, where the eye ends up."""
     for table in result.tables:
-        console.print(_rich_table(table))
+        console.print(rich_table(table))
         for note in table.notes:
             console.print(f"[dim]{escape(note)}[/dim]")
         console.print()
@@ -100,7 +100,8 @@ def csv_text(frame: pd.DataFrame) -> str:
 TEXTS = {"terminal": terminal_text, "markdown": markdown_text, "latex": latex_text}
 
 
-def _rich_table(table: Table) -> RichTable:
+def rich_table(table: Table) -> RichTable:
+    """A table for the terminal, as every program prints it."""
     shown = RichTable(
         title=escape(table.title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False
     )
