@@ -11,7 +11,6 @@ from tests.mpi.test_experiments import plain, run_folder, tables
 SMALL = [
     "placement.allow_shared_node=true",
     "model=micro",
-    "transport=mpi",
     "sweep.prompt_tokens=[64,256]",
     "sweep.num_decode_seqs=[1,3]",
     "sweep.prefill_tokens=64",
@@ -21,8 +20,11 @@ SMALL = [
 
 
 @pytest.mark.mpi
-def test_every_load_is_measured(tmp_path: Path) -> None:
-    done = plain("contention", *SMALL, f"run.root={tmp_path}")
+@pytest.mark.parametrize("transport", ["mpi", "nixl"])
+def test_every_load_is_measured(tmp_path: Path, transport: str) -> None:
+    if transport == "nixl":
+        pytest.importorskip("nixl_cu12", reason="no nixl: pip install 'xpyd[nixl]'")
+    done = plain("contention", *SMALL, f"transport={transport}", f"run.root={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "What receiving costs the decode step" in done.stdout
     found = tables(run_folder(tmp_path, "contention"))
@@ -40,6 +42,6 @@ def test_every_load_is_measured(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_a_sweep_that_does_not_fit_the_pool_is_refused(tmp_path: Path) -> None:
-    done = plain("contention", *SMALL, "scheduler.num_kv_blocks=16", f"run.root={tmp_path}")
+    done = plain("contention", *SMALL, "transport=mpi", "scheduler.num_kv_blocks=16", f"run.root={tmp_path}")
     assert done.returncode == 2
     assert "scheduler.num_kv_blocks=16: the sweep's largest point needs" in done.stderr

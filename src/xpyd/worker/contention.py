@@ -18,12 +18,12 @@ from xpyd.kv.plan import Plan, plan_request
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.records import ReceiptRow, ReceivingGapRow
 from xpyd.transport.base import Transport, TransportError
-from xpyd.transport.flow import RecvFlow, SendFlow
+from xpyd.transport.flow import ReadFlow, RecvFlow, SendFlow
 from xpyd.units import NS_PER_S
 from xpyd.worker.interference import decode_batch
 from xpyd.worker.sweeps import ContentionSweep
 
-READY_TAG, GO_TAG = 7004, 7005
+READY_TAG, GO_TAG, LANDED_TAG = 7006, 7007, 7008
 IDLE_SLEEP_S = 50e-6  # as an idle worker's
 TIMEOUT_S = 60.0
 
@@ -46,6 +46,17 @@ def loads(sweep: ContentionSweep) -> list[Load]:
         for prefill in (0, sweep.prefill_tokens)
         if prompt or batch
     ]
+
+
+class Served:
+    """The source's end where the destination reads by itself: progress, until it says that all has landed."""
+
+    def __init__(self, comm: Any, peer: int) -> None:
+        self._landed = comm.irecv(source=peer, tag=LANDED_TAG)
+        self.done = False
+
+    def advance(self) -> None:
+        self.done = self.done or bool(self._landed.test()[0])
 
 
 class ContentionProbe:
@@ -79,14 +90,12 @@ class ContentionProbe:
         """Send when the destination says "go" (nothing, where it decodes alone); prefill meanwhile where asked to."""
         self._comm.send(None, dest=self._peer, tag=READY_TAG)  # no step of the load before runs any more
         go = self._comm.irecv(source=self._peer, tag=GO_TAG)
-        spans = self._plan(load).source if load.prompt_tokens else []
-        flow: SendFlow | None = None
+        flow: SendFlow | Served | None = None
 
         def poll(_layer: int = 0) -> None:
             nonlocal flow
             if flow is None and go.test()[0]:
-                flow = SendFlow(self._transport, self._peer, spans, self._seq, self._sweep.pieces_in_flight)
-                flow.release(len(spans))
+                flow = self._leaving(load)
             if flow is not None:
                 self._transport.progress()
                 flow.advance()
@@ -103,6 +112,24 @@ class ContentionProbe:
         self._seq += 1
         return []
 
+    def _leaving(self, load: Load) -> SendFlow | Served:
+        """The source's end of a hand-off, or of none."""
+        if load.prompt_tokens and not self._transport.capabilities.two_sided:
+            return Served(self._comm, self._peer)
+        spans = self._plan(load).source if load.prompt_tokens else []
+        flow = SendFlow(self._transport, self._peer, spans, self._seq, self._sweep.pieces_in_flight)
+        flow.release(len(spans))
+        return flow
+
+    def _arriving(self, plan: Plan) -> RecvFlow | ReadFlow:
+        """The destination's end; what it reads itself is final already."""
+        if self._transport.capabilities.two_sided:
+            return RecvFlow(self._transport, self._peer, plan.destination, self._seq)
+        window = self._sweep.pieces_in_flight
+        flow = ReadFlow(self._transport, self._peer, plan.source, plan.destination, window)
+        flow.release(len(plan.source))
+        return flow
+
     def _destination(self, load: Load, repeat: int) -> list[Any]:
         self._comm.recv(source=self._peer, tag=READY_TAG)
         rows = self._receive(load, repeat) if load.prompt_tokens else self._decode_alone(load, repeat)
@@ -118,13 +145,14 @@ class ContentionProbe:
         if load.num_decode_seqs:
             self._step(load, 0)  # the step before: caches are the decode batch's own when the hand-off begins
         plan = self._plan(load)
-        flow = RecvFlow(self._transport, self._peer, plan.destination, self._seq)
+        flow = self._arriving(plan)
         landed_ns: int | None = None
 
         def poll(_layer: int = 0) -> None:
             nonlocal landed_ns
             self._transport.progress()
-            if landed_ns is None and flow.advance():
+            flow.advance()
+            if landed_ns is None and flow.done:
                 landed_ns = perf_counter_ns()
 
         begin_ns = perf_counter_ns()
@@ -137,6 +165,8 @@ class ContentionProbe:
             else:
                 poll()
             self._check(deadline, f"receiving from rank {self._peer}")
+        if not self._transport.capabilities.two_sided:
+            self._comm.send(None, dest=self._peer, tag=LANDED_TAG)
         receipt = ReceiptRow(
             src_rank=self._peer,
             dst_rank=self._comm.rank,
