@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from xpyd.transport.counters import interface_bytes
+import pytest
+
+from xpyd.transport.counters import crossed_interfaces, interface_bytes
 
 NET_DEV = """\
 Inter-|   Receive                                                |  Transmit
@@ -26,6 +28,23 @@ def test_infiniband_ports_count_words_of_four_bytes(tmp_path: Path) -> None:
     counter.parent.mkdir(parents=True)
     counter.write_text("1000\n")
     assert interface_bytes(tmp_path / "none", tmp_path) == {"mlx5_0:2": 4000}
+
+
+@pytest.mark.parametrize(
+    ("lanes", "unknown_between_nodes", "crossed"),
+    [
+        (["tcp/eth0", "cma/memory"], False, {"eth0"}),
+        (["tcp/lo"], False, {"lo"}),
+        (["rc_mlx5/mlx5_0:1"], False, {"mlx5_0:1"}),
+        (["posix/memory"], False, set()),
+        (["unknown"], False, set()),
+        (["unknown"], True, {"eth0", "mlx5_0:1"}),
+    ],
+)
+def test_kv_crosses_the_interfaces_that_its_lanes_name(
+    lanes: list[str], unknown_between_nodes: bool, crossed: set[str]
+) -> None:
+    assert crossed_interfaces(lanes, unknown_between_nodes, ["lo", "eth0", "mlx5_0:1"]) == crossed
 
 
 def test_bytes_over_loopback_are_counted() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Bytes = NDArray[np.uint8]
 TAG_LIMIT = 2**31  # tags are below it, and fit a C int
 CONNECT_TIMEOUT_S = 30.0
+UNKNOWN = "unknown"  # the route of a transport that cannot tell
 
 
 @dataclass(frozen=True)

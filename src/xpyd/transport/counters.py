@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 # Of the calling process's network namespace. /sys/class/net shows that of whoever mounted /sys, so not it.
 NET_COUNTERS = Path("/proc/self/net/dev")
 NUM_HEADER_LINES = 2
+LOOPBACK = "lo"
 INFINIBAND = Path("/sys/class/infiniband")
 IB_WORD_BYTES = 4  # port_rcv_data counts 32-bit words (InfiniBand specification, PortCounters)
+
+
+def crossed_interfaces(lanes: Iterable[str], unknown_between_nodes: bool, present: Collection[str]) -> set[str]:
+    """Those of ``present`` that KV crosses, by its lanes (``tcp/eth0``); shared memory crosses none.
+
+    Where a transport cannot name its wire between two nodes, any interface but loopback may be it.
+    """
+    named = {lane.rpartition("/")[2] for lane in lanes} & set(present)
+    return named | (set(present) - {LOOPBACK}) if unknown_between_nodes else named
 
 
 def interface_bytes(net_counters: Path = NET_COUNTERS, infiniband: Path = INFINIBAND) -> dict[str, int]:

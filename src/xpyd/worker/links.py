@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpyd.placement import Placement, Role
-from xpyd.transport.base import Transport
-from xpyd.transport.counters import interface_bytes
+from xpyd.transport.base import UNKNOWN, Transport
+from xpyd.transport.counters import crossed_interfaces, interface_bytes
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
 
@@ -39,13 +39,15 @@ class Links:
         role = placement.roles[comm.rank]
         peers = placement.ranks(OPPOSITE[role]) if role in OPPOSITE else ()
         self.transport.connect({peer: addresses[peer] for peer in peers})
-        mine = {f"{comm.rank}->{peer}": self.transport.route(peer) for peer in peers}
+        mine = {(comm.rank, peer): self.transport.route(peer) for peer in peers}
         for route in mine.values():
             fabric.check_route(route)
-        self.routes: dict[str, str] = {pair: r for each in comm.allgather(mine) for pair, r in each.items()}
-        lanes = [lane for route in self.routes.values() for lane in route.split("+")]
-        # This node's interfaces that KV crosses, from the routes (``tcp/eth0``); shared memory crosses none.
-        self.interfaces = {lane.rpartition("/")[2] for lane in lanes} & set(interface_bytes())
+        routes = {pair: route for each in comm.allgather(mine) for pair, route in each.items()}
+        self.routes: dict[str, str] = {f"{source}->{peer}": route for (source, peer), route in routes.items()}
+        nodes = placement.nodes
+        unknown = any(route == UNKNOWN and nodes[source] != nodes[peer] for (source, peer), route in routes.items())
+        lanes = [lane for route in routes.values() for lane in route.split("+")]
+        self.interfaces = crossed_interfaces(lanes, unknown, interface_bytes())  # of this node
 
     def bytes_so_far(self) -> tuple[int, int]:
         """Bytes landed through this rank's transport, and received by its node's interfaces that KV crosses.
