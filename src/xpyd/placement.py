@@ -90,6 +90,11 @@ class PlacementConfig:
         return {self.prefill_tp, self.decode_tp, self._colocated_tp}
 
     @property
+    def several_ranks(self) -> bool:
+        """Whether a hand-off is between instances of which one at least has several ranks."""
+        return max(self.prefill_tp, self.decode_tp) > 1
+
+    @property
     def name(self) -> str:
         if self.num_colocated:
             return f"{self.num_colocated}C{_tp(self._colocated_tp)}"

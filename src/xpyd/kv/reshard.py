@@ -48,6 +48,12 @@ class RankPool:
         return self.layout.block_bytes // (2 * self.head_bytes)
 
 
+def splits_heads(source_width: int, destination_width: int, num_kv_heads: int) -> bool:
+    """Whether a block's heads go to, or come from, different ranks: then a range of heads must be contiguous."""
+    widths = source_width, destination_width
+    return len({len(Shard(0, width).kv_heads(num_kv_heads)) for width in widths}) > 1
+
+
 def pulls(source_width: int, destination_width: int, num_kv_heads: int) -> list[Pull]:
     """Every pair of ranks that shares heads, by destination rank. Each pair occurs once."""
     return [

@@ -6,6 +6,8 @@ matrix product, so logits equal those of one rank within float32 rounding, not b
 
 from __future__ import annotations
 
+import os
+from time import perf_counter_ns
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +30,8 @@ class Reducer(Protocol):
 class MpiReducer:
     """Over an MPI communicator of the instance's ranks, leader first. Host memory only.
 
-    Halves are summed in float32 and rounded once: numpy has no bfloat16, and MPI no sum of it.
+    Halves are summed in float32 and rounded once: numpy has no bfloat16, and MPI no sum of it. While it waits a rank
+    yields its core: where ranks outnumber cores, a spinning one holds up the rank that it waits for.
     """
 
     def __init__(self, comm: Any) -> None:
@@ -38,15 +41,46 @@ class MpiReducer:
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         mine = x.float().contiguous()
         total = torch.empty_like(mine)
-        self._comm.Allreduce(mine.numpy(), total.numpy())
+        _wait(self._comm.Iallreduce(mine.numpy(), total.numpy()))
         return total.to(x.dtype)
 
     def join(self, x: torch.Tensor, num_columns: int) -> torch.Tensor:
         mine = x.t().contiguous()  # transposed, ranks lie one behind the other
         if self.shard.rank:
-            self._comm.Gatherv(mine.numpy(), None)
+            _wait(self._comm.Igatherv(mine.numpy(), None))
             return x
         joined = mine.new_empty((num_columns, x.shape[0]))
         parts = (Shard(rank, self.shard.width).part(num_columns) for rank in range(self.shard.width))
-        self._comm.Gatherv(mine.numpy(), [joined.numpy(), [len(part) * x.shape[0] for part in parts]])
+        _wait(self._comm.Igatherv(mine.numpy(), [joined.numpy(), [len(part) * x.shape[0] for part in parts]]))
         return joined.t()
+
+
+def _wait(request: Any) -> None:
+    while not request.Test():
+        os.sched_yield()
+
+
+class TimedReducer:
+    """Another reducer, with what it cost so far: seconds inside it (waiting for slower ranks included) and bytes."""
+
+    def __init__(self, inner: Reducer) -> None:
+        self.shard = inner.shard
+        self.busy_ns = 0
+        self.num_bytes = 0
+        self._inner = inner
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        begin_ns = perf_counter_ns()
+        total = self._inner.sum(x)
+        self._count(x, begin_ns)
+        return total
+
+    def join(self, x: torch.Tensor, num_columns: int) -> torch.Tensor:
+        begin_ns = perf_counter_ns()
+        joined = self._inner.join(x, num_columns)
+        self._count(x, begin_ns)
+        return joined
+
+    def _count(self, x: torch.Tensor, begin_ns: int) -> None:
+        self.busy_ns += perf_counter_ns() - begin_ns
+        self.num_bytes += x.nbytes

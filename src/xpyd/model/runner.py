@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -15,33 +14,12 @@ from xpyd.model.parallel import Reducer
 from xpyd.model.rope import inverse_frequencies
 from xpyd.model.sampling import Sampled, sample
 from xpyd.model.sampling_config import SamplingConfig
+from xpyd.model.segment import Segment
 from xpyd.model.spec import ModelSpec, Shard
 from xpyd.model.transformer import Batch, forward
 from xpyd.model.weights import load_weights
 
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Tokens of one sequence to run in this step, from position ``start`` on.
-
-    ``samples``: the last of them yields the request's ``index``-th output token, drawn with ``seed``.
-    """
-
-    tokens: list[int]
-    start: int
-    block_table: list[int]
-    seed: int
-    index: int
-    samples: bool
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.tokens)
-
-    @property
-    def is_decode(self) -> bool:
-        """One token behind a context: it runs in the batched decode path, whatever it is for."""
-        return len(self.tokens) == 1 and self.start > 0
+__all__ = ["ModelRunner", "Segment"]
 
 
 class ModelRunner:

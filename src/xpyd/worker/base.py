@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from xpyd.clock import Clock
+from xpyd.model.segment import Segment
 from xpyd.placement import CLIENT_RANK, Role
 from xpyd.records import StageRow, StepRow
 from xpyd.request import Stage
@@ -15,7 +16,7 @@ from xpyd.run_dir import RowWriter
 from xpyd.scheduler.base import NeverFits, Sequence, StepPlan
 from xpyd.worker.engine import Engine, Output
 from xpyd.worker.mailbox import Mailbox
-from xpyd.worker.messages import AnyMessage, Emitted, EndBlock, Failed, Tokens
+from xpyd.worker.messages import AnyMessage, Emitted, EndBlock, Failed, Final, Step, Tokens
 
 IDLE_SLEEP_S = 50e-6  # an idle worker leaves its core to others, and adds at most this to a latency
 
@@ -33,6 +34,7 @@ class Desk:
     mailbox: Mailbox
     rows: RowWriter
     clock: Clock
+    followers: tuple[int, ...] = ()  # the other ranks of this rank's instance, where it leads one
 
     def stamp(self, request_id: int, stage: Stage, t_ns: int | None = None, reason: str = "") -> None:
         t_ns = self.clock.now_ns() if t_ns is None else t_ns
@@ -55,7 +57,7 @@ class Worker(ABC):
         self._aborted = False
 
     def run(self) -> None:
-        """Serve until the client ends the block and nothing is left in flight."""
+        """Serve until the client ends the block and nothing is left in flight; followers end with their leader."""
         deadline: float | None = None
         while not (self._ending and (self._aborted or self.quiet)):
             busy = self.receive()
@@ -68,6 +70,7 @@ class Worker(ABC):
                 deadline = deadline or time.monotonic() + self._drain_timeout_s
                 if time.monotonic() > deadline:
                     raise WorkerError(f"rank {self.desk.rank} ({self.role}): {self.unfinished()} after the block's end")
+        self.desk.mailbox.send_all(self.desk.followers, EndBlock(self._aborted))
 
     def receive(self) -> bool:
         busy = False
@@ -89,7 +92,7 @@ class Worker(ABC):
         begin_ns = self.desk.clock.now_ns()
         self._stamp_begins(plan, begin_ns)
         self.before_run(plan)
-        outputs = self.engine.run(plan, self.on_layer)
+        outputs = self.engine.run(plan, self.on_layer, self._tell if self.desk.followers else None)
         end_ns = self.desk.clock.now_ns()
         self._write_step(plan, begin_ns, end_ns)
         finished = self.engine.commit(plan, outputs)
@@ -140,8 +143,16 @@ class Worker(ABC):
     def before_run(self, plan: StepPlan) -> None:  # noqa: B027 - a hook that a role may leave as it is
         """Called between schedule and run."""
 
+    def finals(self, plan: StepPlan) -> list[Final]:
+        """What the followers may send once they have run this step; nothing where KV does not move."""
+        return []
+
     def on_layer(self, layer: int) -> None:  # noqa: B027
         """Called when a layer's KV is in the pool."""
+
+    def _tell(self, plan: StepPlan, segments: list[Segment]) -> None:
+        """The followers run the same step: they wait for this rank, and it for them, at every sum over ranks."""
+        self.desk.mailbox.send_all(self.desk.followers, Step(segments, self.finals(plan)))
 
     def _stamp_begins(self, plan: StepPlan, begin_ns: int) -> None:
         for chunk in plan.prefills:

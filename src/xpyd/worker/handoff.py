@@ -13,20 +13,54 @@ transport is one-sided, the destination reads (pull), told which parts are final
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from annotated_types import Gt
 
 from xpyd.kv.layout import PoolOrder
 from xpyd.kv.plan import Plan
+from xpyd.kv.reshard import splits_heads
 from xpyd.kv.staging import StagedPlan
+from xpyd.placement import PlacementConfig
 from xpyd.scheduler.base import SchedulerConfig, Sequence
-from xpyd.transport.flow import ReadFlow, RecvFlow, SendFlow, WriteFlow
+from xpyd.transport.flow import ReadFlow
 from xpyd.transport.registry import Need
 from xpyd.worker.messages import Accept, FirstToken, Offer, Release, Submit
-from xpyd.worker.staged import StagedReceive, StagedSend
+from xpyd.worker.staged import StagedReceive
 
 AnyPlan = Plan | StagedPlan
+
+
+class HasParts(Protocol):
+    """A plan, as far as releasing its pieces goes."""
+
+    @property
+    def part_ends(self) -> list[int]: ...
+
+
+class SendSide(Protocol):
+    """The source's end of a hand-off, whichever way its pieces travel."""
+
+    @property
+    def begin_ns(self) -> int | None: ...
+
+    @property
+    def done(self) -> bool: ...
+
+    def release(self, count: int) -> None: ...
+
+    def advance(self) -> bool: ...
+
+
+class ReceiveSide(Protocol):
+    """The destination's end."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def advance(self) -> bool: ...
+
+
 Mode = Literal["whole", "layerwise", "chunkwise"]
 Direction = Literal["pull", "push"]
 
@@ -93,6 +127,22 @@ class TransferConfig:
             asked.append(Need(f"transfer.staging={self.staging}", ("two_sided",), "transfer.staging=off"))
         return asked
 
+    def check_widths(self, placement: PlacementConfig, num_kv_heads: int) -> None:
+        """Raises ValueError for what a hand-off between instances of several ranks cannot do."""
+        if not placement.several_ranks:
+            return
+        widths = f"placement.prefill_tp={placement.prefill_tp}, decode_tp={placement.decode_tp}"
+        if self.direction != "pull":
+            raise ValueError(f"transfer.direction={self.direction} with {widths}: set transfer.direction=pull")
+        if self.staging != "off":
+            raise ValueError(f"transfer.staging={self.staging} with {widths}: set transfer.staging=off")
+        split = splits_heads(placement.prefill_tp, placement.decode_tp, num_kv_heads)
+        if split and self.block_order != "heads_first":
+            raise ValueError(
+                f"transfer.block_order={self.block_order} with {widths}: their ranks hold different numbers of KV "
+                "heads, and a rank takes just its own, which must lie together; set transfer.block_order=heads_first"
+            )
+
     def check(self, scheduler: SchedulerConfig, block_bytes: int) -> None:
         """Raises ValueError for what this scheduler or model (bytes of a KV block in one layer) cannot do."""
         if self.mode == "chunkwise" and scheduler.policy != "chunked":
@@ -119,8 +169,8 @@ class Outgoing:
     parts_ready: int = 0
     computed_ns: int = 0  # this rank's own clock, for the timeout only; 0: the prompt is not computed yet
     started_ns: int = 0  # likewise
-    plan: AnyPlan | None = None
-    flow: SendFlow | StagedSend | WriteFlow | None = None
+    plan: HasParts | None = None
+    flow: SendSide | None = None
     ended: bool = False  # all has left, and (one-sided push) the decode rank was told so
     release: Release | None = None
 
@@ -143,7 +193,7 @@ class Incoming:
     since_ns: int = 0  # this rank's own clock, for the timeout only: accepted, or (then) the prompt is computed
     parts_ready: int = 0
     plan: AnyPlan | None = None
-    flow: RecvFlow | StagedReceive | ReadFlow | None = None
+    flow: ReceiveSide | None = None
     num_inflight: int = 0
     landed_ns: int | None = None
     first: FirstToken | None = None

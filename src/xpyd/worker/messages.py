@@ -8,6 +8,8 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from xpyd.model.segment import Segment
+
 
 class Message(msgspec.Struct, tag=True, frozen=True):
     """Base of all control messages; the tag in the encoding is the class name."""
@@ -120,13 +122,59 @@ class Release(Message, frozen=True):
     verified: bool
 
 
+class Final(msgspec.Struct, frozen=True, array_like=True):
+    """What a step makes final of a request that moves: its first ``num_parts`` parts; ``by_layer``: one by one."""
+
+    request_id: int
+    num_parts: int
+    by_layer: bool
+
+
+class Step(Message, frozen=True):
+    """Leader to follower: run this step."""
+
+    segments: list[Segment]
+    finals: list[Final]
+
+
+class Move(Message, frozen=True):
+    """Leader to follower: send your heads of a request to, or receive them from, the instance that ``peer`` leads."""
+
+    request_id: int
+    peer: int
+    sends: bool
+    transfer_seq: int
+    source_table: list[int]
+    destination_table: list[int]
+
+
+class Moved(Message, frozen=True):
+    """Follower to leader: all of my heads have left (begun at ``begin_ns``, 0: none were due) or landed."""
+
+    request_id: int
+    begin_ns: int
+    end_ns: int
+    num_pieces: int
+
+
+class Sums(Message, frozen=True):
+    """Source rank to destination rank, between instances of several ranks: CRC-32 of every piece between the two."""
+
+    request_id: int
+    checksums: bytes
+
+
 class EndBlock(Message, frozen=True):
     """Client to worker: no request of this block is left. ``abort`` drops what is still there."""
 
     abort: bool
 
 
-AnyMessage = Submit | Tokens | Failed | Offer | Accept | Announce | Ready | FirstToken | Landed | Release | EndBlock
+BetweenInstances = (
+    Submit | Tokens | Failed | Offer | Accept | Announce | Ready | FirstToken | Landed | Release | EndBlock
+)
+InsideInstance = Step | Move | Moved | Sums
+AnyMessage = BetweenInstances | InsideInstance
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(AnyMessage)

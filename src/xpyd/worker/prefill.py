@@ -245,9 +245,8 @@ class PrefillWorker(MovingWorker):
         if flow is not None:
             assert flow.begin_ns is not None
             assert plan is not None
-            begin_ns, num_pieces = self.desk.clock.at(flow.begin_ns), plan.part_ends[-1]
+            begin_ns, num_pieces = self.desk.clock.at(flow.begin_ns), self._num_pieces(outgoing)
         self.desk.stamp(request_id, Stage.TRANSFER_BEGIN, begin_ns)
-        layout = self._cache.layout
         self.desk.rows.write(
             TransferRow(
                 block=self.desk.block,
@@ -258,7 +257,7 @@ class PrefillWorker(MovingWorker):
                 direction=self._config.direction,
                 staged=release.staged,
                 num_pieces=num_pieces,
-                payload_bytes=len(outgoing.sequence.block_table) * layout.num_layers * layout.block_bytes,
+                payload_bytes=self._payload_bytes(outgoing),
                 reserved_ns=release.reserved_ns,
                 begin_ns=begin_ns,
                 end_ns=release.end_ns,
@@ -268,6 +267,15 @@ class PrefillWorker(MovingWorker):
         )
         del self._outgoing[request_id], self._submits[request_id]
         self.engine.scheduler.release(outgoing.sequence)
+
+    def _num_pieces(self, outgoing: Outgoing) -> int:
+        assert outgoing.plan is not None
+        return outgoing.plan.part_ends[-1]
+
+    def _payload_bytes(self, outgoing: Outgoing) -> int:
+        assert outgoing.sequence is not None
+        layout = self._cache.layout
+        return len(outgoing.sequence.block_table) * layout.num_layers * layout.block_bytes
 
     def _checksums(self, peer: int, sequence: Sequence) -> bytes:
         """The checksums of the request's KV where this transfer is to be verified, else nothing."""

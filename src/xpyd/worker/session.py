@@ -1,7 +1,8 @@
 """What a rank keeps for a whole run: model, pool, transport, mailbox, rows; and how it plays one block.
 
 The same processes serve every arm: between blocks a rank only changes its role, so arms share weights, memory, cores
-and connections, and differ in placement, scheduler and transfer alone.
+and connections, and differ in placement, scheduler and transfer alone. Where the arms' instances join different ranks,
+a rank keeps a shard of the model, and a pool of the same size, for each.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from xpyd.clock import Clock, synchronise, wait_quietly
 from xpyd.kv.coalesce import PieceCosts
 from xpyd.model.checkpoint_config import resolve_spec
+from xpyd.model.parallel import MpiReducer
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
@@ -32,11 +34,14 @@ from xpyd.worker.client import Client, Played
 from xpyd.worker.colocated import ColocatedWorker
 from xpyd.worker.decode import DecodeWorker
 from xpyd.worker.engine import Engine
+from xpyd.worker.follower import Follower
 from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.links import Links
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.piece_costs import measure_piece_costs
 from xpyd.worker.prefill import PrefillWorker
+from xpyd.worker.sharded import ShardedDecode, ShardedPrefill
+from xpyd.worker.shards import Shapes, instance_blocks
 
 
 @dataclass(frozen=True)
@@ -85,17 +90,8 @@ class Session:
         self.clock = Clock()
         self._should_stop = should_stop
         self._mailbox = Mailbox(comm)
-        self.runner: ModelRunner | None = None
-        if self.rank != CLIENT_RANK:
-            self.runner = ModelRunner(
-                self.spec,
-                setup.scheduler.num_kv_blocks,
-                setup.scheduler.block_size,
-                setup.sampling,
-                num_threads=max(1, len(self.cores)),
-                order=setup.transfer.order,
-                staging_bytes=setup.transfer.registered_staging_bytes,
-            )
+        self._runners: dict[tuple[int, ...], ModelRunner] = {}  # by the ranks of the instance
+        self.runner = self._runner_in(self.placement) if self.rank != CLIENT_RANK else None
         self.links: Links | None = None
         if not setup.placement.num_colocated:
             buffer = self.runner.cache.buffer if self.runner is not None else None
@@ -113,9 +109,10 @@ class Session:
         Raises WorkerError when requests did not end in time; the rows of what did are kept.
         """
         placement = self.placement_of(block.arm)
+        if self.rank != CLIENT_RANK:
+            self._runner_in(placement)  # an arm's first block may have to load it, before any clock runs
         self.clock = synchronise(self.comm)
         self.rows.muted = block.number < 0
-        desk = Desk(self.rank, block.number, self._mailbox, self.rows, self.clock)
         before = self._bytes()
         gc.collect()
         gc.disable()
@@ -123,9 +120,9 @@ class Session:
         played, ledger_bytes = None, 0
         try:
             if self.rank == CLIENT_RANK:
-                played = self._play_client(block, placement, desk)
+                played = self._play_client(block, placement, self._desk(block))
             else:
-                worker = self._worker(placement.roles[self.rank], desk, block.transfer or self.setup.transfer)
+                worker = self._worker(placement, block)
                 worker.run()
                 ledger_bytes = worker.ledger_bytes
         finally:
@@ -148,15 +145,48 @@ class Session:
         if kind is None and self.links is not None:
             self.links.close()
 
-    def _worker(self, role: Role, desk: Desk, transfer: TransferConfig) -> Worker:
-        assert self.runner is not None
-        engine = Engine(self.runner, build_scheduler(self.setup.scheduler, role))
-        timeout_s = self.setup.drain_timeout_s
+    def _desk(self, block: Block, followers: tuple[int, ...] = ()) -> Desk:
+        return Desk(self.rank, block.number, self._mailbox, self.rows, self.clock, followers)
+
+    def _runner_in(self, placement: Placement) -> ModelRunner:
+        """This rank's runner in its instance of ``placement``, made when it is first asked for: by all of its ranks."""
+        setup, instance = self.setup, placement.instance_of(self.rank)
+        if instance.ranks not in self._runners:
+            reducer = None
+            if instance.width > 1:
+                comm = self.comm.Create_group(self.comm.group.Incl(list(instance.ranks)), instance.leader)
+                reducer = MpiReducer(comm)
+            self._runners[instance.ranks] = ModelRunner(
+                self.spec,
+                instance_blocks(self.spec, instance.width, setup.scheduler.num_kv_blocks),
+                setup.scheduler.block_size,
+                setup.sampling,
+                num_threads=max(1, len(self.cores)),
+                order=setup.transfer.order,
+                staging_bytes=setup.transfer.registered_staging_bytes,
+                reducer=reducer,
+            )
+        return self._runners[instance.ranks]
+
+    def _worker(self, placement: Placement, block: Block) -> Worker | Follower:
+        """What this rank does in a block: lead its instance of one or several ranks, or follow."""
+        setup, instance = self.setup, placement.instance_of(self.rank)
+        runner, role, timeout_s = self._runner_in(placement), instance.role, setup.drain_timeout_s
+        transport = self.links.transport if self.links is not None and role is not Role.COLOCATED else None
+        shapes = Shapes(self.spec, placement, setup.scheduler, block.transfer or setup.transfer)
+        if self.rank != instance.leader:
+            return Follower(runner, self._desk(block), instance.leader, transport, shapes)
+        num_blocks = instance_blocks(self.spec, instance.width, setup.scheduler.num_kv_blocks)
+        engine = Engine(runner, build_scheduler(replace(setup.scheduler, num_kv_blocks=num_blocks), role))
+        desk = self._desk(block, instance.ranks[1:])
         if role is Role.COLOCATED:
             return ColocatedWorker(engine, desk, timeout_s)
-        assert self.links is not None
+        assert transport is not None
+        if setup.placement.several_ranks:
+            sharded = ShardedPrefill if role is Role.PREFILL else ShardedDecode
+            return sharded(engine, desk, timeout_s, transport, shapes)
         kind = PrefillWorker if role is Role.PREFILL else DecodeWorker
-        return kind(engine, desk, timeout_s, self.links.transport, transfer, self._piece_costs)
+        return kind(engine, desk, timeout_s, transport, shapes.transfer, self._piece_costs)
 
     def _play_client(self, block: Block, placement: Placement, desk: Desk) -> Played:
         for r in block.requests:
