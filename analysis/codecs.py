@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from analysis import command
 from analysis.divergence import CELLS, Drift, drift_cells, drift_notes, drift_table, measure_drift
 from analysis.format import digits, number, sentence
-from analysis.load import Run, RunError, load_run
+from analysis.link import Link, configured_link, fitted_link
+from analysis.load import Run, RunError
 from analysis.results import Plot, Results, Table, titled
 from analysis.style import INK, MUTED, SERIES, seconds_axis
 from analysis.tables import config_columns
-from analysis.transfer import fastest, fit_links, median_points
 from xpyd.economics.codecs import CodecCost, codec_breakeven_bytes_per_s, coded_bill_s, direct_bill_s
 from xpyd.economics.cost import LinkModel
 from xpyd.units import GIGA, bytes_per_s_to_gbps, format_bytes, gbps_to_bytes_per_s
@@ -32,18 +32,6 @@ NO_CODEC = "none"
 MS_PER_S = 1e3
 RATES_GBPS = np.geomspace(0.1, 400, 60)
 POINT = ["codec", "input_len", "prompt"]
-
-
-@dataclass(frozen=True)
-class Link:
-    """The link that the bill is computed for, and where its figures come from."""
-
-    model: LinkModel
-    source: str
-
-    @property
-    def rate(self) -> str:
-        return f"{digits(bytes_per_s_to_gbps(self.model.bytes_per_s))} Gb/s"
 
 
 @dataclass(frozen=True)
@@ -87,22 +75,6 @@ def analyse(run: Run, link_run: Path | None = None) -> Results:
         ],
         details=[drift_table(run)],
     )
-
-
-def configured_link(run: Run) -> Link:
-    sweep = run.config["sweep"]
-    model = LinkModel(sweep["alpha_s"], sweep["gamma_s"], gbps_to_bytes_per_s(sweep["rate_gbps"]))
-    return Link(model, "as configured")
-
-
-def fitted_link(path: Path) -> Link:
-    """The link fitted to a run of the ``transfer`` experiment. Raises RunError."""
-    run = load_run(path)
-    command.check_experiment(run, ["transfer"])
-    points = median_points(run.tables["transfer_points"])
-    if points.empty:
-        raise RunError(f"{path}: no transfer was timed; measure the link again")
-    return Link(fastest(fit_links(run, points)).fit.model, f"fitted to {run.name}")
 
 
 def measure_codecs(run: Run, points: pd.DataFrame) -> list[Found]:

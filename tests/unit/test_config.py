@@ -21,6 +21,7 @@ EXPERIMENT_GROUPS = {
     "contention": ("placement", "scheduler", "transport", "fabric", "launch"),
     "check_cluster": ("model", "placement", "scheduler", "transport", "fabric", "check", "launch"),
     "economics": ("model", "economics"),
+    "codecs": ("model",),
 }
 NEEDS_A_PATH = {("model", "checkpoint"), ("workload", "mooncake"), ("workload", "azure"), ("workload", "burstgpt")}
 NEEDS_MESSAGES = {("contention", "transport", "nixl")}  # its receiver takes what is sent to it; nixl only reads

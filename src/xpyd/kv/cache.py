@@ -54,6 +54,14 @@ class KVCache:
         view: NDArray[np.uint8] = self._memory.view(torch.uint8).numpy()
         return view
 
+    @property
+    def cells(self) -> torch.Tensor:
+        """Every block of every layer in memory order, [num_cells, 2, block_size, num_kv_heads, head_dim]: a view.
+
+        A cell is the block whose first byte is ``layout.block_bytes`` times its number, see ``kv.plan.Cells``.
+        """
+        return (self.pool.transpose(0, 1) if self.order.blocks_first else self.pool).flatten(0, 1)
+
     def slots(self, table: Sequence[int], start: int, num_tokens: int) -> list[int]:
         """The slots of tokens [start, start + num_tokens) of a sequence with this block table."""
         size = self.block_size

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xpyd.kv.codec.cells import CellCodec
 from xpyd.kv.codec.config import CodecConfig
-from xpyd.kv.codec.pool import PoolCodec, shape_of
-from xpyd.kv.codec.registry import build_codec
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.spec import ModelSpec
 from xpyd.records import CodecPointRow, DivergenceRow
@@ -38,8 +37,7 @@ class CodecProbe:
         self._runner = ModelRunner(spec, sweep.num_blocks, sweep.block_size)
         self._cache = self._runner.cache
         self._prompts = place_prompts(sweep, self._runner.spec.vocab_size)
-        shape = shape_of(self._cache.pool)
-        self._codecs = {config: PoolCodec(build_codec(config, shape), self._cache.pool) for config in sweep.codecs}
+        self._codecs = {config: CellCodec(config, self._cache.cells) for config in sweep.codecs}
         longest = max(len(prompt.source) for prompt in self._prompts)
         layer_bytes = max(coded.codec.max_encoded_bytes(longest) for coded in self._codecs.values())
         self._staging = np.zeros((self._cache.layout.num_layers, layer_bytes), np.uint8)
@@ -86,15 +84,20 @@ class CodecProbe:
 
     def _encode(self, config: CodecConfig, prompt: PlacedPrompt) -> list[int]:
         """A prompt's KV into staging; the bytes of each layer."""
-        coded = self._codecs[config]
-        return [
-            coded.encode(layer, prompt.source, len(prompt.tokens), room) for layer, room in enumerate(self._staging)
-        ]
+        coded, used = self._codecs[config], prompt.used_in_last(self._cache.block_size)
+        sizes = []
+        for layer, room in enumerate(self._staging):
+            cells = self._cells(layer, prompt.source)
+            sizes.append(coded.encode(cells, room, cells[-1:], used))
+        return sizes
 
     def _decode(self, config: CodecConfig, prompt: PlacedPrompt, sizes: list[int]) -> None:
         """Out of staging into the landing blocks."""
         for layer, nbytes in enumerate(sizes):
-            self._codecs[config].decode(self._staging[layer, :nbytes], layer, prompt.landed)
+            self._codecs[config].decode(self._staging[layer, :nbytes], self._cells(layer, prompt.landed))
+
+    def _cells(self, layer: int, table: list[int]) -> NDArray[np.int64]:
+        return np.array([self._cache.layout.offset(layer, block) for block in table], np.int64)
 
     def exact(self) -> ExactArm:
         """Decode greedily from KV that was only copied."""

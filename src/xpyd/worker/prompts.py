@@ -20,6 +20,10 @@ class PlacedPrompt:
     source: list[int]
     landing: list[int]
 
+    def used_in_last(self, block_size: int) -> int:
+        """Tokens of the prompt in its last block."""
+        return len(self.tokens) - (len(self.source) - 1) * block_size
+
     @property
     def landed(self) -> list[int]:
         """The landing blocks that a transfer fills."""
