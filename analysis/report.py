@@ -18,7 +18,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from analysis import codecs, command, compare, contention, economics, interference, serve, transfer
+from analysis import codecs, command, compare, contention, economics, interference, serve, transfer, tune
 from analysis.load import Run, RunError, load_runs
 from analysis.render import print_terminal
 from analysis.results import Plot, Results
@@ -29,6 +29,7 @@ ANALYSES: dict[str, Callable[[Run], Results]] = {
     "compare": compare.analyse,
     "serve": serve.analyse,
     "transfer": transfer.analyse,
+    "tune": tune.analyse,
     "interference": interference.analyse,
     "contention": contention.analyse,
     "economics": economics.analyse,

@@ -25,8 +25,9 @@ from xpyd.router import RouterConfig
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.slurm import SlurmConfig
 from xpyd.transport.fabric import FabricConfig
-from xpyd.transport.registry import TransportConfig
+from xpyd.transport.registry import Need, TransportConfig, placement_needs
 from xpyd.worker.handoff import TransferConfig
+from xpyd.worker.search import TuneSearch
 from xpyd.worker.sweeps import CodecSweep, ContentionSweep, InterferenceSweep, WireSweep
 from xpyd.workload.config import WorkloadConfig
 from xpyd.workload.slo import SloConfig
@@ -129,6 +130,22 @@ class Transfer(Ranked):
 
     def __post_init__(self) -> None:
         self.transport.check(self.fabric)
+
+
+@dataclass(frozen=True)
+class Tune(Ranked):
+    transport: TransportConfig
+    fabric: FabricConfig
+    search: TuneSearch
+
+    def __post_init__(self) -> None:
+        ucx = Need("experiment=tune", ("takes_fabric",))  # the others would ignore what it tries
+        self.transport.check(self.fabric, [*placement_needs(self.placement), ucx])
+        if self.placement.num_colocated:
+            raise ValueError(
+                f"placement.num_colocated={self.placement.num_colocated}: tune needs a rank that sends and one that "
+                "receives; choose xPyD, such as placement=1p1d"
+            )
 
 
 @dataclass(frozen=True)
@@ -250,6 +267,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "economics": Economics,
     "codecs": Codecs,
     "transfer": Transfer,
+    "tune": Tune,
     "interference": Interference,
     "contention": Contention,
     "check_cluster": CheckCluster,

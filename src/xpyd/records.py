@@ -151,6 +151,25 @@ class TransferPointRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TuneRow:
+    """One timed transfer of the ``tune`` experiment, with one set of UCX options out of those of its round."""
+
+    round: int
+    axis: str
+    candidate: str
+    reference: bool  # what the others of the round are held against
+    settings: str  # JSON: UCX options without their UCX_ prefix
+    src_rank: int
+    dst_rank: int
+    transport: str
+    piece_bytes: int  # 0 where refused
+    payload_bytes: int
+    repeat: int
+    seconds: float
+    refused: str  # why this candidate could not run; empty where it could
+
+
+@dataclass(frozen=True, slots=True)
 class GapRow:
     """One decode gap of the ``interference`` experiment: a fixed decode batch, with or without prefill beside it."""
 
@@ -258,6 +277,7 @@ TABLES: dict[str, type] = {
     "coalescings": CoalescingRow,
     "steps": StepRow,
     "transfer_points": TransferPointRow,
+    "tune": TuneRow,
     "gaps": GapRow,
     "receipts": ReceiptRow,
     "receiving_gaps": ReceivingGapRow,

@@ -16,6 +16,7 @@ EXPERIMENT_GROUPS = {
     "compare": ("model", "placement", "scheduler", "transport", "transfer", "fabric", "workload", "slo", "launch"),
     "serve": ("model", "placement", "scheduler", "transport", "transfer", "fabric", "workload", "slo", "launch"),
     "transfer": ("placement", "transport", "fabric", "launch"),
+    "tune": ("fabric", "search", "launch"),
     "interference": ("model", "placement", "scheduler", "launch"),
     "handoff": ("model", "placement", "scheduler", "transport", "transfer", "fabric", "launch"),
     "contention": ("placement", "scheduler", "transport", "fabric", "launch"),

@@ -44,6 +44,7 @@ FLOORS = {
     "xpyd.entry": 5,
     "xpyd.trial": 5,
     "xpyd.probes": 5,
+    "xpyd.tuning": 5,
     "experiments": 6,
     "analysis": 6,
 }
