@@ -15,6 +15,7 @@ from xpyd.worker.affinity import pin_cores
 from xpyd.worker.contention import ContentionProbe
 from xpyd.worker.interference import measure_gaps
 from xpyd.worker.links import Links
+from xpyd.worker.sweeps import WIRE_BLOCK_BYTES
 from xpyd.worker.wire import measure_pair
 
 
@@ -24,7 +25,7 @@ def run_transfer(config: Transfer, job: Job) -> None:
     placement = place(config.placement, node_names(comm))
     cores = pin_cores(comm) if config.placement.pin_cores else []
     buffer = np.zeros(config.sweep.buffer_bytes, np.uint8) if comm.rank != CLIENT_RANK else None
-    links = Links(config.transport, config.fabric, comm, placement, buffer)
+    links = Links(config.transport, config.fabric, comm, placement, buffer, WIRE_BLOCK_BYTES)
     write_environment(job, placement, cores, links.routes, config.fabric.emulated)
     with RowWriter(job.run_dir, comm.rank) as rows:
         for source in placement.ranks(Role.PREFILL):

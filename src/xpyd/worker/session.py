@@ -92,13 +92,13 @@ class Session:
         self._mailbox = Mailbox(comm)
         self._runners: dict[tuple[int, ...], ModelRunner] = {}  # by the ranks of the instance
         self.runner = self._runner_in(self.placement) if self.rank != CLIENT_RANK else None
+        cache = self.runner.cache if self.runner is not None else None
         self.links: Links | None = None
         if not setup.placement.num_colocated:
-            buffer = self.runner.cache.buffer if self.runner is not None else None
-            self.links = Links(setup.transport, setup.fabric, comm, self.placement, buffer)
+            pool = (cache.buffer, cache.layout.block_bytes) if cache is not None else (None, 0)
+            self.links = Links(setup.transport, setup.fabric, comm, self.placement, *pool)
         self._piece_costs: PieceCosts | None = None
         if self.links is not None and setup.transfer.staging == "auto":
-            cache = self.runner.cache if self.runner is not None else None
             self._piece_costs = measure_piece_costs(
                 comm, self.placement, self.links.transport, cache, setup.transfer, setup.fabric.rate_gbps
             )
