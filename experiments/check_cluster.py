@@ -8,6 +8,7 @@ sbatch -N 3 launch/slurm.sbatch check_cluster placement=2p1d fabric=tcp
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,13 +16,16 @@ from xpyd.config import CheckCluster, ConfigError
 from xpyd.entry import ROOT, Job, compose, main
 from xpyd.launcher import inside_mpi
 from xpyd.preflight.finding import Finding, failed
-from xpyd.preflight.launched import judge_worlds, launched
-from xpyd.preflight.show import print_findings, summary, write_findings
+from xpyd.preflight.judge_ranks import judge_silence
+from xpyd.preflight.launched import Launched, judge_worlds, launched
+from xpyd.preflight.show import LOG_WIDTH, print_findings, summary, write_findings
 from xpyd.preflight.watch import Watch, say_expired
 from xpyd.resume import open_run
 from xpyd.run_dir import RunDir
 
 START_S = 120.0  # for MPI to start everywhere, and for the configuration to come from rank 0
+REACH_S = 10.0  # for the first message between any two ranks
+LATER_S = 10.0  # the first task's watch goes first, since it speaks for all
 NOT_READY = 2
 
 
@@ -35,7 +39,6 @@ def run(job: Job, watch: Watch) -> None:
     config: CheckCluster = job.config
     setup = Setup(config.placement, config.transport, config.fabric, config.check, config.pool_bytes, ROOT)
     preflight = Preflight(setup, job.comm, job.run_dir, watch)
-    preflight.reach()
     preflight.place()
     preflight.gather()
     preflight.probe()
@@ -46,27 +49,41 @@ def run(job: Job, watch: Watch) -> None:
         raise NotReady(f"not ready: {summary(findings)}; see {job.run_dir.path / 'findings.json'}")
 
 
-def split_world() -> Finding | None:
-    """The finding where the launcher's tasks do not see each other; None where they do, or there is no launcher."""
+def start(watch: Watch, reach_s: float = REACH_S) -> None:
+    """What must be right before any rank may rely on MPI; ends this process where it is not."""
+    found = launched(os.environ)
     if not inside_mpi():
-        return judge_worlds(launched(os.environ), None, "")
+        os.environ.setdefault("COLUMNS", str(shutil.get_terminal_size((LOG_WIDTH, 24)).columns))  # for rank 0's tables
+        refuse_split_worlds(found, None, "")
+        return
+    watch.stage("the start of MPI on all ranks", START_S + (LATER_S if found and found.task else 0.0))
     from xpyd.mpi import MPI
+    from xpyd.preflight.mesh import silent_peers
     from xpyd.preflight.software import mpi_library
 
-    return judge_worlds(launched(os.environ), MPI.COMM_WORLD.size, mpi_library())
+    refuse_split_worlds(found, MPI.COMM_WORLD.size, mpi_library())
+    silent = silent_peers(MPI.COMM_WORLD, reach_s)
+    if silent:
+        refuse(judge_silence(silent, reach_s))
+        MPI.COMM_WORLD.Abort(NOT_READY)
 
 
-def refuse(finding: Finding, arguments: list[str]) -> int:
-    """Say it once, from the launcher's first task; the others leave quietly, lest they take the first along."""
-    found = launched(os.environ)
-    if found is None or found.task:
-        return 0
+def refuse_split_worlds(found: Launched | None, world_size: int | None, library: str) -> None:
+    """Said once, by the launcher's first task; the others leave quietly, lest they take the first along."""
+    finding = judge_worlds(found, world_size, library)
+    if finding is not None:
+        sys.exit(refuse(finding) if found and found.task == 0 else 0)
+
+
+def refuse(finding: Finding) -> int:
+    """Report the one finding that ends the check before it has begun."""
 
     def act(run_dir: RunDir) -> int:
         print_findings([finding])
         write_findings(run_dir, [finding])
         return NOT_READY
 
+    arguments = sys.argv[1:]
     if arguments[:1] == ["--run-folder"]:
         return act(RunDir(Path(arguments[1])))
     return compose("check_cluster", arguments, lambda config, _: act(open_run(config)))
@@ -74,9 +91,5 @@ def refuse(finding: Finding, arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     watch = Watch(say_expired)
-    if inside_mpi():
-        watch.stage("the start of MPI on all ranks", START_S)
-    problem = split_world()
-    if problem is not None:
-        sys.exit(refuse(problem, sys.argv[1:]))
+    start(watch)
     main("check_cluster", lambda job: run(job, watch))

@@ -15,7 +15,7 @@ from xpyd.config import ConfigError, load_config
 from xpyd.preflight.facts import Gpus, PairFacts, Port
 from xpyd.preflight.finding import Finding, Level, Topic
 from xpyd.preflight.node import gather_node, gpus, infiniband_ports, interfaces, meminfo, numa_cores, parse_cores
-from xpyd.preflight.outcome import Side, merge, with_bandwidth
+from xpyd.preflight.outcome import WRONG_CHECKSUM, Side, merge, with_bandwidth
 from xpyd.preflight.pairs import pattern, rounds
 from xpyd.preflight.show import print_findings, print_ranks, write_findings
 from xpyd.preflight.software import loaded_libraries
@@ -124,6 +124,9 @@ def test_both_ends_of_a_pair_make_one_outcome() -> None:
     sides = [{}, {(1, 3): good}, {(2, 3): good}, {(1, 3): Side("", "tcp/eth0"), (2, 3): bad}]
     found = merge(pairs, sides, ["", "", "", ""])
     assert found == [PairFacts(1, 3, "tcp/eth0", 0.2), PairFacts(2, 3, "tcp/eth0", None, None, "silent")]
+    wrong = [Side(f"{WRONG_CHECKSUM}, said by rank {rank}") for rank in (1, 3)]
+    found = merge([(1, 3)], [{}, {(1, 3): wrong[0]}, {}, {(1, 3): wrong[1]}], [""] * 4)
+    assert found[0].error.endswith("rank 3"), "the destination saw the bytes first"
     assert merge(pairs, sides, ["", "no device", "", ""])[0] == PairFacts(1, 3, unprobed=True)
 
 

@@ -1,4 +1,4 @@
-"""The preflight's way over all ranks: reach, place, gather, probe, judge. Every stage is collective and bounded."""
+"""The preflight's way over all ranks: place, gather, probe, judge. Every stage is collective and bounded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from xpyd.preflight.facts import NodeFacts, PairFacts, RankFacts
 from xpyd.preflight.finding import Finding, Level, Topic
 from xpyd.preflight.judge_memory import judge_memory
 from xpyd.preflight.judge_nodes import span
-from xpyd.preflight.mesh import silent_peers
 from xpyd.preflight.node import gather_node
 from xpyd.preflight.options import CheckConfig
 from xpyd.preflight.outcome import Pair, Side, merge, with_bandwidth
@@ -69,16 +68,6 @@ class Preflight:
         self._run_dir = run_dir
         self._watch = watch
         watch.expired = self._expired
-
-    def reach(self) -> None:
-        """Every rank hears every other over MPI. Raises TransportError at rank 0 where not; others do not return."""
-        timeout_s = self.setup.check.timeout_s
-        self._stage("the first MPI message of every rank to every other", 3 * timeout_s + STAGE_S)
-        silent = silent_peers(self.comm, timeout_s)
-        if silent:
-            self.findings.append(judge_ranks.judge_silence(silent, timeout_s))
-            self.report()
-            raise TransportError("MPI does not reach every rank; ending all ranks")
 
     def place(self) -> None:
         """Roles by nodes; what placement refuses is kept as a finding, and pairs are probed nevertheless."""

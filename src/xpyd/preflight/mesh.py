@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 PING_TAG, REPORT_TAG, VERDICT_TAG = 7011, 7012, 7013
@@ -28,13 +29,13 @@ def silent_peers(comm: Any, timeout_s: float) -> list[tuple[int, int]] | None:
         report.wait()
         return None
     silent = [(0, peer) for peer in unheard]
-    reports = {rank: comm.irecv(source=rank, tag=REPORT_TAG) for rank in range(1, comm.size)}
+    reports = {rank: comm.irecv(source=rank, tag=REPORT_TAG) for rank in range(1, comm.size) if rank not in unheard}
     deadline = time.monotonic() + 2 * timeout_s  # theirs may have begun a timeout_s later than ours
     for rank, request in reports.items():
         found: list[list[int]] = []
-        if _wait(lambda r=request, f=found: _receive(r, f), deadline):  # type: ignore[misc]
+        if _wait(partial(_receive, request, found), deadline):
             silent += [(rank, peer) for peer in found[0]]
-        elif (0, rank) not in silent:
+        else:
             silent.append((0, rank))
     if not silent:
         for request in [comm.isend(True, dest=rank, tag=VERDICT_TAG) for rank in reports]:

@@ -31,7 +31,7 @@ def merge(pairs: Sequence[Pair], sides: Sequence[Mapping[Pair, Side]], problems:
             found.append(PairFacts(source, destination, unprobed=True))
             continue
         here, there = sides[source][source, destination], sides[destination][source, destination]
-        error = here.error or there.error
+        error = there.error if WRONG_CHECKSUM in there.error else here.error or there.error  # it saw the bytes first
         echo_s = None if error else median(here.seconds)
         found.append(PairFacts(source, destination, here.route or there.route, echo_s, None, error))
     return found
