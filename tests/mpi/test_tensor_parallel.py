@@ -1,0 +1,66 @@
+"""Instances of several ranks for real: whatever the widths at both ends, tokens are those of one rank, bytes add up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.mpi.programs.tensor_parallel import REQUESTS, SCHEDULER, SPEC
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+COMBINATIONS = [
+    "1x1:mpi:whole",  # what all others are compared with
+    "2x1:mpi:layerwise",
+    "1x2:ucx:chunkwise",
+    "2x2:mpi:whole",
+    "4x1:mpi:whole",  # two copies of each head at the source: they share the load
+    "2x4:mpi:layerwise",  # two copies at the destination: both are sent
+]
+
+
+@pytest.mark.mpi
+def test_tokens_are_those_of_one_rank_and_bytes_add_up(mpirun: Run, tmp_path: Path) -> None:
+    program = str(ROOT / "tests/mpi/programs/tensor_parallel.py")
+    done = mpirun(7, ["-m", "mpi4py", program, str(tmp_path), *COMBINATIONS], 240)
+    assert done.returncode == 0, done.stderr
+    expected = None
+    for number, combination in enumerate(COMBINATIONS):
+        found = {path.stem: pd.read_parquet(path) for path in (tmp_path / "serve" / str(number)).glob("*.parquet")}
+        tokens = found["tokens"].sort_values(["request_id", "index"])[["request_id", "index", "token_id"]].to_numpy()
+        assert len(tokens) == sum(request.output_len for request in REQUESTS)
+        expected = tokens if expected is None else expected
+        assert (tokens == expected).all(), combination
+        transfers = found["transfers"].sort_values("request_id")
+        assert transfers["verified"].all()
+        width = int(combination[2])  # the destination's: a head goes to every rank that holds it
+        blocks = [-(-request.input_len // SCHEDULER.block_size) for request in REQUESTS]
+        planned = [count * SCHEDULER.block_size * SPEC.kv_bytes_per_token(width) for count in blocks]
+        assert transfers["payload_bytes"].tolist() == planned, combination
+        (block,) = found["blocks"].to_dict("records")
+        assert block["ledger_bytes"] == block["transport_bytes"] == sum(planned), combination
+        assert set(found["steps"]["rank"]) == {1, 1 + int(combination[0])}, "leaders write the steps"
+
+
+@pytest.mark.mpi
+def test_a_comparison_of_unequal_widths(tmp_path: Path) -> None:
+    """2 + 1 ranks against 3 colocated ones, through the front end; an instance of two ranks follows its leader."""
+    overrides = ["model=micro", "placement.allow_shared_node=true", "placement.prefill_tp=2", "num_pairs=1"]
+    overrides += ["transfer.block_order=heads_first", "null_control=false", "run.report=false", f"run.root={tmp_path}"]
+    overrides += ["workload.num_requests=4", "workload.input_len=40", "workload.output_len=4"]
+    command = [sys.executable, "-m", "experiments.compare", *overrides, "workload.arrival.rate_rps=40"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "1P(tp2)1D: rank 0: client on" in done.stderr
+    assert "no prediction" in done.stderr
+    (folder,) = (tmp_path / "compare").iterdir()
+    tokens = pd.read_parquet(folder / "tokens.parquet").sort_values(["block", "request_id", "index"])
+    blocks = pd.read_parquet(folder / "blocks.parquet").set_index("arm")["block"]
+    arms = [tokens[tokens["block"] == block]["token_id"].tolist() for block in blocks]
+    assert len(arms[0]) == 16
+    assert arms[0] == arms[1]
