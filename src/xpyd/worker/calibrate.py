@@ -22,6 +22,8 @@ CHUNKS = ((16, 0), (48, 0), (144, 0), (320, 0), (96, 160))  # (new tokens, token
 DECODES = ((1, 40), (1, 400), (3, 40), (6, 40), (6, 200), (12, 40))  # (sequences, context of each)
 MIXED = ((40, 3, 40), (144, 6, 40))  # (new tokens, sequences, context)
 TRANSFER_BLOCKS = (1, 3, 6, 12, 24, 48, 192)
+MIN_TRANSFER_SIZES = 3
+MAX_TRANSFER_BYTES = 64 << 20  # larger ones say no more, and take many seconds on a slow link
 NUM_REPEATS = 3
 
 
@@ -79,6 +81,8 @@ def _time_transfers(session: Session) -> list[LinkPoint]:
     layout = session.runner.cache.layout
     points: list[LinkPoint] = []
     sizes = [blocks for blocks in TRANSFER_BLOCKS if blocks <= layout.num_blocks]
+    largest = MAX_TRANSFER_BYTES * layout.num_blocks // layout.nbytes  # in blocks
+    sizes = sizes[:MIN_TRANSFER_SIZES] + [blocks for blocks in sizes[MIN_TRANSFER_SIZES:] if blocks <= largest]
     for seq, blocks in enumerate(sizes * (NUM_REPEATS + 1)):
         plan = plan_request(layout, range(blocks), range(blocks), transfer.max_piece_bytes)
         if session.rank == source:
