@@ -18,7 +18,19 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from analysis import codecs, command, compare, contention, economics, interference, serve, transfer, tune
+from analysis import (
+    check_cluster,
+    codecs,
+    command,
+    compare,
+    contention,
+    economics,
+    handoff,
+    interference,
+    serve,
+    transfer,
+    tune,
+)
 from analysis.load import Run, RunError, load_runs
 from analysis.render import print_terminal
 from analysis.results import Plot, Results
@@ -30,8 +42,10 @@ ANALYSES: dict[str, Callable[[Run], Results]] = {
     "serve": serve.analyse,
     "transfer": transfer.analyse,
     "tune": tune.analyse,
+    "handoff": handoff.analyse,
     "interference": interference.analyse,
     "contention": contention.analyse,
+    "check_cluster": check_cluster.analyse,
     "economics": economics.analyse,
     "codecs": codecs.analyse,
 }

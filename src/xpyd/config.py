@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import product
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from annotated_types import Gt
@@ -18,7 +19,7 @@ from xpyd.economics.sweep import EconomicsConfig
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.sampling_config import SamplingConfig
-from xpyd.model.spec import ModelSpec
+from xpyd.model.spec import ModelSpec, Shard
 from xpyd.placement import PlacementConfig
 from xpyd.preflight.options import CheckConfig
 from xpyd.router import RouterConfig
@@ -28,7 +29,7 @@ from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import Need, TransportConfig, placement_needs
 from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.search import TuneSearch
-from xpyd.worker.sweeps import CodecSweep, ContentionSweep, InterferenceSweep, WireSweep
+from xpyd.worker.sweeps import CodecSweep, ContentionSweep, HandoffSweep, InterferenceSweep, WireSweep
 from xpyd.workload.config import WorkloadConfig
 from xpyd.workload.slo import SloConfig
 
@@ -129,7 +130,7 @@ class Transfer(Ranked):
     sweep: WireSweep
 
     def __post_init__(self) -> None:
-        self.transport.check(self.fabric)
+        self.transport.check(self.fabric, placement_needs(self.placement))
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,54 @@ class Contention(Ranked):
     sweep: ContentionSweep
 
     def __post_init__(self) -> None:
-        self.transport.check(self.fabric)
+        self.transport.check(self.fabric, placement_needs(self.placement))
         if self.placement.num_colocated:
             raise ValueError(
                 f"placement.num_colocated={self.placement.num_colocated}: contention needs a rank that sends and one "
                 "that receives; choose xPyD, such as placement=1p1d"
             )
         _check_pool(self.scheduler, self.sweep, "sweep.prompt_tokens, sweep.num_decode_seqs or sweep.prefill_tokens")
+
+
+@dataclass(frozen=True)
+class Handoff(Ranked):
+    """The hand-off's modes on the same prompts, one at a time; ``transfer`` gives all but mode and direction."""
+
+    scheduler: SchedulerConfig
+    transport: TransportConfig
+    transfer: TransferConfig
+    fabric: FabricConfig
+    sweep: HandoffSweep
+    router: RouterConfig = field(default_factory=RouterConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if self.placement.num_colocated:
+            raise ValueError(
+                f"placement.num_colocated={self.placement.num_colocated}: handoff needs a rank that prefills and one "
+                "that decodes; choose xPyD, such as placement=1p1d"
+            )
+        spec = resolve_spec(self.model)
+        for transfer in self.transfers:
+            self.transport.check(self.fabric, [*placement_needs(self.placement), *transfer.needs()])
+            transfer.check_widths(self.placement, spec.num_kv_heads)
+            transfer.check(self.scheduler, spec.block_bytes(self.scheduler.block_size))
+        needed = -(-(self.sweep.input_len + self.sweep.output_len) // self.scheduler.block_size)
+        if needed > self.scheduler.num_kv_blocks:
+            raise ValueError(
+                f"scheduler.num_kv_blocks={self.scheduler.num_kv_blocks}: a request of the sweep needs {needed}; raise "
+                "it, or lower sweep.input_len"
+            )
+
+    @property
+    def transfers(self) -> list[TransferConfig]:
+        """Every point of the sweep."""
+        points = product(self.sweep.directions, self.sweep.modes)
+        return [replace(self.transfer, direction=direction, mode=mode) for direction, mode in points]
+
+    @property
+    def planned_blocks(self) -> int:
+        return self.sweep.num_repeats * len(self.sweep.modes) * len(self.sweep.directions)
 
 
 def _check_pool(pool: SchedulerConfig, sweep: InterferenceSweep | ContentionSweep, keys: str) -> None:
@@ -193,7 +235,7 @@ class CheckCluster(Ranked):
     check: CheckConfig
 
     def __post_init__(self) -> None:
-        self.transport.check(self.fabric)
+        self.transport.check(self.fabric, placement_needs(self.placement))
 
     @property
     def pool_bytes(self) -> int:
@@ -217,8 +259,12 @@ class Serve(Ranked):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        self.transport.check(self.fabric, [] if self.placement.num_colocated else self.transfer.needs())
+        moves = not self.placement.num_colocated
+        self.transport.check(self.fabric, [*placement_needs(self.placement), *self.transfer.needs()] if moves else [])
         spec = resolve_spec(self.model)
+        for width in self.placement.widths:
+            Shard(0, width).of(spec)  # refuses what does not divide
+        self.transfer.check_widths(self.placement, spec.num_kv_heads)
         self.transfer.check(self.scheduler, spec.block_bytes(self.scheduler.block_size))
         capacity = self.scheduler.num_kv_blocks * self.scheduler.block_size
         longest = self.workload.max_tokens()
@@ -271,6 +317,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "interference": Interference,
     "contention": Contention,
     "check_cluster": CheckCluster,
+    "handoff": Handoff,
     "serve": Serve,
     "compare": Compare,
 }

@@ -25,7 +25,10 @@ EXPERIMENT_GROUPS = {
     "codecs": ("model",),
 }
 NEEDS_A_PATH = {("model", "checkpoint"), ("workload", "mooncake"), ("workload", "azure"), ("workload", "burstgpt")}
-NEEDS_MESSAGES = {("contention", "transport", "nixl")}  # its receiver takes what is sent to it; nixl only reads
+ALSO = {  # what the option asks for beside itself
+    ("handoff", "scheduler", "prefill_first"): ["sweep.modes=[whole,layerwise]"],
+    ("handoff", "transfer", "staged"): ["sweep.directions=[pull]"],
+}
 COLOCATED = {"1c", "2c", "3c", "4c"}
 
 
@@ -47,9 +50,11 @@ def options() -> list[tuple[str, str, str]]:
 
 
 def fits(experiment: str, group: str, option: str) -> bool:
-    if (group, option) in NEEDS_A_PATH or (experiment, group, option) in NEEDS_MESSAGES:
+    if (group, option) in NEEDS_A_PATH:
         return False
-    return not (group == "placement" and experiment in ("compare", "contention", "transfer") and option in COLOCATED)
+    return not (
+        group == "placement" and experiment in ("compare", "contention", "handoff", "transfer") and option in COLOCATED
+    )
 
 
 @pytest.mark.parametrize("experiment", SCHEMAS)
@@ -61,7 +66,7 @@ def test_every_experiment_composes_and_builds(experiment: str) -> None:
 
 @pytest.mark.parametrize(("experiment", "group", "option"), [o for o in options() if fits(*o)])
 def test_every_option_of_every_group_builds(experiment: str, group: str, option: str) -> None:
-    load_config(composed(experiment, f"{group}={option}"))
+    load_config(composed(experiment, f"{group}={option}", *ALSO.get((experiment, group, option), [])))
 
 
 def test_presets_build() -> None:
@@ -74,12 +79,19 @@ def test_presets_build() -> None:
     [
         (["+transfer.piecs_in_flight=2"], r"transfer\.piecs_in_flight=2: no such key; did you mean pieces_in_flight\?"),
         (["transfer.pieces_in_flight=0"], r"transfer\.pieces_in_flight=0: .*greater than 0"),
+        (["transfer.mode=chunkwise", "scheduler=prefill_first"], r"mode=chunkwise .*choose scheduler=chunked"),
+        (["transfer.direction=push", "transfer.staging=on"], r"staging=on with direction=push.*direction=pull"),
+        (["transfer=staged", "transfer.max_piece_bytes=1024"], r"larger than transfer\.max_piece_bytes=1024"),
+        (["transfer=staged", "transfer.staging_bytes=1024"], r"staging_bytes=1024 is less than one transfer needs"),
         (["transfer.mode=sideways"], r"transfer\.mode='sideways': .*'whole', 'layerwise' or 'chunkwise'"),
         (["num_pairs=many"], r"num_pairs='many': .*integer"),
         (["scheduler.num_kv_blocks=4"], r"num_kv_blocks=4 .*longest request .*raise scheduler\.num_kv_blocks"),
         (["placement=2c"], r"num_colocated=2: compare needs xPyD"),
         (["placement.num_decode=0"], r"num_decode=0: both must be at least 1"),
-        (["transport=mpi", "transport.peer_errors=true"], r"transport\.name=mpi declares no peer_errors.*peer_errors=null"),
+        (
+            ["transport=mpi", "transport.peer_errors=true"],
+            r"transport\.name=mpi declares no peer_errors.*peer_errors=null",
+        ),
         (["transport=mpi", "fabric=tcp"], r"transport\.name=mpi declares no takes_fabric, which fabric\.tls=\['tcp'\]"),
         (["transport=nixl", "transfer.staging=on"], r"nixl declares no two_sided, .*staging=on needs; .*staging=off"),
         (["transport.name=loopback"], r"name='loopback' works inside one process only"),

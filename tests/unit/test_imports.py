@@ -45,6 +45,7 @@ FLOORS = {
     "xpyd.trial": 5,
     "xpyd.probes": 5,
     "xpyd.tuning": 5,
+    "xpyd.handoffs": 5,
     "experiments": 6,
     "analysis": 6,
 }

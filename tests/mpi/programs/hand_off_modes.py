@@ -1,0 +1,100 @@
+"""Every mode of the hand-off in one session: the same requests colocated, then moved in each way that is named.
+
+Usage: hand_off_modes.py FOLDER TRANSPORT SETTINGS (JSON of TransferConfig fields that hold for all). Three ranks.
+A prefill rank poisons its blocks the moment that it frees them: whatever is read from them later is seen.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import product
+from pathlib import Path
+
+from xpyd.kv.codec.config import CodecConfig
+from xpyd.model.sampling_config import SamplingConfig
+from xpyd.model.spec import ModelSpec
+from xpyd.mpi import MPI
+from xpyd.placement import PlacementConfig
+from xpyd.records import COLOCATED, DISAGGREGATED
+from xpyd.request import Request
+from xpyd.router import RouterConfig
+from xpyd.run_dir import RunDir
+from xpyd.scheduler.base import Scheduler, SchedulerConfig, Sequence
+from xpyd.transport.fabric import FabricConfig
+from xpyd.transport.registry import TransportConfig
+from xpyd.worker.handoff import TransferConfig
+from xpyd.worker.session import Block, Session, Setup
+
+MODEL = ModelSpec("test", 3, 32, 4, 2, 8, 64, 128)
+SCHEDULER = SchedulerConfig("chunked", max_num_seqs=2, max_num_batched_tokens=32, block_size=4, num_kv_blocks=256)
+LENGTHS = ((40, 12), (70, 12), (33, 1), (96, 12), (8, 12), (64, 12))  # (input, output); a request of 1 never moves
+
+POISON = 0x42  # as floats large but finite: a masked slot of a partly filled block may hold it
+
+
+def blocks(settings: dict[str, object]) -> list[Block]:
+    requests = [Request(i, 0, length, out, seed=i) for i, (length, out) in enumerate(LENGTHS)]
+    directions = ("pull",) if settings.get("staging", "off") != "off" else ("pull", "push")
+    ways = product(directions, ("whole", "layerwise", "chunkwise"), ("prefill", "decode"))
+    moved = [
+        TransferConfig(direction=direction, mode=mode, first_token=first, verify="always", **settings)  # type: ignore[arg-type]
+        for direction, mode, first in ways
+    ]
+    arms = [(COLOCATED, None), *((DISAGGREGATED, transfer) for transfer in moved)]
+    return [
+        Block(number, 0, arm, requests, concurrency=len(requests), transfer=transfer)
+        for number, (arm, transfer) in enumerate(arms)
+    ]
+
+
+def poison_what_is_freed(session: Session) -> None:
+    assert session.runner is not None
+    cache, free = session.runner.cache, Scheduler.release
+
+    def release(self: Scheduler, sequence: Sequence) -> None:
+        for block, layer in product(sequence.block_table, range(cache.layout.num_layers)):
+            begin = cache.layout.offset(layer, block)
+            cache.buffer[begin : begin + cache.layout.block_bytes] = POISON
+        free(self, sequence)
+
+    Scheduler.release = release  # type: ignore[method-assign]
+
+
+def main() -> None:
+    comm = MPI.COMM_WORLD
+    settings = json.loads(sys.argv[3])
+    if "codec" in settings:
+        settings["codec"] = CodecConfig(**settings["codec"])
+    transfer = TransferConfig(**settings)
+    setup = Setup(
+        MODEL,
+        PlacementConfig(num_prefill=1, num_decode=1, allow_shared_node=True),
+        SCHEDULER,
+        TransportConfig(sys.argv[2]),
+        transfer,
+        FabricConfig("test", 10.0),
+        SamplingConfig(),
+        RouterConfig(),
+        20.0,
+    )
+    transfer.check(SCHEDULER, MODEL.block_bytes(SCHEDULER.block_size))
+    setup.transport.check(setup.fabric, transfer.needs())
+    run_dir = RunDir(Path(sys.argv[1]))
+    if comm.rank == 0:
+        (run_dir.path / "streams").mkdir(parents=True, exist_ok=True)
+    comm.Barrier()
+    with Session(setup, comm, run_dir, lambda: False) as session:
+        if comm.rank == 1:
+            poison_what_is_freed(session)
+        for block in blocks(settings):
+            played = session.play(block)
+            if played is not None:
+                assert not played.unfinished, f"{block.transfer}: {played.unfinished}"
+    comm.Barrier()
+    if comm.rank == 0:
+        run_dir.finish()
+
+
+if __name__ == "__main__":
+    main()
