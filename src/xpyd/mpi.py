@@ -12,6 +12,8 @@ import os
 def preload_ucx() -> None:
     """Load the UCX of the wheel, where it is installed; a site's own UCX is found by the loader itself."""
     os.environ.setdefault("UCX_WARN_UNUSED_ENV_VARS", "n")  # the wheel's loader sets variables that UCX warns about
+    # UCX's default is a connect() that blocks in the kernel: behind a firewall for two minutes, past every bound.
+    os.environ.setdefault("UCX_TCP_CONN_NB", "y")
     try:
         import libucx
     except ImportError:

@@ -27,7 +27,7 @@ def judge_ucx(ranks: Sequence[RankFacts], needed: bool) -> list[Finding]:
         return [Finding(Topic.UCX, "library", Level.OK, "none, and this transport needs none")]
     if without:
         return [
-            Finding(Topic.UCX, f"library, {', '.join(names)}", Level.ERROR, *split_remedy(text))
+            Finding(Topic.UCX, f"library, {', '.join(names)}", Level.ERROR, *split_remedy(text, SEE_STDERR))
             for text, names in by_value(without).items()
         ]
     versions = {f"rank {rank.rank}": f"UCX {rank.ucx.version} by {rank.ucx.binding}" for rank in ranks}
