@@ -96,8 +96,8 @@ def test_ucx_py_serves_where_ucxx_is_missing(ucx_py: FakeUcxPy) -> None:
 
 def test_a_ucx_py_request_ends_with_its_callback_or_at_once(ucx_py: FakeUcxPy) -> None:
     binding = ucx.UcxPyBinding({}, peer_errors=True)
-    assert binding.send(None, np.zeros(1, np.uint8), 1).completed
-    landed, lost = (binding.recv(None, np.zeros(1, np.uint8), tag) for tag in (1, 2))
+    assert binding.send(None, np.zeros(1, np.uint8), 0, 1).completed
+    landed, lost = (binding.recv(None, np.zeros(1, np.uint8), 0, tag) for tag in (1, 2))
     assert not landed.completed
     ucx_py.receives[0](None, None)
     ucx_py.receives[1](None, ConnectionResetError("gone"))

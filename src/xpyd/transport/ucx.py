@@ -16,6 +16,7 @@ import numpy as np
 from xpyd.kv.layout import Span
 from xpyd.transport.base import TAG_LIMIT, Bytes, Capabilities, MessageTicket, Ticket, Transport, TransportError
 from xpyd.transport.fabric import FabricConfig
+from xpyd.transport.ucx_messages import Message, MessageCalls
 from xpyd.transport.ucx_route import library_version, opened_resources, query_route
 
 RANK_SHIFT = 32  # UCX matches by tag alone, whoever sends: the source's rank lies above the piece's tag
@@ -70,6 +71,10 @@ class UcxTransport(Transport):
         fabric.check_usable(transport.devices())
         return transport
 
+    def register(self, buffer: Bytes, unit_bytes: int = 0) -> None:
+        super().register(buffer, unit_bytes)
+        self._begin = buffer.ctypes.data
+
     def address(self) -> bytes:
         return self._binding.address()
 
@@ -101,10 +106,10 @@ class UcxTransport(Transport):
 
     def send(self, peer: int, span: Span, tag: int) -> Ticket:
         self.sent_bytes += span.nbytes
-        return self._send(peer, self._view(span), tag)
+        return self._send(peer, self._view(span), self._begin + span.offset, tag)
 
     def recv(self, peer: int, span: Span, tag: int) -> Ticket:
-        return self._recv(peer, self._view(span), tag)
+        return self._recv(peer, self._view(span), self._begin + span.offset, tag)
 
     def progress(self) -> bool:
         """A few UCX progress rounds, until nothing more moves."""
@@ -122,25 +127,27 @@ class UcxTransport(Transport):
     def close(self) -> None:
         self._endpoints.clear()
 
-    def _send(self, peer: int, view: Bytes, tag: int) -> UcxTicket:
+    def _send(self, peer: int, view: Bytes, address: int, tag: int) -> UcxTicket:
+        """``address`` is that of ``view``'s first byte: asking numpy for it takes longer than the call."""
         endpoint = self._endpoints[peer]
         try:
-            request = self._binding.send(endpoint, view, self._rank << RANK_SHIFT | tag)
+            request = self._binding.send(endpoint, view, address, self._rank << RANK_SHIFT | tag)
         except Exception as error:  # to a peer already known to be dead
             raise TransportError(f"sending {view.nbytes} bytes to rank {peer} failed at once: {error}") from error
         return UcxTicket(request, endpoint, self, peer, view, incoming=False)
 
-    def _recv(self, peer: int, view: Bytes, tag: int) -> UcxTicket:
+    def _recv(self, peer: int, view: Bytes, address: int, tag: int) -> UcxTicket:
         endpoint = self._endpoints[peer]
-        request = self._binding.recv(endpoint, view, peer << RANK_SHIFT | tag)
+        request = self._binding.recv(endpoint, view, address, peer << RANK_SHIFT | tag)
         return UcxTicket(request, endpoint, self, peer, view, incoming=True)
 
     def _warm(self, peers: Collection[int], nbytes: int) -> None:
         """Exchange a message with every one of ``peers``. Raises TransportError when none comes in time."""
         tickets: list[Ticket] = []
         for peer in peers:
-            tickets.append(self._recv(peer, np.empty(nbytes, np.uint8), WARM_TAG))
-            tickets.append(self._send(peer, np.zeros(nbytes, np.uint8), WARM_TAG))
+            landing, leaving = np.empty(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
+            tickets.append(self._recv(peer, landing, landing.ctypes.data, WARM_TAG))
+            tickets.append(self._send(peer, leaving, leaving.ctypes.data, WARM_TAG))
         deadline = time.monotonic() + self.connect_timeout_s
         while not all(ticket.done() for ticket in tickets):
             self._binding.progress()
@@ -153,17 +160,18 @@ class UcxTransport(Transport):
 
 
 class UcxxBinding:
-    """ucxx's core API (``ucxx._lib``), the default."""
+    """ucxx's core API (``ucxx._lib``), the default; messages go past it, see ucx_messages."""
 
     name = "ucxx"
 
     def __init__(self, settings: Mapping[str, str], peer_errors: bool) -> None:
         import ucxx._lib.libucxx as api
-        from ucxx._lib.arr import Array
 
-        self._api, self._array, self._peer_errors = api, Array, peer_errors
+        self._api, self._peer_errors = api, peer_errors
         self._context = api.UCXContext(dict(settings), feature_flags=(api.Feature.TAG,))
         self._worker = api.UCXWorker(self._context)
+        self._worker_handle = int(self._worker.handle)
+        self._calls = MessageCalls(self.library())
 
     def address(self) -> bytes:
         return bytes(self._worker.address)
@@ -172,11 +180,11 @@ class UcxxBinding:
         remote = self._api.UCXAddress.create_from_buffer(address)
         return self._api.UCXEndpoint.create_from_worker_address(self._worker, remote, self._peer_errors)
 
-    def send(self, endpoint: Any, view: Bytes, tag: int) -> Any:
-        return endpoint.tag_send(self._array(view), self._api.UCXXTag(tag))
+    def send(self, endpoint: Any, view: Bytes, address: int, tag: int) -> Message:
+        return self._calls.send(endpoint.handle, address, view.nbytes, tag)
 
-    def recv(self, endpoint: Any, view: Bytes, tag: int) -> Any:
-        return endpoint.tag_recv(self._array(view), self._api.UCXXTag(tag), self._api.UCXXTagMaskFull)
+    def recv(self, endpoint: Any, view: Bytes, address: int, tag: int) -> Message:
+        return self._calls.recv(self._worker_handle, address, view.nbytes, tag)
 
     def progress(self) -> bool:
         return bool(self._worker.progress_once())
@@ -226,14 +234,14 @@ class UcxPyBinding:
         remote = self._api.UCXAddress.from_buffer(address)
         return self._api.UCXEndpoint.create_from_worker_address(self._worker, remote, self._peer_errors)
 
-    def send(self, endpoint: Any, view: Bytes, tag: int) -> CallbackRequest:
+    def send(self, endpoint: Any, view: Bytes, address: int, tag: int) -> CallbackRequest:
         ended = CallbackRequest()
         array = self._array(view)
         if self._api.tag_send_nb(endpoint, array, array.nbytes, tag=tag, cb_func=ended.end) is None:
             ended.completed = True  # done at once: UCX calls no callback then
         return ended
 
-    def recv(self, endpoint: Any, view: Bytes, tag: int) -> CallbackRequest:
+    def recv(self, endpoint: Any, view: Bytes, address: int, tag: int) -> CallbackRequest:
         ended = CallbackRequest()
         array = self._array(view)
         request = self._api.tag_recv_nb(self._worker, array, array.nbytes, tag=tag, cb_func=ended.end, ep=endpoint)
