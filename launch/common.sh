@@ -85,7 +85,7 @@ finish_job() {
   export XPYD_JOB=slurm-$SLURM_JOB_ID # names the run folder where the command line does not: a requeued job finds it
   run_ranks "$@" || code=$?
   if [[ ${XPYD_REQUEUE:-} == 1 ]] && should_requeue "$code"; then
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID" || true # Slurm may have done so itself
   fi
   exit "$code"
 }

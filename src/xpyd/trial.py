@@ -102,7 +102,7 @@ def play_all(session: Session, blocks: list[Block], job: Job) -> None:
     """Warm up, then play every block that no attempt has ended; cut short, without DONE, when a stop was asked for."""
     todo = [block for block in blocks if block.number not in job.completed]
     if len(todo) < len(blocks):
-        job.say(f"attempt {job.run_dir.attempt + 1}: {len(blocks) - len(todo)} of {len(blocks)} blocks are done")
+        job.say(f"resumed, attempt {job.run_dir.attempt}: {len(blocks) - len(todo)} of {len(blocks)} blocks are done")
     for block in warm_up_blocks(todo):
         session.play(block)
     for block in todo:

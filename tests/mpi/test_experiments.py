@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from typing import IO, Any
 
 import pandas as pd
 import pytest
+
+from xpyd.run_dir import RunDir
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -149,23 +153,22 @@ def test_an_error_on_one_rank_ends_all(mpirun: Run, tmp_path: Path) -> None:
     assert "rank 1 failed" in done.stderr
 
 
-def signalled(line_begin: str, number: int, root: Path) -> tuple[subprocess.Popen[str], IO[str]]:
-    """A long comparison that got signal ``number`` when it printed such a line, and the rest of its stderr."""
-    overrides = [*SMALL, "num_pairs=500", f"run.root={root}"]
+def running(line_begin: str, *overrides: str) -> tuple[subprocess.Popen[str], IO[str]]:
+    """A comparison that has just printed such a line, and the rest of its stderr."""
     job = subprocess.Popen(
-        [sys.executable, "-m", "experiments.compare", *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "experiments.compare", *SMALL, *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     assert job.stderr is not None
     for line in job.stderr:
         if line.startswith(line_begin):
             break
-    job.send_signal(number)
     return job, job.stderr
 
 
 @pytest.mark.mpi
 def test_sigterm_keeps_what_was_measured(tmp_path: Path) -> None:
-    job, errors = signalled("block 4/", signal.SIGTERM, tmp_path)
+    job, errors = running("block 4/", "num_pairs=500", f"run.root={tmp_path}")
+    job.send_signal(signal.SIGTERM)
     begun = time.monotonic()
     errors.read()
     assert job.wait(timeout=60) == 128 + signal.SIGTERM
@@ -180,14 +183,47 @@ def test_sigterm_keeps_what_was_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
-def test_sigusr1_drains_and_ends_without_done(tmp_path: Path) -> None:
-    job, errors = signalled("block 3/", signal.SIGUSR1, tmp_path)
+def test_a_run_stopped_by_sigusr1_goes_on_at_its_next_block(tmp_path: Path) -> None:
+    """It drains and ends in order without DONE; nobody joins an attempt; each block counts once in the end."""
+    mine = [f"run.root={tmp_path}", "num_pairs=3", "run.resume=true"]
+    job, errors = running("block 3/", *mine)
+    job.send_signal(signal.SIGUSR1)
     rest = errors.read()
     assert job.wait(timeout=60) == 0
     assert "stopped on request" in rest
+    assert "partial results" in rest
     folder = run_folder(tmp_path, "compare")
     assert not (folder / "DONE").exists()
-    assert (folder / "streams" / "blocks.attempt0.rank0.arrow").exists()
+    predicted = (folder / "predicted.json").read_bytes()
+    with RunDir(folder).lock():
+        joined = plain("compare", *SMALL, *mine)
+    assert joined.returncode == 2
+    assert f"{folder} is in use by" in joined.stderr
+    done = plain("compare", *SMALL, *mine)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resumed, attempt 1: [3-8] of 9 blocks are done", done.stderr)
+    assert "block 1/9" not in done.stderr
+    found = tables(folder)
+    assert sorted(found["blocks"]["block"]) == list(range(9))
+    arms = tokens_by_arm(found)
+    assert arms["colocated"].shape == (3 * 36, 4)
+    assert (arms["colocated"] == arms["disaggregated"]).all()
+    assert (folder / "predicted.json").read_bytes() == predicted, "the first attempt's prediction is the run's"
+    attempts = json.loads((folder / "environment.json").read_text())["attempts"]
+    assert [attempt["attempt"] for attempt in attempts] == [0, 1]
+    again = plain("compare", *SMALL, *mine)
+    assert again.returncode == 0
+    assert f"skipped: {folder} is done" in again.stderr
+
+
+@pytest.mark.mpi
+def test_a_stop_before_the_first_block_fails(tmp_path: Path) -> None:
+    """Else a job with too little time would go back into the queue for ever."""
+    job, errors = running("calibrating", f"run.root={tmp_path}")
+    job.send_signal(signal.SIGUSR1)
+    rest = errors.read()
+    assert job.wait(timeout=60) == 3
+    assert "stopped before one block had ended: give the run more time" in rest
 
 
 @pytest.mark.mpi

@@ -7,10 +7,12 @@ import shlex
 import subprocess
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CAPTURED: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60}
 VERSIONS = {
     "openmpi4": "mpirun (Open MPI) 4.1.4",
     "openmpi5": "mpirun (Open MPI) 5.0.11",
@@ -170,3 +172,28 @@ def test_the_agent_says_where_it_belongs() -> None:
     assert "usage: agent" in call("launch/agent", "-x", code=2)
     if not Path("/run/xpyd").exists():
         assert "not on a node of a virtual cluster" in call("launch/agent", "-x", "n1", "true", code=255)
+
+
+@pytest.mark.parametrize(
+    ("code", "near_limit", "reached", "requeued"),
+    [(0, 1, True, True), (0, 0, True, False), (3, 1, True, False), (1, 0, True, False), (1, 0, False, True)],
+)
+def test_a_job_goes_back_near_its_limit_or_without_a_node(
+    tmp_path: Path, code: int, near_limit: int, reached: bool, requeued: bool
+) -> None:
+    """Never after a failure of its own. Stand-ins: ``run_ranks``, srun's reach for the nodes, and scontrol."""
+    (tmp_path / "srun").write_text(f"#!/bin/sh\n{'true' if reached else 'false'}\n")
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho scontrol $*\n")
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    job = f"""
+        source launch/common.sh
+        run_ranks() {{ XPYD_NEAR_LIMIT={near_limit}; return {code}; }}
+        finish_job ranks"""
+    env = {"SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "2", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for requeue, expected in (("1", requeued), ("0", False)):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", job], cwd=ROOT, env={**env, "XPYD_REQUEUE": requeue}, **CAPTURED
+        )
+        assert done.returncode == code, done.stderr
+        assert done.stdout == ("scontrol requeue 12\n" if expected else "")
