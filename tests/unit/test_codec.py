@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from omegaconf import OmegaConf
 
+from xpyd.config import Compare, load_config
 from xpyd.kv.codec.base import BlockShape, Codec, CodecError
 from xpyd.kv.codec.config import CodecConfig
 from xpyd.kv.codec.registry import CODECS, build_codec
+from xpyd.worker.handoff import TransferConfig
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EXACT = [
@@ -256,6 +262,25 @@ def test_a_setting_that_would_be_ignored_is_refused() -> None:
         CodecConfig("lz4", level=3)
     with pytest.raises(ValueError, match=r"shuffle=False is read by zstd and lz4 only, but name=none"):
         CodecConfig(shuffle=False)
+
+
+def test_a_hand_off_refuses_what_it_cannot_carry() -> None:
+    with pytest.raises(ValueError, match=r"codec.name=int8 with staging=off.*transfer.staging=on.*codec=int8"):
+        TransferConfig(codec=CodecConfig("int8"))
+    with pytest.raises(ValueError, match=r"codec.name=int8 with staging=auto"):
+        TransferConfig(codec=CodecConfig("int8"), staging="auto")
+    with pytest.raises(ValueError, match=r"codec.name=zstd: its sizes vary.*choose none, fp8 or int8"):
+        TransferConfig(codec=CodecConfig("zstd"), staging="on")
+
+
+@pytest.mark.parametrize("name", ["none", "fp8", "int8"])
+def test_one_word_on_the_command_line_chooses_codec_and_staging(name: str) -> None:
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        composed = compose("compare", overrides=[f"codec={name}"])
+    config = load_config(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
+    assert isinstance(config, Compare)
+    assert config.transfer.codec.name == name
+    assert config.transfer.staging == ("off" if name == "none" else "on")
 
 
 def test_every_registered_codec_is_tested_here() -> None:

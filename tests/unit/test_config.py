@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 from xpyd.config import SCHEMAS, Compare, ConfigError, Economics, dump_config, load_config
 
 CONF = Path(__file__).parents[2] / "conf"
+SERVING = ("model", "placement", "scheduler", "transport", "transfer", "codec", "fabric", "workload", "slo", "launch")
 EXPERIMENT_GROUPS = {
-    "compare": ("model", "placement", "scheduler", "transport", "transfer", "fabric", "workload", "slo", "launch"),
-    "serve": ("model", "placement", "scheduler", "transport", "transfer", "fabric", "workload", "slo", "launch"),
+    "compare": SERVING,
+    "serve": SERVING,
     "transfer": ("placement", "transport", "fabric", "launch"),
     "tune": ("fabric", "search", "launch"),
     "interference": ("model", "placement", "scheduler", "launch"),

@@ -41,7 +41,10 @@ class Slots:
 
 @dataclass(frozen=True)
 class StagedPlan:
-    """Like ``kv.plan.Plan``, but a piece is a number of cells that travel through a slot at each end."""
+    """Like ``kv.plan.Plan``, but a piece is a number of cells that travel through a slot at each end.
+
+    ``cell_bytes`` is what a cell takes there, on the wire as well: encoded, where a codec is used.
+    """
 
     pieces: list[Cells]
     part_ends: list[int]
@@ -62,17 +65,22 @@ def plan_staged(
     destination: Sequence[int],
     slot_bytes: int,
     blocks_per_part: int | None = None,
+    cell_bytes: int | None = None,
 ) -> StagedPlan:
-    """The cells of each part in pieces that fill a slot. ``slot_bytes`` holds one block of one layer at least."""
-    per_piece = slot_bytes // layout.block_bytes
-    assert per_piece, f"a slot of {slot_bytes} bytes holds no block of {layout.block_bytes} bytes"
+    """The cells of each part in pieces that fill a slot. ``slot_bytes`` holds one block of one layer at least.
+
+    ``cell_bytes``: what such a block takes in a slot, where a codec changes that.
+    """
+    cell_bytes = cell_bytes or layout.block_bytes
+    per_piece = slot_bytes // cell_bytes
+    assert per_piece, f"a slot of {slot_bytes} bytes holds no block of {cell_bytes} bytes"
     pieces: list[Cells] = []
     part_ends = []
     for cells in split_parts(layout, source, destination, blocks_per_part):
         for begin in range(0, len(cells.source), per_piece):
             pieces.append(Cells(*(offsets[begin : begin + per_piece] for offsets in cells)))
         part_ends.append(len(pieces))
-    return StagedPlan(pieces, part_ends, layout.block_bytes)
+    return StagedPlan(pieces, part_ends, cell_bytes)
 
 
 def gather(buffer: NDArray[np.uint8], cells: NDArray[np.int64], cell_bytes: int, slot: int) -> int:

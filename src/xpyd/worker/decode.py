@@ -135,8 +135,7 @@ class DecodeWorker(MovingWorker):
             return False
         incoming.table, incoming.reserved_ns = table, self.desk.clock.now_ns()
         incoming.since_ns = time.perf_counter_ns()
-        layout = self._cache.layout
-        self.ledger_bytes += len(table) * layout.num_layers * layout.block_bytes
+        self.ledger_bytes += self.wire_bytes(len(table))
         if not ahead:
             self._receive_pull(incoming)
         self.desk.mailbox.send(incoming.source, Accept(offer.request_id, table, incoming.staged))
@@ -149,9 +148,9 @@ class DecodeWorker(MovingWorker):
             plan = self.plan_staged(incoming.source_table, incoming.table)
             slots = self._slots.take(self._config.pieces_in_flight)
             assert slots is not None, "looked at before the offer was taken"
-            seq, buffer = incoming.offer.transfer_seq, self._cache.buffer
+            seq, packer = incoming.offer.transfer_seq, self.packer()
             incoming.plan = plan
-            incoming.flow = StagedReceive(self._transport, incoming.source, buffer, plan, seq, slots)
+            incoming.flow = StagedReceive(self._transport, incoming.source, packer, plan, seq, slots)
         elif self._one_sided_pull:
             read = self.plan(incoming.source_table, incoming.table)
             window = self._config.pieces_in_flight

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Protocol
 
 from annotated_types import Gt
 
+from xpyd.kv.codec.config import COMPRESSED, CodecConfig
 from xpyd.kv.layout import PoolOrder
 from xpyd.kv.plan import Plan
 from xpyd.kv.reshard import splits_heads
@@ -71,7 +72,8 @@ class TransferConfig:
 
     ``mode``: when pieces may leave. ``direction``: who decides, see the module. ``pool_order`` and ``block_order``:
     what is contiguous, see ``kv.layout.PoolOrder``. ``staging``: gather blocks into pieces of ``max_piece_bytes``
-    first, never, always, or (auto) where the costs measured at the start predict that it is faster.
+    first, never, always, or (auto) where the costs measured at the start predict that it is faster. ``codec``: what
+    they become in staging; the decode rank's pool holds what it can make of that.
     """
 
     mode: Mode = "whole"
@@ -82,11 +84,13 @@ class TransferConfig:
     block_order: Literal["tokens_first", "heads_first"] = "tokens_first"
     staging: Literal["off", "on", "auto"] = "off"
     staging_bytes: Annotated[int, Gt(0)] = 64 << 20
+    codec: CodecConfig = field(default_factory=CodecConfig)
     verify: Literal["off", "once", "always"] = "once"
     first_token: Literal["prefill", "decode"] = "prefill"
     timeout_s: Annotated[float, Gt(0)] = 30.0
 
     def __post_init__(self) -> None:
+        self._check_codec()
         if self.staging == "off":
             return
         if self.direction == "push":
@@ -100,6 +104,19 @@ class TransferConfig:
                 f"staging_bytes={self.staging_bytes} is less than one transfer needs, pieces_in_flight="
                 f"{self.pieces_in_flight} x max_piece_bytes={self.max_piece_bytes} = {window_bytes}; raise "
                 "transfer.staging_bytes or lower one of the two"
+            )
+
+    def _check_codec(self) -> None:
+        name = self.codec.name
+        if name in COMPRESSED:
+            raise ValueError(
+                f"codec.name={name}: its sizes vary with the content, and a hand-off has its pieces planned before; "
+                "choose none, fp8 or int8 here, and measure it with experiments.codecs"
+            )
+        if name != "none" and self.staging != "on":
+            raise ValueError(
+                f"codec.name={name} with staging={self.staging}: encoded blocks travel through staging memory; set "
+                f"transfer.staging=on too, or choose codec={name}, which sets both"
             )
 
     @property

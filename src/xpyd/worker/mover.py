@@ -5,7 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from xpyd.kv.checksum import checksums
 from xpyd.kv.coalesce import PieceCosts
+from xpyd.kv.codec.cells import CellCodec
 from xpyd.kv.plan import Plan, plan_request
 from xpyd.kv.staging import Slots, StagedPlan, plan_staged
 from xpyd.transport.base import Transport
@@ -13,6 +18,7 @@ from xpyd.units import NS_PER_S
 from xpyd.worker.base import Desk, Worker, WorkerError
 from xpyd.worker.engine import Engine
 from xpyd.worker.handoff import TransferConfig
+from xpyd.worker.packing import CodedPacker, CopyPacker, Packer
 
 
 class MovingWorker(Worker):
@@ -37,6 +43,8 @@ class MovingWorker(Worker):
         self._one_sided_pull = config.direction == "pull" and transport.capabilities.one_sided_read
         self._one_sided_push = config.direction == "push" and transport.capabilities.one_sided_write
         pool_bytes = self._cache.layout.nbytes
+        coded = config.codec.name != "none"
+        self._codec = CellCodec(config.codec, self._cache.cells) if coded else None
         self._slots = Slots(pool_bytes, config.max_piece_bytes, self._cache.buffer.nbytes - pool_bytes)
 
     def plan(self, source: Sequence[int], destination: Sequence[int]) -> Plan:
@@ -45,7 +53,41 @@ class MovingWorker(Worker):
 
     def plan_staged(self, source: Sequence[int], destination: Sequence[int]) -> StagedPlan:
         layout, limit = self._cache.layout, self._config.max_piece_bytes
-        return plan_staged(layout, source, destination, limit, self._blocks_per_part)
+        return plan_staged(layout, source, destination, limit, self._blocks_per_part, self.cell_bytes)
+
+    @property
+    def cell_bytes(self) -> int:
+        """What one block of one layer takes on the wire."""
+        return self._cache.layout.block_bytes if self._codec is None else self._codec.cell_bytes
+
+    def wire_bytes(self, num_blocks: int) -> int:
+        """What so many blocks of all layers take on the wire."""
+        return num_blocks * self._cache.layout.num_layers * self.cell_bytes
+
+    def packer(self, table: Sequence[int] = (), num_tokens: int = 0) -> Packer:
+        """How staged cells are packed; the sender says which blocks they are of, and how many tokens these hold."""
+        if self._codec is None:
+            return CopyPacker(self._cache.buffer, self._cache.layout.block_bytes)
+        if not table:
+            return CodedPacker(self._cache.buffer, self._codec)
+        return CodedPacker(self._cache.buffer, self._codec, self._cells(table[-1:]), self._in_last(table, num_tokens))
+
+    def landed_checksums(self, table: Sequence[int], num_tokens: int) -> NDArray[np.uint32]:
+        """The checksums that the other end will find, [num_layers, len(table)]: of the blocks, or of their decoding."""
+        layout = self._cache.layout
+        if self._codec is None:
+            return checksums(self._cache.buffer, layout, table)
+        last, used = self._cells(table[-1:]), self._in_last(table, num_tokens)
+        return self._codec.landed_checksums(self._cells(table), last, used).reshape(layout.num_layers, len(table))
+
+    def _cells(self, table: Sequence[int]) -> NDArray[np.int64]:
+        """All layers of these blocks, layer by layer."""
+        layout = self._cache.layout
+        return np.array([layout.offset(layer, block) for layer in range(layout.num_layers) for block in table])
+
+    def _in_last(self, table: Sequence[int], num_tokens: int) -> int:
+        """How many of the tokens lie in the last block."""
+        return num_tokens - (len(table) - 1) * self._cache.block_size
 
     def check_time(self, since_ns: int, what: str) -> None:
         """Raises WorkerError where ``what`` could have ended since ``since_ns`` (perf_counter_ns), beyond the limit."""

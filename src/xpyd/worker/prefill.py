@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from typing import ClassVar
 
-from xpyd.kv.checksum import checksums
 from xpyd.kv.coalesce import PieceCosts
 from xpyd.kv.plan import Plan
 from xpyd.placement import Role
@@ -208,8 +207,8 @@ class PrefillWorker(MovingWorker):
             if slots is None:
                 return  # tried again when another transfer gives its slots back
             staged = self.plan_staged(sequence.block_table, accept.table)
-            seq, buffer = outgoing.transfer_seq, self._cache.buffer
-            outgoing.plan, outgoing.flow = staged, StagedSend(self._transport, peer, buffer, staged, seq, slots)
+            seq, packer = outgoing.transfer_seq, self.packer(sequence.block_table, len(sequence.prompt))
+            outgoing.plan, outgoing.flow = staged, StagedSend(self._transport, peer, packer, staged, seq, slots)
         else:
             plan = self.plan(sequence.block_table, accept.table)
             outgoing.plan, outgoing.flow = plan, self._flow(outgoing, plan)
@@ -274,8 +273,7 @@ class PrefillWorker(MovingWorker):
 
     def _payload_bytes(self, outgoing: Outgoing) -> int:
         assert outgoing.sequence is not None
-        layout = self._cache.layout
-        return len(outgoing.sequence.block_table) * layout.num_layers * layout.block_bytes
+        return self.wire_bytes(len(outgoing.sequence.block_table))
 
     def _checksums(self, peer: int, sequence: Sequence) -> bytes:
         """The checksums of the request's KV where this transfer is to be verified, else nothing."""
@@ -283,4 +281,4 @@ class PrefillWorker(MovingWorker):
         if not wanted:
             return b""
         self._verified.add(peer)
-        return checksums(self._cache.buffer, self._cache.layout, sequence.block_table).tobytes()
+        return self.landed_checksums(sequence.block_table, len(sequence.prompt)).tobytes()

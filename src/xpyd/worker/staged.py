@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections import deque
 from time import perf_counter_ns
 
-import numpy as np
-from numpy.typing import NDArray
-
 from xpyd.kv.layout import Span
-from xpyd.kv.staging import Slots, StagedPlan, gather, scatter
+from xpyd.kv.staging import Slots, StagedPlan
 from xpyd.transport.base import Ticket, Transport
 from xpyd.transport.flow import tag_of
+from xpyd.worker.packing import Packer
 
 
 class StagedSend:
     """Gathers each released piece into a slot of its own and sends it from there.
 
-    ``begin_ns`` is stamped before the first gather: staging belongs to the bill.
+    ``begin_ns`` is stamped before the first gather: staging, and encoding with it, belongs to the bill.
     """
 
     def __init__(
-        self, transport: Transport, peer: int, buffer: NDArray[np.uint8], plan: StagedPlan, seq: int, slots: list[int]
+        self, transport: Transport, peer: int, packer: Packer, plan: StagedPlan, seq: int, slots: list[int]
     ) -> None:
         self._transport = transport
         self._peer = peer
-        self._buffer = buffer
+        self._packer = packer
         self._plan = plan
         self._seq = seq
         self._slots = slots
@@ -53,7 +51,7 @@ class StagedSend:
             if self.begin_ns is None:
                 self.begin_ns = perf_counter_ns()
             slot = self._free.popleft()
-            nbytes = gather(self._buffer, self._plan.pieces[self._posted].source, self._plan.cell_bytes, slot)
+            nbytes = self._packer.pack(self._plan.pieces[self._posted].source, slot)
             ticket = self._transport.send(self._peer, Span(slot, nbytes), tag_of(self._seq, self._posted))
             self._flying.append((ticket, slot))
             self._posted += 1
@@ -70,11 +68,11 @@ class StagedReceive:
     """Receives each piece into a slot and scatters it to its blocks; as many are posted as there are slots."""
 
     def __init__(
-        self, transport: Transport, peer: int, buffer: NDArray[np.uint8], plan: StagedPlan, seq: int, slots: list[int]
+        self, transport: Transport, peer: int, packer: Packer, plan: StagedPlan, seq: int, slots: list[int]
     ) -> None:
         self._transport = transport
         self._peer = peer
-        self._buffer = buffer
+        self._packer = packer
         self._plan = plan
         self._seq = seq
         self._slots = slots
@@ -93,7 +91,7 @@ class StagedReceive:
         while self._flying and self._flying[0][0].done():
             slot = self._flying.popleft()[1]
             cells = self._plan.pieces[self._scattered].destination
-            scatter(self._buffer, cells, self._plan.cell_bytes, slot)
+            self._packer.unpack(cells, slot)
             self._scattered += 1
             self._post(slot)
         return self.done

@@ -40,6 +40,7 @@ class CellCodec:
         assert self.codec.fixed_rate, f"codec {self.codec.config.label} has no fixed rate"
         return self.codec.max_encoded_bytes(1)
 
+    @torch.inference_mode()  # scratch made between a model's layers is an inference tensor: so is all that uses it
     def encode(self, cells: Offsets, out: Bytes, last: Offsets = NO_CELLS, num_tokens: int = 0) -> int:
         """Write the encoded cells into the front of ``out``; the bytes written. Raises CodecError.
 
@@ -52,12 +53,14 @@ class CellCodec:
             blocks[row, :, num_tokens:] = 0
         return self.codec.encode(blocks, torch.from_numpy(out))
 
+    @torch.inference_mode()
     def decode(self, data: Bytes, cells: Offsets) -> None:
         """Fill the cells from exactly the bytes of one ``encode``. Raises CodecError."""
         rows, blocks = self._room(len(cells))
         self.codec.decode(torch.from_numpy(data), blocks)
         self._rows.index_copy_(0, self._index(cells), rows)
 
+    @torch.inference_mode()
     def landed_checksums(self, cells: Offsets, last: Offsets, num_tokens: int) -> NDArray[np.uint32]:
         """CRC-32 of each cell as it will lie in the other pool: encoded and decoded here, the source left as it is."""
         payload = np.empty(self.codec.max_encoded_bytes(len(cells)), np.uint8)
