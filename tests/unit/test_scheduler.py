@@ -184,6 +184,24 @@ def test_reserved_tables_count_as_seats() -> None:
     assert scheduler.reserve(1) is not None
 
 
+def test_blocks_reserved_ahead_ask_for_no_seat_and_no_room_to_grow() -> None:
+    scheduler = build_scheduler(config(seqs=1, blocks=5), Role.DECODE)
+    first = arrived(scheduler, 0, input_len=8)
+    assert scheduler.reserve(3) is None
+    table = scheduler.reserve(3, ahead=True)
+    assert table is not None
+    assert scheduler.num_reserved_blocks == 5
+    assert scheduler.reserve(1, ahead=True) is None, "no block is free"
+    assert scheduler.can_admit
+    scheduler.admit(first)
+    assert scheduler.num_reserved_blocks == 3
+    assert not scheduler.can_admit, "the second has its blocks, and waits for a seat"
+    scheduler.release(first)
+    assert scheduler.can_admit
+    scheduler.admit(Sequence(1, [7] * 12, 4, [1], 12, table))
+    assert scheduler.num_reserved_blocks == 0
+
+
 def test_a_decode_instance_takes_no_prompts() -> None:
     with pytest.raises(AssertionError, match="reserve and admit"):
         build_scheduler(config(), Role.DECODE).add(sequence(0, 4))

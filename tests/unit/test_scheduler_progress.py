@@ -51,6 +51,7 @@ class Engine:
         used = [block for table in tables for block in table]
         assert len(used) == len(set(used))
         assert len(used) + self.scheduler.num_free_blocks == NUM_BLOCKS
+        assert sum(len(s.block_table) for s in self.held) == self.scheduler.num_reserved_blocks
         assert all(not s.block_table for s in self.scheduler.waiting)
 
     def check_end(self, ended: list[Sequence], num_requests: int) -> None:
@@ -76,10 +77,15 @@ def test_everything_ends(policy: Policy, load: list[tuple[int, int]], seqs: int,
     engine.check_end(ended, len(load))
 
 
-@settings(max_examples=150, deadline=None)
-@given(LOADS, st.integers(1, 8), st.integers(1, 16), st.integers(0, 3))
-def test_a_decode_instance_drains(load: list[tuple[int, int]], seqs: int, tokens: int, landing: int) -> None:
-    """Hand-offs land ``landing`` steps after their reservation; requests of one output never come here."""
+@settings(max_examples=300, deadline=None)
+@given(LOADS, st.integers(1, 8), st.integers(1, 16), st.integers(0, 3), st.booleans())
+def test_a_decode_instance_drains(
+    load: list[tuple[int, int]], seqs: int, tokens: int, landing: int, ahead: bool
+) -> None:
+    """Hand-offs land ``landing`` steps after their reservation; requests of one output never come here.
+
+    ``ahead``: blocks are reserved before there is a seat, as a push does.
+    """
     engine = Engine(build_scheduler(config("chunked", seqs, tokens), Role.DECODE))
     offers = [(i, input_len, output_len + 1) for i, (input_len, output_len) in enumerate(load) if input_len < 10]
     num_requests = len(offers)
@@ -87,11 +93,11 @@ def test_a_decode_instance_drains(load: list[tuple[int, int]], seqs: int, tokens
     ended: list[Sequence] = []
     steps = 0
     while len(ended) < num_requests:
-        while offers and (table := engine.scheduler.reserve(-(-offers[0][1] // BLOCK_SIZE))) is not None:
+        while offers and (table := engine.scheduler.reserve(-(-offers[0][1] // BLOCK_SIZE), ahead)) is not None:
             request_id, input_len, output_len = offers.pop(0)
             engine.held.append(Sequence(request_id, [0] * input_len, output_len, [0], input_len, table))
             due.append(steps + landing)
-        while due and (due[0] <= steps or not engine.scheduler.num_running):
+        while due and (due[0] <= steps or not engine.scheduler.num_running) and engine.scheduler.can_admit:
             due.pop(0)
             engine.scheduler.admit(engine.held.pop(0))
         ended += engine.step()
