@@ -7,7 +7,7 @@ starts, with the key, the value and what is allowed.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import product
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
@@ -29,7 +29,7 @@ from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import Need, TransportConfig, placement_needs
 from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.search import TuneSearch
-from xpyd.worker.sweeps import CodecSweep, ContentionSweep, HandoffSweep, InterferenceSweep, WireSweep
+from xpyd.worker.sweeps import CodecSweep, ContentionSweep, HandoffSweep, InterferenceSweep, ScalingSweep, WireSweep
 from xpyd.workload.config import WorkloadConfig
 from xpyd.workload.slo import SloConfig
 
@@ -155,7 +155,22 @@ class Interference(Ranked):
     sweep: InterferenceSweep
 
     def __post_init__(self) -> None:
+        _check_widths(self.placement.widths, resolve_spec(self.model))
         _check_pool(self.scheduler, self.sweep, "sweep.context_len, sweep.num_decode_seqs or sweep.chunk_tokens")
+
+
+@dataclass(frozen=True)
+class Scaling(Ranked):
+    sweep: ScalingSweep
+
+    def __post_init__(self) -> None:
+        ranks = self.placement.num_workers
+        _check_widths(self.sweep.widths, resolve_spec(self.model))
+        if ranks != max(self.sweep.widths):
+            raise ValueError(
+                f"sweep.widths up to {max(self.sweep.widths)} with {ranks} worker ranks: set placement=1c and "
+                f"placement.colocated_tp={max(self.sweep.widths)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,11 @@ class Contention(Ranked):
             raise ValueError(
                 f"placement.num_colocated={self.placement.num_colocated}: contention needs a rank that sends and one "
                 "that receives; choose xPyD, such as placement=1p1d"
+            )
+        if self.placement.several_ranks:
+            raise ValueError(
+                f"placement.prefill_tp={self.placement.prefill_tp}, decode_tp={self.placement.decode_tp}: contention "
+                "measures pairs of single ranks; set both to 1"
             )
         _check_pool(self.scheduler, self.sweep, "sweep.prompt_tokens, sweep.num_decode_seqs or sweep.prefill_tokens")
 
@@ -214,6 +234,12 @@ class Handoff(Ranked):
     @property
     def planned_blocks(self) -> int:
         return self.sweep.num_repeats * len(self.sweep.modes) * len(self.sweep.directions)
+
+
+def _check_widths(widths: Iterable[int], spec: ModelSpec) -> None:
+    """Raises ValueError where the model does not divide among the ranks of an instance."""
+    for width in widths:
+        Shard(0, width).of(spec)
 
 
 def _check_pool(pool: SchedulerConfig, sweep: InterferenceSweep | ContentionSweep, keys: str) -> None:
@@ -262,8 +288,7 @@ class Serve(Ranked):
         moves = not self.placement.num_colocated
         self.transport.check(self.fabric, [*placement_needs(self.placement), *self.transfer.needs()] if moves else [])
         spec = resolve_spec(self.model)
-        for width in self.placement.widths:
-            Shard(0, width).of(spec)  # refuses what does not divide
+        _check_widths(self.placement.widths, spec)
         self.transfer.check_widths(self.placement, spec.num_kv_heads)
         self.transfer.check(self.scheduler, spec.block_bytes(self.scheduler.block_size))
         capacity = self.scheduler.num_kv_blocks * self.scheduler.block_size
@@ -316,6 +341,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "tune": Tune,
     "interference": Interference,
     "contention": Contention,
+    "scaling": Scaling,
     "check_cluster": CheckCluster,
     "handoff": Handoff,
     "serve": Serve,
