@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from xpyd.clock import wait_quietly
-from xpyd.config import Contention, Interference, Transfer
+from xpyd.config import Contention, Interference, Scaling, Transfer
 from xpyd.entry import Job
+from xpyd.model.parallel import reducer_of
 from xpyd.model.runner import ModelRunner
 from xpyd.placement import CLIENT_RANK, Role, node_names, place
 from xpyd.run_dir import RowWriter
@@ -15,6 +16,7 @@ from xpyd.worker.affinity import pin_cores
 from xpyd.worker.contention import ContentionProbe
 from xpyd.worker.interference import measure_gaps
 from xpyd.worker.links import Links
+from xpyd.worker.scaling import measure_scaling
 from xpyd.worker.sweeps import WIRE_BLOCK_BYTES
 from xpyd.worker.wire import measure_pair
 
@@ -39,6 +41,17 @@ def run_transfer(config: Transfer, job: Job) -> None:
     links.close()
 
 
+def run_scaling(config: Scaling, job: Job) -> None:
+    """Measure steps on instances of every width, one after the other; collective."""
+    comm = job.comm
+    nodes = node_names(comm)
+    placement = place(config.placement, nodes)
+    cores = pin_cores(comm) if config.placement.pin_cores else []
+    write_environment(job, placement, cores, {}, emulated=False)
+    with RowWriter(job.run_dir, comm.rank) as rows:
+        measure_scaling(comm, nodes, config.model, config.sweep, rows.write)
+
+
 def run_interference(config: Interference, job: Job) -> None:
     """Measure gaps on every worker at the same time; collective."""
     comm = job.comm
@@ -48,7 +61,15 @@ def run_interference(config: Interference, job: Job) -> None:
     with RowWriter(job.run_dir, comm.rank) as rows:
         if comm.rank != CLIENT_RANK:
             pool = config.scheduler
-            runner = ModelRunner(config.model, pool.num_kv_blocks, pool.block_size, num_threads=max(1, len(cores)))
+            instance = placement.instance_of(comm.rank)
+            runner = ModelRunner(
+                config.model,
+                pool.num_kv_blocks,
+                pool.block_size,
+                num_threads=max(1, len(cores)),
+                reducer=reducer_of(comm, instance.ranks),
+            )
+            rows.muted = comm.rank != instance.leader
             for row in measure_gaps(runner, pool.block_size, config.sweep, seed=0):
                 rows.write(row)
                 rows.flush_if_due()

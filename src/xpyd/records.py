@@ -208,6 +208,22 @@ class ReceivingGapRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ScalingRow:
+    """One step of the ``scaling`` experiment: a prompt, or a decode batch, on an instance of ``width`` ranks."""
+
+    width: int
+    num_cores: int  # that its ranks may use; fewer than ``width``: oversubscribed
+    num_prefill_tokens: int  # 0: a decode step
+    num_decode_seqs: int
+    repeat: int
+    index: int
+    step_s: float
+    reduce_s: float  # of it in sums over ranks, waiting included; 0 at width 1
+    reduce_bytes: int  # that this rank put into them
+    logit_error: float  # largest difference of a logit to width 1, once per kind of step
+
+
+@dataclass(frozen=True, slots=True)
 class EconomicsRow:
     """One point of the closed-form sweep; every number is modeled."""
 
@@ -281,6 +297,7 @@ TABLES: dict[str, type] = {
     "gaps": GapRow,
     "receipts": ReceiptRow,
     "receiving_gaps": ReceivingGapRow,
+    "scaling": ScalingRow,
     "economics": EconomicsRow,
     "codec_points": CodecPointRow,
     "divergence": DivergenceRow,

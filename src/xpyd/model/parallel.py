@@ -7,6 +7,7 @@ matrix product, so logits equal those of one rank within float32 rounding, not b
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any, Protocol
 
@@ -53,6 +54,13 @@ class MpiReducer:
         parts = (Shard(rank, self.shard.width).part(num_columns) for rank in range(self.shard.width))
         _wait(self._comm.Igatherv(mine.numpy(), [joined.numpy(), [len(part) * x.shape[0] for part in parts]]))
         return joined.t()
+
+
+def reducer_of(comm: Any, ranks: Sequence[int]) -> MpiReducer | None:
+    """The reducer of the instance of these ranks of ``comm``, None for one rank alone. Collective among them."""
+    if len(ranks) == 1:
+        return None
+    return MpiReducer(comm.Create_group(comm.group.Incl(list(ranks)), ranks[0]))
 
 
 def _wait(request: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from xpyd.clock import Clock, synchronise, wait_quietly
 from xpyd.kv.coalesce import PieceCosts
 from xpyd.model.checkpoint_config import resolve_spec
-from xpyd.model.parallel import MpiReducer
+from xpyd.model.parallel import reducer_of
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
@@ -152,10 +152,6 @@ class Session:
         """This rank's runner in its instance of ``placement``, made when it is first asked for: by all of its ranks."""
         setup, instance = self.setup, placement.instance_of(self.rank)
         if instance.ranks not in self._runners:
-            reducer = None
-            if instance.width > 1:
-                comm = self.comm.Create_group(self.comm.group.Incl(list(instance.ranks)), instance.leader)
-                reducer = MpiReducer(comm)
             self._runners[instance.ranks] = ModelRunner(
                 self.spec,
                 instance_blocks(self.spec, instance.width, setup.scheduler.num_kv_blocks),
@@ -164,7 +160,7 @@ class Session:
                 num_threads=max(1, len(self.cores)),
                 order=setup.transfer.order,
                 staging_bytes=setup.transfer.registered_staging_bytes,
-                reducer=reducer,
+                reducer=reducer_of(self.comm, instance.ranks),
             )
         return self._runners[instance.ranks]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, MinLen
 
 from xpyd.kv.codec.config import CodecConfig
+from xpyd.placement import Width
 
 WIRE_BLOCK_BYTES = 64 * 1024  # blocks of the ``transfer`` experiment's patterns
 
@@ -52,6 +53,31 @@ class InterferenceSweep:
         """KV blocks that the largest point needs."""
         per_sequence = -(-(self.context_len + self.num_gaps + 1) // block_size)
         return max(self.num_decode_seqs) * per_sequence + -(-max(self.chunk_tokens) // block_size)
+
+
+@dataclass(frozen=True)
+class ScalingSweep:
+    """Prompts of each length and decode batches of each size, on one instance of each width."""
+
+    widths: Annotated[tuple[Width, ...], MinLen(2)]
+    prompt_tokens: tuple[Annotated[int, Gt(0)], ...]
+    num_decode_seqs: tuple[Annotated[int, Gt(0)], ...]
+    context_len: Annotated[int, Gt(0)]  # of each decoding sequence
+    num_steps: Annotated[int, Gt(0)]  # of each kind, each repeat
+    num_repeats: Annotated[int, Gt(0)]
+    block_size: Annotated[int, Gt(0)]
+
+    def __post_init__(self) -> None:
+        if self.widths[0] != 1 or list(self.widths) != sorted(set(self.widths)):
+            raise ValueError(
+                f"sweep.widths={list(self.widths)}: give widths in ascending order, with 1, the baseline, first"
+            )
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that the largest point needs."""
+        decodes = max(self.num_decode_seqs, default=0) * -(-(self.context_len + 1) // self.block_size)
+        return max(decodes, -(-max(self.prompt_tokens, default=0) // self.block_size))
 
 
 @dataclass(frozen=True)

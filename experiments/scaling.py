@@ -1,0 +1,23 @@
+"""Tensor parallel scaling: prefill and decode steps on 1, 2 and 4 ranks of one instance, beside one rank alone.
+
+python -m experiments.scaling model=small
+mpirun -n 5 python -m experiments.scaling 'sweep.widths=[1,2,4]'
+"""
+
+from __future__ import annotations
+
+from xpyd.config import Scaling
+from xpyd.entry import Job, main
+
+
+def run(job: Job) -> None:
+    from xpyd.probes import run_scaling  # ranks only: torch and MPI
+    from xpyd.trial import finish
+
+    config: Scaling = job.config
+    run_scaling(config, job)
+    finish(job)
+
+
+if __name__ == "__main__":
+    main("scaling", run)
