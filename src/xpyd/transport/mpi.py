@@ -50,7 +50,7 @@ class MpiTransport(Transport):
         super().__init__()
         self.mpi = MPI
         self._comm = comm.Dup()
-        self._tag_mask = tag_mask(MPI.COMM_WORLD.Get_attr(MPI.TAG_UB))  # an attribute of the world alone
+        self._tag_mask = tag_mask(MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or 0)  # an attribute of the world alone
 
     @classmethod
     def build(cls, fabric: FabricConfig, peer_errors: bool, comm: Any) -> MpiTransport:
