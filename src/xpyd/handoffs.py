@@ -10,16 +10,13 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from xpyd.config import Handoff
-from xpyd.economics.cost import ComputeModel, LinkModel, effective_transfer_s
+from xpyd.economics.handoff import Prompt, handoff_times
 from xpyd.economics.ledger import length_class
-from xpyd.economics.scenario import Calibration
 from xpyd.entry import Job
-from xpyd.model.spec import ModelSpec
 from xpyd.records import DISAGGREGATED
 from xpyd.request import Request
 from xpyd.trial import fit_points, open_session, play_all
 from xpyd.worker.calibrate import calibrate
-from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.session import Block, Session
 
 
@@ -55,46 +52,17 @@ def _write_prediction(session: Session, config: Handoff, job: Job) -> None:
     if points is None:
         return
     calibration = fit_points(*points, config.fabric.rate_gbps, job)
+    prompt = Prompt(
+        session.spec,
+        config.sweep.input_len,
+        config.scheduler.max_num_batched_tokens if config.scheduler.policy == "chunked" else None,
+        config.scheduler.block_size,
+        config.transfer.max_piece_bytes,
+    )
+    models = calibration.compute.model, calibration.link.model
     modes = {
-        f"{transfer.direction} {transfer.mode}": predict_mode(calibration, config, session.spec, transfer)
+        f"{transfer.direction} {transfer.mode}": asdict(handoff_times(*models, prompt, transfer.mode))
         for transfer in config.transfers
     }
     classes = {length_class(config.sweep.input_len): modes}
     job.run_dir.write_json("predicted.json", {"calibration": asdict(calibration), "classes": classes})
-
-
-def predict_mode(
-    calibration: Calibration, config: Handoff, spec: ModelSpec, transfer: TransferConfig
-) -> dict[str, float]:
-    """Seconds of the prefill and of its hand-off; ``floor_s`` is the part that no overlap can hide: the last piece."""
-    compute, link = calibration.compute.model, calibration.link.model
-    size = config.scheduler.block_size
-    num_blocks = -(-config.sweep.input_len // size)
-    block_bytes = spec.block_bytes(size) * spec.num_layers
-    num_parts, window_s, last_share = _parts(compute, config, spec, transfer.mode)
-    wire_s = _wire_s(link, transfer, num_blocks * block_bytes)
-    return {
-        "prefill_s": compute.prefill_s(config.sweep.input_len, _chunk_tokens(config)),
-        "transfer_s": link.alpha_s + wire_s,
-        "exposed_transfer_s": effective_transfer_s(link.alpha_s, wire_s, num_parts, window_s),
-        "floor_s": link.alpha_s + _wire_s(link, transfer, last_share * num_blocks * block_bytes),
-    }
-
-
-def _parts(compute: ComputeModel, config: Handoff, spec: ModelSpec, mode: str) -> tuple[int, float, float]:
-    """In how many parts the KV leaves, the seconds in which they become final, and the last one's share of all."""
-    input_len, chunk = config.sweep.input_len, _chunk_tokens(config)
-    last = (input_len - 1) % (chunk or input_len) + 1
-    if mode == "layerwise":
-        return spec.num_layers, compute.step_s(last, input_len - last), 1 / spec.num_layers
-    if mode == "chunkwise" and chunk is not None:
-        return -(-input_len // chunk), compute.prefill_s(input_len, chunk), last / input_len
-    return 1, 0.0, 1.0
-
-
-def _wire_s(link: LinkModel, transfer: TransferConfig, num_bytes: float) -> float:
-    return link.wire_s(num_bytes, -int(-num_bytes // transfer.max_piece_bytes))
-
-
-def _chunk_tokens(config: Handoff) -> int | None:
-    return config.scheduler.max_num_batched_tokens if config.scheduler.policy == "chunked" else None

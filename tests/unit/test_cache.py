@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xpyd.kv.cache import DTYPES, KVCache
@@ -91,6 +91,7 @@ def test_a_write_touches_its_slots_only(order: PoolOrder) -> None:
     assert int((made.pool == 0).sum()) == 2 * 2 * 2 * 4
 
 
+@settings(deadline=None)
 @given(table=st.permutations(range(10)), num_blocks=st.integers(1, 10), layer=st.integers(0, 2))
 def test_all_orders_read_the_same_bits(table: list[int], num_blocks: int, layer: int) -> None:
     table = table[:num_blocks]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xpyd.kv.layout import PoolLayout, Span
@@ -60,6 +60,7 @@ tables = st.integers(1, 8).flatmap(
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, BLOCKS_FIRST], ids=["layers_first", "blocks_first"])
+@settings(deadline=None)
 @given(both=tables, limit=st.integers(1, 200), blocks_per_part=st.none() | st.integers(1, 8))
 def test_every_block_arrives_whole_and_nothing_else_changes(
     layout: PoolLayout, both: tuple[list[int], list[int]], limit: int, blocks_per_part: int | None
@@ -81,6 +82,7 @@ def test_every_block_arrives_whole_and_nothing_else_changes(
     assert plan.part_ends[-1] == len(plan.source)
 
 
+@settings(deadline=None)
 @given(both=tables, blocks_per_part=st.integers(1, 8))
 def test_a_part_holds_its_own_blocks_only(both: tuple[list[int], list[int]], blocks_per_part: int) -> None:
     source, destination = both
