@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xpyd.mpi import MPI
 from xpyd.preflight.facts import UcxFacts
 
 MAPS = Path("/proc/self/maps")
@@ -12,11 +11,15 @@ MAPS = Path("/proc/self/maps")
 
 def mpi_library() -> str:
     """The MPI library in its own words, without its build's history: ``Open MPI v5.0.11``."""
+    from xpyd.mpi import MPI
+
     return str(MPI.Get_library_version().splitlines()[0].strip("\0")).partition(",")[0]
 
 
 def mpi_abi() -> str:
-    """What mpi4py was built for and the library that was loaded: ``openmpi ABI, libmpi.so.40.40.11``."""
+    """What mpi4py was built for and the library that was loaded: ``openmpi ABI, libmpi.so.40``."""
+    from xpyd.mpi import MPI
+
     built_for = Path(MPI.__file__).name.split(".")[1]
     loaded = sorted({name for name in loaded_libraries() if name.startswith("libmpi")})
     kinds = {"openmpi": "openmpi ABI", "mpich": "mpich ABI", "mpiabi": "MPI standard ABI"}
