@@ -1,0 +1,1 @@
+"""``make slurm-demo``: one comparison as a Slurm job on a slow and on a fast link of the virtual cluster."""
