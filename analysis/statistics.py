@@ -91,4 +91,5 @@ def meets_slo(requests: pd.DataFrame, slo: Mapping[str, float]) -> pd.Series[boo
 def num_workers(run: Run) -> int:
     """Ranks with a model, the same number in every arm."""
     placement = run.config["placement"]
-    return int(placement["num_prefill"] + placement["num_decode"] + placement["num_colocated"])
+    ranks = ((f"num_{role}", f"{role}_tp") for role in ("prefill", "decode", "colocated"))
+    return sum(int(placement[number]) * int(placement.get(width) or 1) for number, width in ranks)

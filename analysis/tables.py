@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -55,8 +56,15 @@ def traffic_table(run: Run) -> Table:
         f"Transport {run.config['transport']['name']} over {', '.join(routes) or 'an unknown route'}.",
         f"Checksums of every layer and block compared across the wire in {verified} of {len(transfers)} transfers.",
     ]
+    if codec_of(run) != "none":
+        notes.append(f"KV moves in codec {codec_of(run)}: ledger and transport count encoded bytes.")
     columns = ("arm", "finding", "ledger", "transport", "interfaces")
     return Table(titled("Bytes moved, by counter, measured", run.labels), columns, rows, notes, num_left=2)
+
+
+def codec_of(run: Run) -> str:
+    """The codec that KV travelled in; "none" where runs know of none."""
+    return str(run.config.get("transfer", {}).get("codec", {}).get("name", "none"))
 
 
 def checks_table(run: Run, frame: pd.DataFrame) -> Table:
@@ -90,15 +98,24 @@ def checks_table(run: Run, frame: pd.DataFrame) -> Table:
     return Table(titled("Requests and stamps, measured", run.labels), columns, rows, notes)
 
 
+def placement_name(placement: Mapping[str, Any]) -> str:
+    """``1P2D``, ``2C``; with the ranks of an instance where they are several: ``1P(tp2)1D``."""
+
+    def part(role: str, letter: str) -> str:
+        width = placement.get(f"{role}_tp") or 1
+        return f"{placement.get(f'num_{role}', 0)}{letter}" + (f"(tp{width})" if width > 1 else "")
+
+    return part("colocated", "C") if placement.get("num_colocated") else part("prefill", "P") + part("decode", "D")
+
+
 def config_columns(run: Run) -> dict[str, str]:
     """The settings that a reader of several runs tells them apart by."""
     placement = run.config.get("placement", {})
-    xpyd = f"{placement.get('num_prefill', 0)}P{placement.get('num_decode', 0)}D"
     return {
         "run": run.name,
         "labels": ", ".join(run.labels),
         "model": str(run.config.get("model", {}).get("name", "")),
-        "placement": f"{placement['num_colocated']}C" if placement.get("num_colocated") else xpyd,
+        "placement": placement_name(placement),
         "policy": str(run.config.get("scheduler", {}).get("policy", "")),
         "transport": str(run.config.get("transport", {}).get("name", "")),
         "mode": str(run.config.get("transfer", {}).get("mode", "")),

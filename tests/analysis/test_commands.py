@@ -11,9 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import compare, contention, economics, interference, report, serve, transfer
+from analysis import compare, contention, economics, interference, report, scaling, serve, transfer
+from analysis.load import load_run
+from analysis.statistics import num_workers
+from analysis.tables import placement_name
 from tests.analysis.synthetic import Way, block_rows, write_run
-from xpyd.records import EconomicsRow, GapRow, ReceiptRow, ReceivingGapRow, TransferPointRow
+from xpyd.records import EconomicsRow, GapRow, ReceiptRow, ReceivingGapRow, ScalingRow, TransferPointRow
 
 COLOCATED = Way(queue=10, prefill=20, gaps=(10, 10, 10))
 SPLIT = Way(queue=14, prefill=22, exposed=6, admission=2, gaps=(16, 6, 6), moved=True)
@@ -58,6 +61,17 @@ def contention_rows() -> list[Any]:
     return rows
 
 
+def scaling_rows() -> list[Any]:
+    """A 12 ms prompt takes two ranks 8 ms, a quarter of it in sums: 1.5 times as fast. Four ranks share two cores."""
+    found = ((1, 0.012, 0.0), (2, 0.008, 0.002), (4, 0.010, 0.006))
+    return [
+        ScalingRow(width, 2, 256, 0, repeat, i, step_s, reduce_s, 4096 * (width > 1), 1e-6 * (width > 1))
+        for width, step_s, reduce_s in found
+        for repeat in range(5)
+        for i in range(3)
+    ]
+
+
 def economics_rows() -> list[Any]:
     slow, fast = "don't: the link is too slow", "split"
     return [
@@ -73,6 +87,7 @@ KINDS: dict[str, tuple[Callable[[], list[Any]], Any]] = {
     "transfer": (transfer_rows, transfer),
     "interference": (gap_rows, interference),
     "contention": (contention_rows, contention),
+    "scaling": (scaling_rows, scaling),
     "economics": (economics_rows, economics),
 }
 
@@ -231,3 +246,22 @@ def test_what_receiving_costs_is_found(tmp_path: Path, capsys: pytest.CaptureFix
     assert "| 10 MiB | idle | idle | 5 ms | isolated |" in text
     assert "| 10 MiB | 4 decodes | idle | 15 ms | 3 |" in text
     assert "| 10 MiB | 4 | idle | 10 ms | 14 ms | 14 ms | 1.4 | 8 [8, 8] ms |" in text
+
+
+def test_a_speed_up_is_told_beside_one_rank_and_says_where_cores_are_too_few(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "scaling" / "r", scaling_rows(), config={"experiment": "scaling"}))
+    results = scaling.analyse(run)
+    assert results.answer == "At best 1.5 times as fast, on 2 ranks."
+    assert results.tables[0].rows == [
+        ("prefill of 256", "1", "12 ms", "", "", "", ""),
+        ("prefill of 256", "2", "8 ms", "1.5 [1.5, 1.5]", "25 %", "4 KiB", "1e-06"),
+        ("prefill of 256", "4 (oversubscribed)", "10 ms", "1.2 [1.2, 1.2]", "60 %", "4 KiB", "1e-06"),
+    ]
+
+
+def test_the_ranks_of_instances_count_as_ranks(tmp_path: Path) -> None:
+    placement = {"num_prefill": 2, "num_decode": 1, "num_colocated": 0, "prefill_tp": 2, "decode_tp": 4}
+    run = load_run(write_run(tmp_path / "r", compare_rows(), config={"placement": {**placement, "colocated_tp": None}}))
+    assert num_workers(run) == 8
+    assert placement_name(placement) == "2P(tp2)1D(tp4)"
+    assert placement_name({"num_colocated": 3}) == "3C"

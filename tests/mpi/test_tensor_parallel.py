@@ -64,3 +64,22 @@ def test_a_comparison_of_unequal_widths(tmp_path: Path) -> None:
     arms = [tokens[tokens["block"] == block]["token_id"].tolist() for block in blocks]
     assert len(arms[0]) == 16
     assert arms[0] == arms[1]
+
+
+@pytest.mark.mpi
+def test_scaling_compares_each_width_with_one_rank(tmp_path: Path) -> None:
+    overrides = ["model=micro", "placement.colocated_tp=2", "sweep.widths=[1,2]", "sweep.prompt_tokens=[32]"]
+    overrides += ["sweep.num_decode_seqs=[2]", "sweep.num_steps=1", "sweep.num_repeats=1", "run.report=false"]
+    command = [sys.executable, "-m", "experiments.scaling", *overrides, f"run.root={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_parquet(next((tmp_path / "scaling").iterdir()) / "scaling.parquet").set_index("width")
+    assert sorted(rows.index) == [1, 1, 2, 2]
+    assert (rows.loc[1, ["reduce_s", "reduce_bytes", "logit_error"]] == 0).all(axis=None)
+    assert (rows.loc[2, "reduce_s"] < rows.loc[2, "step_s"]).all()
+    assert rows.loc[2, "logit_error"].between(0, 1e-4, inclusive="neither").all()
+    # Two sums a layer and the logits of this rank's half of the vocabulary, in float32.
+    hidden, layers, vocab = 64, 2, 256
+    tokens = rows.loc[2, "num_prefill_tokens"] + rows.loc[2, "num_decode_seqs"]
+    sampled = rows.loc[2, "num_decode_seqs"].clip(lower=1)
+    assert (rows.loc[2, "reduce_bytes"] == 4 * (2 * layers * hidden * tokens + vocab // 2 * sampled)).all()
