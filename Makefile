@@ -8,7 +8,7 @@ SETUP_DEV := $(VENV)/.setup-dev
 PY_M = $(BIN)/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer interference bench-analysis check-cluster cluster test lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer interference bench-analysis check-cluster codecs cluster test lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,7 +42,10 @@ interference: $(SETUP) ## gaps of a decode batch alone and beside prefill chunks
 bench-analysis: $(SETUP) ## seconds and memory of the analysis of ten million token rows
 	$(PY_M) benchmarks.analysis
 
-check-cluster: $(SETUP) ## is this machine ready: MPI, UCX, wires, clocks, memory, versions; a remedy for each finding
+check-codecs: $(SETUP) ## what fp8, int8 and lossless KV save on the wire, cost in time, and change in tokens
+	$(PY_M) experiments.codecs
+
+cluster: $(SETUP) ## is this machine ready: MPI, UCX, wires, clocks, memory, versions; a remedy for each finding
 	$(PY_M) experiments.check_cluster placement.allow_shared_node=true
 
 cluster: $(SETUP) ## four Slurm nodes on this machine (root or user namespaces; slurm-wlm, munge, iproute2)

@@ -30,6 +30,7 @@ from xpyd.units import GIGA, bytes_per_s_to_gbps, format_bytes, gbps_to_bytes_pe
 
 NO_CODEC = "none"
 MS_PER_S = 1e3
+BUSY = 1.2  # wall over CPU seconds
 RATES_GBPS = np.geomspace(0.1, 400, 60)
 POINT = ["codec", "input_len", "prompt"]
 
@@ -158,10 +159,22 @@ def codec_table(run: Run, found: Sequence[Found], link: Link, input_len: int) ->
         f"{number(model.gamma_s, 's')} each piece). Nothing overlaps. Bytes: of the pool's, with scales and headers.",
         "Encode, decode: CPU seconds of one core of this machine per GB of KV, with the gather from the pool and the "
         "scatter back; not those of a GPU. none: these copies alone, which its bill has not (KV goes pool to pool).",
+        *busy_notes(run.tables["codec_points"]),
         *drift_notes(run),
     ]
     title = f"KV codecs, {run.config['model']['name']} in {run.config['model']['dtype']}"
     return Table(titled(title, run.labels), columns, rows, notes)
+
+
+def busy_notes(points: pd.DataFrame) -> list[str]:
+    """A word where the core was shared: CPU seconds leave out the waiting, not the cold caches after it."""
+    waited = float((points["wall_s"] / (points["encode_s"] + points["decode_s"])).median())
+    if waited < BUSY:
+        return []
+    return [
+        f"This machine was busy: the codecs took {digits(waited)} times their CPU time by the clock, and shared their "
+        "caches; on a quiet one they are faster."
+    ]
 
 
 def draw_bills(figure: Figure, found: Sequence[Found], link: Link) -> None:

@@ -10,7 +10,7 @@ from analysis.invariance import Invariance
 from analysis.ledger import OVERALL, Comparison, Line
 from analysis.load import Run
 from analysis.results import Table, titled
-from analysis.tables import config_columns
+from analysis.tables import codec_of, config_columns
 from xpyd.records import DISAGGREGATED, NULL
 from xpyd.units import format_s
 
@@ -90,6 +90,11 @@ def invariance_table(run: Run, found: list[Invariance]) -> Table:
         for row in f.divergences[~f.divergences["within_rounding"]].head(3).itertuples():
             where = f"pair {row.pair} request {row.request_id} from token {row.index}"
             notes.append(f"{f.arms[1]}: differs in {where}, margin {row.margin:.2g}.")
+    if codec_of(run) != "none":
+        notes.append(
+            f"Codec {codec_of(run)} is lossy, so tokens may differ: this is what it costs. For KL and logit errors run "
+            "experiments.codecs; whether the hand-off is right shows with codec=none."
+        )
     columns = ("same tokens?", "finding", "compared", "equal", "within rounding", "different")
     return Table(titled("Output invariance, measured", run.labels), columns, rows, notes, num_left=2)
 

@@ -236,7 +236,7 @@ def _run(
     try:
         config = load_config(composed)
         if not isinstance(config, Ranked):
-            raise ConfigError(f"{config.experiment} is closed form and needs no ranks; run it without mpirun or srun")
+            raise ConfigError(f"{config.experiment} runs in one process, without ranks; drop mpirun or srun")
         phases(Job(config, run_dir, completed, comm, stop))
         if stop.cut_short and not stop.num_blocks and comm.rank == 0:
             return _user_error("stopped before one block had ended: give the run more time", STOPPED_EMPTY)

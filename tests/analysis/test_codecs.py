@@ -19,11 +19,13 @@ CONFIG: dict[str, Any] = {"experiment": "codecs", "model": {"name": "tiny", "dty
 LABELS = {"labels": ["CPU", "random weights", "random prompts"]}
 
 
-def point_rows() -> list[Any]:
+def point_rows(wall: float = 10.0) -> list[Any]:
     """100 MB of KV in 2 layers. int8: half the bytes, 30 + 20 ms. zstd: 80 MB, 0.3 + 0.2 s. One slow repeat each."""
     costs = {"none": (100, 0.004, 0.006), "int8": (50, 0.03, 0.02), "zstd": (80, 0.3, 0.2)}
     return [
-        CodecPointRow(codec, prompt, 1024, repeat, 2, 100 * MB, size * MB, encode * slow, decode * slow, 1.0)
+        CodecPointRow(
+            codec, prompt, 1024, repeat, 2, 100 * MB, size * MB, encode * slow, decode * slow, (encode + decode) * wall
+        )
         for codec, (size, encode, decode) in costs.items()
         for prompt in range(2)
         for repeat, slow in enumerate((1.0, 1.0, 9.0))
@@ -101,6 +103,12 @@ def test_the_tables_say_whose_logits_these_are(tmp_path: Path) -> None:
         assert words in text
     trained = write_run(tmp_path / "trained", point_rows() + drift_rows(), CONFIG, {"labels": ["CPU"]})
     assert "Random" not in " ".join(codecs.analyse(load_run(trained)).tables[0].notes)
+
+
+def test_a_busy_machine_is_named(tmp_path: Path) -> None:
+    busy, quiet = (codecs.analyse(load_run(write(tmp_path / str(wall), point_rows(wall)))) for wall in (3.0, 1.0))
+    assert "the codecs took 3 times their CPU time" in " ".join(busy.tables[0].notes)
+    assert "busy" not in " ".join(quiet.tables[0].notes)
 
 
 def test_a_fitted_link_replaces_the_configured_one(tmp_path: Path) -> None:

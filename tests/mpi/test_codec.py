@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,24 @@ def test_every_mode_through_int8(mpirun: Run, tmp_path: Path) -> None:
     found = {path.stem: pd.read_parquet(path) for path in tmp_path.glob("*.parquet")}
     encoded_bytes_moved_and_were_counted(found["transfers"], found["blocks"].set_index("block"))
     all_modes_decoded_from_the_same_bytes(found["tokens"].sort_values(["block", "request_id", "index"]))
+
+
+@pytest.mark.mpi
+def test_a_comparison_through_fp8(tmp_path: Path) -> None:
+    """One word on the command line: encoded bytes in the ledger, a prediction that knows them, labels in the page."""
+    small = ["model=micro", "placement.allow_shared_node=true", "num_pairs=1", "transport=mpi"]
+    load = ["workload.num_requests=4", "workload.input_len=40", "workload.output_len=6", "null_control=false"]
+    command = [sys.executable, "-m", "experiments.compare", "codec=fp8", *small, *load, f"run.root={tmp_path}"]
+    done = subprocess.run(command, cwd=PROGRAM.parents[3], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "compare").iterdir()
+    transfers = pd.read_parquet(folder / "transfers.parquet")
+    per_block = 2 * 16 * 2 * 16 + 2 * 2 * 4  # K and V, block_size, KV heads, head_dim: a byte each; and four scales
+    assert transfers["payload_bytes"].tolist() == [3 * 2 * per_block] * 4  # blocks of 40 tokens, layers
+    assert transfers["verified"].any()
+    assert (folder / "predicted.json").exists()
+    assert "KV moves in codec fp8" in done.stdout
+    assert "Codec fp8 is lossy" in done.stdout
 
 
 def encoded_bytes_moved_and_were_counted(transfers: pd.DataFrame, blocks: pd.DataFrame) -> None:

@@ -7,10 +7,15 @@ fixed here and not the workload's: a prediction is never scored on the points th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 from time import perf_counter_ns
+
+import numpy as np
 
 from xpyd.clock import wait_quietly
 from xpyd.economics.cost import ComputePoint, LinkPoint
+from xpyd.kv.codec.cells import CellCodec
+from xpyd.kv.layout import PoolLayout
 from xpyd.kv.plan import plan_request
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.placement import Role
@@ -71,7 +76,10 @@ def _segments(size: int, new: int, cached: int, num_seqs: int, context: int) -> 
 
 
 def _time_transfers(session: Session) -> list[LinkPoint]:
-    """Hand-offs of whole block tables between the first prefill and the first decode rank, alone on the link."""
+    """Hand-offs of whole block tables between the first prefill and the first decode rank, alone on the link.
+
+    With a codec a point is what so many blocks cost: fewer bytes on the wire, and the time to encode and decode them.
+    """
     placement, transfer = session.placement, session.setup.transfer
     if session.links is None or session.runner is None:
         return []
@@ -79,18 +87,34 @@ def _time_transfers(session: Session) -> list[LinkPoint]:
     if session.rank not in (source, destination):
         return []
     layout = session.runner.cache.layout
+    codec = None if transfer.codec.name == "none" else CellCodec(transfer.codec, session.runner.cache.cells)
+    wire_share = 1.0 if codec is None else codec.cell_bytes / layout.block_bytes
     points: list[LinkPoint] = []
     sizes = [blocks for blocks in TRANSFER_BLOCKS if blocks <= layout.num_blocks]
     largest = MAX_TRANSFER_BYTES * layout.num_blocks // layout.nbytes  # in blocks
     sizes = sizes[:MIN_TRANSFER_SIZES] + [blocks for blocks in sizes[MIN_TRANSFER_SIZES:] if blocks <= largest]
     for seq, blocks in enumerate(sizes * (NUM_REPEATS + 1)):
-        plan = plan_request(layout, range(blocks), range(blocks), transfer.max_piece_bytes)
+        sent = range(ceil(blocks * wire_share))
+        plan = plan_request(layout, sent, sent, transfer.max_piece_bytes)
         if session.rank == source:
             send_once(session.links.transport, session.comm, destination, plan, seq, transfer.pieces_in_flight)
             continue
         window = transfer.pieces_in_flight
         seconds = receive_once(session.links.transport, session.comm, source, plan, seq, window)
         if seq >= len(sizes):  # the first round warms up
-            num_bytes = sum(span.nbytes for span in plan.destination)
-            points.append(LinkPoint(num_bytes, len(plan.destination), seconds))
+            seconds += 0.0 if codec is None else _codec_s(codec, layout, blocks)
+            points.append(LinkPoint(blocks * layout.num_layers * layout.block_bytes, len(plan.destination), seconds))
     return points
+
+
+def _codec_s(codec: CellCodec, layout: PoolLayout, num_blocks: int) -> float:
+    """Seconds to encode, and decode again, all layers of so many blocks of the pool."""
+    payload = np.empty(num_blocks * codec.cell_bytes, np.uint8)
+    layers = [
+        np.array([layout.offset(layer, block) for block in range(num_blocks)]) for layer in range(layout.num_layers)
+    ]
+    begin_ns = perf_counter_ns()
+    for cells in layers:
+        codec.encode(cells, payload)
+        codec.decode(payload, cells)
+    return (perf_counter_ns() - begin_ns) / NS_PER_S
