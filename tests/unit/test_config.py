@@ -75,6 +75,9 @@ def test_presets_build() -> None:
         assert isinstance(load_config(composed("compare", f"+preset={path.stem}")), Compare)
 
 
+TP2 = ["placement.prefill_tp=2", "placement.decode_tp=2"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -96,6 +99,19 @@ def test_presets_build() -> None:
         (["transport=mpi", "fabric=tcp"], r"transport\.name=mpi declares no takes_fabric, which fabric\.tls=\['tcp'\]"),
         (["transport=nixl", "transfer.staging=on"], r"nixl declares no two_sided, .*staging=on needs; .*staging=off"),
         (["transport.name=loopback"], r"name='loopback' works inside one process only"),
+        (["placement.decode_tp=3"], r"placement\.decode_tp='?3'?: .*1, 2, 4 or 8"),
+        (
+            ["placement.decode_tp=2"],
+            r"block_order=tokens_first with .*decode_tp=2.* set transfer\.block_order=heads_first",
+        ),
+        (
+            ["placement.decode_tp=8", "model=micro"],
+            r"num_heads=4 of micro does not divide among 8 tensor-parallel ranks",
+        ),
+        ([*TP2, "transfer.direction=push"], r"direction=push with .*prefill_tp=2.* set transfer\.direction=pull"),
+        ([*TP2, "transfer.staging=on"], r"staging=on .*prefill_tp=2.* set transfer\.staging=off"),
+        ([*TP2, "transport=nixl"], r"nixl declares no two_sided, which placement\.prefill_tp=2, decode_tp=2 needs"),
+        ([*TP2, "placement=2p1d", "placement.colocated_tp=4"], r"colocated_tp=4: 6 worker ranks do not divide"),
     ],
 )
 def test_wrong_values_are_refused(overrides: list[str], message: str) -> None:

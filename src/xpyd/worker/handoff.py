@@ -152,7 +152,10 @@ class TransferConfig:
         if self.direction != "pull":
             raise ValueError(f"transfer.direction={self.direction} with {widths}: set transfer.direction=pull")
         if self.staging != "off":
-            raise ValueError(f"transfer.staging={self.staging} with {widths}: set transfer.staging=off")
+            raise ValueError(
+                f"transfer.staging={self.staging} (codec.name={self.codec.name}) with {widths}: heads travel as they "
+                "lie; set transfer.staging=off and codec=none"
+            )
         split = splits_heads(placement.prefill_tp, placement.decode_tp, num_kv_heads)
         if split and self.block_order != "heads_first":
             raise ValueError(
