@@ -13,7 +13,7 @@ import pytest
 from tests.mpi.test_experiments import plain, run_folder
 
 SICK = str(Path(__file__).parent / "programs" / "sick_cluster.py")
-QUICK = ["placement.allow_shared_node=true", "check.num_pieces=4", "check.num_repeats=2", "check.timeout_s=2"]
+QUICK = ["placement.allow_shared_node=true", "check.num_pieces=4", "check.num_repeats=2"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 pytestmark = pytest.mark.mpi
@@ -75,7 +75,7 @@ def test_a_wrong_number_of_ranks_is_a_finding_among_others(mpirun: Run, tmp_path
 def sick(mpirun: Run, root: Path, what: str, num_ranks: int) -> tuple[str, dict[str, Any]]:
     """What was said on stderr, and the findings; every worker but the last prefills."""
     placement = f"placement.num_prefill={num_ranks - 2}"
-    done = mpirun(num_ranks, [SICK, what, *QUICK, placement, f"run.root={root}"], 100)
+    done = mpirun(num_ranks, [SICK, what, *QUICK, "check.timeout_s=5", placement, f"run.root={root}"], 100)
     assert done.returncode != 0, done.stdout
     return done.stderr, findings(root)
 
