@@ -8,7 +8,7 @@ SETUP_DEV := $(VENV)/.setup-dev
 PY_M = $(BIN)/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer interference bench-analysis check-cluster codecs cluster test lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer interference bench-analysis check-cluster codecs cluster slurm-demo test lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,14 +42,17 @@ interference: $(SETUP) ## gaps of a decode batch alone and beside prefill chunks
 bench-analysis: $(SETUP) ## seconds and memory of the analysis of ten million token rows
 	$(PY_M) benchmarks.analysis
 
-check-codecs: $(SETUP) ## what fp8, int8 and lossless KV save on the wire, cost in time, and change in tokens
-	$(PY_M) experiments.codecs
-
-cluster: $(SETUP) ## is this machine ready: MPI, UCX, wires, clocks, memory, versions; a remedy for each finding
+check-cluster: $(SETUP) ## is this machine ready: MPI, UCX, wires, clocks, memory, versions; a remedy for each finding
 	$(PY_M) experiments.check_cluster placement.allow_shared_node=true
+
+codecs: $(SETUP) ## what fp8, int8 and lossless KV save on the wire, cost in time, and change in tokens
+	$(PY_M) experiments.codecs
 
 cluster: $(SETUP) ## four Slurm nodes on this machine (root or user namespaces; slurm-wlm, munge, iproute2)
 	$(PY_M) launch.virtual_cluster up -n 4 --rate 10gbit
+
+slurm-demo: $(SETUP) ## the same Slurm job on a slow and a fast link of a virtual cluster: two verdicts in one table
+	$(PY_M) launch.slurm_demo
 
 test: $(SETUP_DEV) ## the whole test suite; what needs root, Slurm or a GPU skips with the reason
 	$(PY_M) pytest
