@@ -162,7 +162,11 @@ def codec_table(run: Run, found: Sequence[Found], link: Link, input_len: int) ->
         *busy_notes(run.tables["codec_points"]),
         *drift_notes(run),
     ]
-    title = f"KV codecs, {run.config['model']['name']} in {run.config['model']['dtype']}"
+    config = run.config["model"]
+    model_name = (
+        Path(config["checkpoint"]).name if config.get("checkpoint") else f"{config['name']} in {config['dtype']}"
+    )
+    title = f"KV codecs, {model_name}"
     return Table(titled(title, run.labels), columns, rows, notes)
 
 

@@ -6,7 +6,7 @@ python -m experiments.codecs model=checkpoint model.checkpoint=FOLDER sweep.prom
 
 from __future__ import annotations
 
-from xpyd.config import Codecs
+from xpyd.config import Codecs, ConfigError
 from xpyd.entry import ROOT, Job, main
 from xpyd.environment import lone_environment
 from xpyd.run_dir import RowWriter
@@ -18,7 +18,10 @@ def run(job: Job) -> None:
     config: Codecs = job.config
     job.run_dir.write_json("environment.json", lone_environment(ROOT, config.sweep.labels(config.model.checkpoint)))
     job.say(f"prefilling {config.sweep.num_prompts} prompts of each of {list(config.sweep.input_lens)} tokens")
-    probe = CodecProbe(config.model, config.sweep)
+    try:
+        probe = CodecProbe(config.model, config.sweep)
+    except ValueError as error:  # a checkpoint or a shape that cannot run: its message says it all
+        raise ConfigError(str(error)) from None
     with RowWriter(job.run_dir, rank=0) as rows:
         job.say(f"timing {len(config.sweep.codecs)} codecs, {config.sweep.num_repeats} times each prompt")
         for point in probe.time():

@@ -28,6 +28,7 @@ from xpyd.slurm import SlurmConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import Need, TransportConfig, placement_needs
 from xpyd.worker.handoff import TransferConfig
+from xpyd.worker.prompts import place_prompts
 from xpyd.worker.search import TuneSearch
 from xpyd.worker.sweeps import CodecSweep, ContentionSweep, HandoffSweep, InterferenceSweep, ScalingSweep, WireSweep
 from xpyd.workload.config import WorkloadConfig
@@ -109,6 +110,7 @@ class Codecs(Experiment):
                 f"make {self.sweep.max_tokens} tokens, model {spec.name} knows positions up to "
                 f"max_position_embeddings={spec.max_position_embeddings}; shorten one of them"
             )
+        place_prompts(self.sweep, spec.vocab_size)  # a file of prompts that cannot be used is refused here
 
 
 @dataclass(frozen=True)
