@@ -20,11 +20,11 @@ import pandas as pd
 
 from analysis import command
 from analysis.load import Run, RunError, load_run
-from xpyd.placement import CLIENT_RANK
 from xpyd.request import Stage
 
 Event = dict[str, Any]
 NS_PER_US = 1000
+CLIENT_RANK = 0
 BLOCKS_TRACK, STEPS_TRACK = 1, 2  # threads of a process
 # What a request does from each stamp to the next one that it has.
 SPANS = {
