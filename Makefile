@@ -8,7 +8,7 @@ SETUP_DEV := $(VENV)/.setup-dev
 PY_M = $(BIN)/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer interference bench-analysis check-cluster codecs cluster slurm-demo test lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer handoff interference bench-analysis check-cluster codecs cluster slurm-demo test lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ transfer: $(SETUP) ## the bill alone: KV patterns over this machine's loopback, 
 
 bench-transfer: $(SETUP) ## every transport beside a plain socket and ucx_perftest, on real KV patterns: ARGS=--quick
 	$(PY_M) benchmarks.transfer $(ARGS)
+
+handoff: $(SETUP) ## what of each transfer is exposed, in every mode of the hand-off, on this machine
+	$(PY_M) experiments.handoff placement.allow_shared_node=true
 
 interference: $(SETUP) ## gaps of a decode batch alone and beside prefill chunks of each size
 	$(PY_M) experiments.interference
