@@ -60,8 +60,8 @@ def analyse(run: Run) -> Results:
         plots=[
             Plot(
                 "Candidates against the best before them",
-                "How many times as fast, mean over repeats; whiskers: 95 % interval. Each round starts from what won "
-                "before it.",
+                "How many times as fast, geometric mean over repeats; whiskers: 95 % interval. Each round starts from "
+                "what won before it.",
                 lambda figure: draw(figure, found),
                 height_in=max(2.4, 0.22 * len(found)),
             )
@@ -90,7 +90,7 @@ def candidates(rows: pd.DataFrame) -> list[Candidate]:
                 reference=bool(first["reference"]),
                 settings=json.loads(first["settings"]),
                 rates=dict((timed["payload_bytes"] / timed["seconds"]).groupby(timed["piece_bytes"]).median()),
-                ratio=bootstrap_mean(ratios(timed, reference)),
+                ratio=_geometric(bootstrap_mean(log_ratios(timed, reference))),
                 adopted=bool(moved_on and first["axis"] != FINAL),
                 refused=str(first["refused"]),
             )
@@ -98,12 +98,19 @@ def candidates(rows: pd.DataFrame) -> list[Candidate]:
     return sorted(found, key=lambda each: (each.round, not each.reference))
 
 
-def ratios(timed: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:
-    """How many times as fast as the reference in the same repeat: geometric mean over piece sizes, by repeat."""
+def log_ratios(timed: pd.DataFrame, reference: pd.DataFrame) -> pd.Series:
+    """Logarithm of how many times as fast as the reference, by repeat, mean over piece sizes.
+
+    In logarithms, as the mean of plain ratios lies above 1 also where nothing but noise differs.
+    """
     keys = ["repeat", "piece_bytes"]
     faster = (reference.set_index(keys)["seconds"] / timed.set_index(keys)["seconds"]).dropna()
     logarithms = pd.Series(np.log(faster.to_numpy()), index=faster.index)
-    return logarithms.groupby("repeat").mean().map(np.exp)
+    return logarithms.groupby("repeat").mean()
+
+
+def _geometric(found: Interval) -> Interval:
+    return Interval(float(np.exp(found.low)), float(np.exp(found.mid)), float(np.exp(found.high)))
 
 
 def table(run: Run, found: Sequence[Candidate]) -> Table:
@@ -161,7 +168,9 @@ def _answer(run: Run, last: dict[str, Candidate]) -> str:
     if TUNED not in last:
         return "The search did not end: no preset."
     fabric = run.config["fabric"]["name"]
-    return f"The tuned settings are {interval(last[TUNED].ratio, '')} times as fast as fabric={fabric}."
+    gain = last[TUNED].ratio
+    verdict = "The" if gain.known and gain.low > 1 else "No clear gain: the"
+    return f"{verdict} tuned settings are {interval(gain, '')} times as fast as fabric={fabric}."
 
 
 def _because(found: Sequence[Candidate]) -> str:

@@ -14,6 +14,7 @@ from benchmarks.transfer.order import Sample
 from xpyd.units import GIGA
 
 BULK = f"{LAYERS.name} x1"
+LEVEL = 0.98  # equal, within what repeats differ by
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Target:
 
 
 def targets(samples: Samples, path: str, shaped: bool, carrier: str = "ucx") -> list[Target]:
-    """The targets of one path, on one pair of ranks."""
+    """The targets of one path, on one pair of ranks. A full wire leaves no room to be ahead: level is enough there."""
     rows = {(row.case, row.carrier): row for row in samples.rows() if (row.path, row.pairs) == (path, "1x1")}
     scattered = next((case for case, _ in rows if "scattered x1" in case), "")
     bulk, small = rows.get((BULK, carrier)), rows.get((scattered, carrier))
@@ -122,5 +123,6 @@ def targets(samples: Samples, path: str, shaped: bool, carrier: str = "ucx") -> 
     ]
     for other in dict.fromkeys(name for _, name in rows if not is_limit(name) and name != carrier):
         ratios = [samples.ratio(path, "1x1", case, carrier, other) for case in dict.fromkeys(case for case, _ in rows)]
-        found.append(Target(f"over {other}, worst pattern", 1.0, min((r for r in ratios if r), default=None)))
+        least = LEVEL if shaped else 1.0
+        found.append(Target(f"over {other}, worst pattern", least, min((r for r in ratios if r), default=None)))
     return found

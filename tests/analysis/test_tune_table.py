@@ -78,6 +78,14 @@ def test_the_answer_is_the_final_round() -> None:
     assert any("UCX does not start" in note for note in table.notes)
 
 
+def test_noise_alone_is_no_gain() -> None:
+    noisy = rows("final", 2, "tuned", BETTER, 1.0)
+    for row in noisy:
+        row["seconds"] *= 4.0 if row["repeat"] % 2 else 0.25
+    results = analyse(run_of(*PARTS[:5], rows("final", 2, "start", BEGIN, 1.0), noisy))
+    assert results.answer.startswith("No clear gain: the tuned settings are 1.32 [")  # 4 ** ((3 - 2) / 5)
+
+
 def test_a_search_that_did_not_end_says_so() -> None:
     assert analyse(run_of(*PARTS[:5])).answer == "The search did not end: no preset."
     with pytest.raises(RunError, match="no candidate was timed"):
