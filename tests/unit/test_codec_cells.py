@@ -30,8 +30,8 @@ def cells(cache: KVCache, table: list[int]) -> np.ndarray:
     return np.array([cache.layout.offset(layer, block) for layer in range(3) for block in table])
 
 
-def last(cache: KVCache, table: list[int]) -> np.ndarray:
-    return cells(cache, table[-1:])
+def last(cache: KVCache, table: list[int]) -> frozenset[int]:
+    return frozenset(cells(cache, table[-1:]).tolist())
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=str)

@@ -144,9 +144,9 @@ def test_a_damaged_payload_would_show(probe: CodecProbe, monkeypatch: pytest.Mon
     exact = probe.exact()
     clean = probe._decode
 
-    def damage(config: CodecConfig, prompt: object, sizes: list[int]) -> None:
-        clean(config, prompt, sizes)  # type: ignore[arg-type]
-        probe._cache.pool[1, prompt.landed, 0] *= 0.5  # type: ignore[attr-defined]
+    def damage(config: CodecConfig, number: int, sizes: list[int]) -> None:
+        clean(config, number, sizes)
+        probe._cache.pool[1, probe._prompts[number].landed, 0] *= 0.5
 
     monkeypatch.setattr(probe, "_decode", damage)
     rows = list(probe.diverge(CodecConfig(), exact))

@@ -22,7 +22,7 @@ from xpyd.model.spec import ModelSpec
 from xpyd.records import CodecPointRow, DivergenceRow
 from xpyd.units import NS_PER_S
 from xpyd.worker.divergence import kl_nats, logit_errors, margins
-from xpyd.worker.prompts import PlacedPrompt, place_prompts
+from xpyd.worker.prompts import place_prompts
 from xpyd.worker.sweeps import CodecSweep
 
 Logits = NDArray[Any]  # [num_prompts, vocab_size]
@@ -40,6 +40,7 @@ class CodecProbe:
         self._codecs = {config: CellCodec(config, self._cache.cells) for config in sweep.codecs}
         longest = max(len(prompt.source) for prompt in self._prompts)
         layer_bytes = max(coded.codec.max_encoded_bytes(longest) for coded in self._codecs.values())
+        self._cells = [(self._cells_of(prompt.source), self._cells_of(prompt.landed)) for prompt in self._prompts]
         self._staging = np.zeros((self._cache.layout.num_layers, layer_bytes), np.uint8)
         self._first = self._prefill()
 
@@ -54,21 +55,22 @@ class CodecProbe:
         for repeat in range(-1, self._sweep.num_repeats):
             for which in generator.permutation(len(self._sweep.codecs)):
                 config = self._sweep.codecs[which]
-                for number, prompt in enumerate(self._prompts):
-                    row = self._time_one(config, number, prompt, repeat)
+                for number in range(len(self._prompts)):
+                    row = self._time_one(config, number, repeat)
                     if repeat >= 0:
                         yield row
 
-    def _time_one(self, config: CodecConfig, number: int, prompt: PlacedPrompt, repeat: int) -> CodecPointRow:
+    def _time_one(self, config: CodecConfig, number: int, repeat: int) -> CodecPointRow:
         """CPU time: a worker has its core to itself, the caller of this experiment may not."""
         gc.disable()
         wall_ns, begin_ns = perf_counter_ns(), thread_time_ns()
-        sizes = self._encode(config, prompt)
+        sizes = self._encode(config, number)
         middle_ns = thread_time_ns()
-        self._decode(config, prompt, sizes)
+        self._decode(config, number, sizes)
         end_ns = thread_time_ns()
         wall_ns = perf_counter_ns() - wall_ns
         gc.enable()
+        prompt = self._prompts[number]
         return CodecPointRow(
             codec=config.label,
             prompt=number,
@@ -82,22 +84,25 @@ class CodecProbe:
             wall_s=wall_ns / NS_PER_S,
         )
 
-    def _encode(self, config: CodecConfig, prompt: PlacedPrompt) -> list[int]:
+    def _encode(self, config: CodecConfig, number: int) -> list[int]:
         """A prompt's KV into staging; the bytes of each layer."""
-        coded, used = self._codecs[config], prompt.used_in_last(self._cache.block_size)
-        sizes = []
-        for layer, room in enumerate(self._staging):
-            cells = self._cells(layer, prompt.source)
-            sizes.append(coded.encode(cells, room, cells[-1:], used))
-        return sizes
+        coded, prompt, (source, _) = self._codecs[config], self._prompts[number], self._cells[number]
+        used = prompt.used_in_last(self._cache.block_size)
+        return [
+            coded.encode(cells, room, frozenset([int(cells[-1])]), used)
+            for cells, room in zip(source, self._staging, strict=True)
+        ]
 
-    def _decode(self, config: CodecConfig, prompt: PlacedPrompt, sizes: list[int]) -> None:
+    def _decode(self, config: CodecConfig, number: int, sizes: list[int]) -> None:
         """Out of staging into the landing blocks."""
+        _, landed = self._cells[number]
         for layer, nbytes in enumerate(sizes):
-            self._codecs[config].decode(self._staging[layer, :nbytes], self._cells(layer, prompt.landed))
+            self._codecs[config].decode(self._staging[layer, :nbytes], landed[layer])
 
-    def _cells(self, layer: int, table: list[int]) -> NDArray[np.int64]:
-        return np.array([self._cache.layout.offset(layer, block) for block in table], np.int64)
+    def _cells_of(self, table: list[int]) -> NDArray[np.int64]:
+        """The first byte of every block in every layer, [num_layers, len(table)]."""
+        layout = self._cache.layout
+        return np.array([[layout.offset(layer, block) for block in table] for layer in range(layout.num_layers)])
 
     def exact(self) -> ExactArm:
         """Decode greedily from KV that was only copied."""
@@ -127,8 +132,8 @@ class CodecProbe:
                 )
 
     def _land(self, config: CodecConfig) -> None:
-        for prompt in self._prompts:
-            self._decode(config, prompt, self._encode(config, prompt))
+        for number in range(len(self._prompts)):
+            self._decode(config, number, self._encode(config, number))
 
     def _continue(self, forced: list[Tokens] | None) -> Iterator[Logits]:
         """Logits of each decode step behind token 0: fed with its own greedy tokens, or with those ``forced``."""

@@ -70,24 +70,24 @@ class MovingWorker(Worker):
             return CopyPacker(self._cache.buffer, self._cache.layout.block_bytes)
         if not table:
             return CodedPacker(self._cache.buffer, self._codec)
-        return CodedPacker(self._cache.buffer, self._codec, self._cells(table[-1:]), self._in_last(table, num_tokens))
+        return CodedPacker(self._cache.buffer, self._codec, *self._last(table, num_tokens))
 
     def landed_checksums(self, table: Sequence[int], num_tokens: int) -> NDArray[np.uint32]:
         """The checksums that the other end will find, [num_layers, len(table)]: of the blocks, or of their decoding."""
         layout = self._cache.layout
         if self._codec is None:
             return checksums(self._cache.buffer, layout, table)
-        last, used = self._cells(table[-1:]), self._in_last(table, num_tokens)
-        return self._codec.landed_checksums(self._cells(table), last, used).reshape(layout.num_layers, len(table))
+        found = self._codec.landed_checksums(self._cells(table), *self._last(table, num_tokens))
+        return found.reshape(layout.num_layers, len(table))
 
     def _cells(self, table: Sequence[int]) -> NDArray[np.int64]:
         """All layers of these blocks, layer by layer."""
         layout = self._cache.layout
         return np.array([layout.offset(layer, block) for layer in range(layout.num_layers) for block in table])
 
-    def _in_last(self, table: Sequence[int], num_tokens: int) -> int:
-        """How many of the tokens lie in the last block."""
-        return num_tokens - (len(table) - 1) * self._cache.block_size
+    def _last(self, table: Sequence[int], num_tokens: int) -> tuple[frozenset[int], int]:
+        """The cells of the last block, and how many of the tokens lie in it."""
+        return frozenset(self._cells(table[-1:]).tolist()), num_tokens - (len(table) - 1) * self._cache.block_size
 
     def check_time(self, since_ns: int, what: str) -> None:
         """Raises WorkerError where ``what`` could have ended since ``since_ns`` (perf_counter_ns), beyond the limit."""

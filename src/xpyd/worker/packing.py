@@ -41,7 +41,7 @@ class CopyPacker:
 class CodedPacker:
     """Cells through a codec of fixed rate. The sender names its ``last`` cells, see ``CellCodec.encode``."""
 
-    def __init__(self, buffer: Bytes, codec: CellCodec, last: Offsets = NO_CELLS, num_tokens: int = 0) -> None:
+    def __init__(self, buffer: Bytes, codec: CellCodec, last: frozenset[int] = NO_CELLS, num_tokens: int = 0) -> None:
         self._buffer = buffer
         self._codec = codec
         self._last = last

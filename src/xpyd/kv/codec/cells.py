@@ -18,7 +18,7 @@ from xpyd.kv.codec.registry import build_codec
 
 Bytes = NDArray[np.uint8]
 Offsets = NDArray[np.int64]
-NO_CELLS: Offsets = np.empty(0, np.int64)
+NO_CELLS: frozenset[int] = frozenset()
 
 
 class CellCodec:
@@ -41,7 +41,7 @@ class CellCodec:
         return self.codec.max_encoded_bytes(1)
 
     @torch.inference_mode()  # scratch made between a model's layers is an inference tensor: so is all that uses it
-    def encode(self, cells: Offsets, out: Bytes, last: Offsets = NO_CELLS, num_tokens: int = 0) -> int:
+    def encode(self, cells: Offsets, out: Bytes, last: frozenset[int] = NO_CELLS, num_tokens: int = 0) -> int:
         """Write the encoded cells into the front of ``out``; the bytes written. Raises CodecError.
 
         ``last``: those cells, of a sequence's last block, that hold ``num_tokens`` of its tokens. What lies behind
@@ -49,8 +49,9 @@ class CellCodec:
         """
         rows, blocks = self._room(len(cells))
         torch.index_select(self._rows, 0, self._index(cells), out=rows)
-        for row in np.flatnonzero(np.isin(cells, last)).tolist():
-            blocks[row, :, num_tokens:] = 0
+        for row, cell in enumerate(cells.tolist() if last else ()):
+            if cell in last:
+                blocks[row, :, num_tokens:] = 0
         return self.codec.encode(blocks, torch.from_numpy(out))
 
     @torch.inference_mode()
@@ -61,7 +62,7 @@ class CellCodec:
         self._rows.index_copy_(0, self._index(cells), rows)
 
     @torch.inference_mode()
-    def landed_checksums(self, cells: Offsets, last: Offsets, num_tokens: int) -> NDArray[np.uint32]:
+    def landed_checksums(self, cells: Offsets, last: frozenset[int], num_tokens: int) -> NDArray[np.uint32]:
         """CRC-32 of each cell as it will lie in the other pool: encoded and decoded here, the source left as it is."""
         payload = np.empty(self.codec.max_encoded_bytes(len(cells)), np.uint8)
         nbytes = self.encode(cells, payload, last, num_tokens)
