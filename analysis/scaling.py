@@ -35,6 +35,7 @@ class Scaled:
     speedup: Interval
     reduce_share: float  # of the step, in sums over ranks
     reduce_bytes: int
+    work_share: float  # CPU seconds of a rank outside the sums, over those of one rank alone
     logit_error: float
     num_repeats: int
 
@@ -75,6 +76,7 @@ def measure_scaling(rows: pd.DataFrame) -> list[Scaled]:
     """One entry per kind of step and width, in that order; kinds without steps of one rank are left out."""
     found = []
     for (prompt, batch), own in rows.groupby(["num_prefill_tokens", "num_decode_seqs"]):
+        work_s = own.groupby("width")["work_s"].median()
         medians = own.pivot_table(index="repeat", columns="width", values="step_s", aggfunc="median")
         if 1 not in medians:
             continue
@@ -90,6 +92,7 @@ def measure_scaling(rows: pd.DataFrame) -> list[Scaled]:
                     speedup=bootstrap_mean(medians[1] / medians[width]),
                     reduce_share=float((chosen["reduce_s"] / chosen["step_s"]).median()),
                     reduce_bytes=int(chosen["reduce_bytes"].median()),
+                    work_share=float(work_s[width] / work_s[1]),
                     logit_error=float(chosen["logit_error"].max()),
                     num_repeats=int(medians[width].notna().sum()),
                 )
@@ -104,16 +107,19 @@ def scaling_table(run: Run, found: Sequence[Scaled]) -> Table:
             f"{scaled.width}{' (oversubscribed)' if scaled.oversubscribed else ''}",
             number(scaled.p50_s, "s"),
             interval(scaled.speedup, "") if scaled.width > 1 else "",
+            number(scaled.work_share, "share") if scaled.width > 1 else "",
             number(scaled.reduce_share, "share") if scaled.width > 1 else "",
             number(scaled.reduce_bytes, "bytes") if scaled.width > 1 else "",
             f"{scaled.logit_error:.1g}" if scaled.width > 1 else "",
         )
         for scaled in found
     ]
-    columns = ("step", "ranks", "step p50", "speed-up", "in sums", "bytes summed", "logit error")
+    columns = ("step", "ranks", "step p50", "speed-up", "work of a rank", "in sums", "bytes summed", "logit error")
     notes = [
         interval_note(min(scaled.num_repeats for scaled in found), "repeats"),
-        "One thread per rank. In sums: the median share of a step spent in sums over ranks and in joining the logits, "
+        "One thread per rank. Work of a rank: its CPU seconds outside the sums, over those of one rank alone; other "
+        "jobs on the machine change it far less than the speed-up.",
+        "In sums: the median share of a step spent in sums over ranks and in joining the logits, "
         "waiting for slower ranks included; bytes are what one rank puts in.",
     ]
     if any(scaled.oversubscribed for scaled in found):
@@ -150,6 +156,7 @@ def tidy(run: Run, found: Sequence[Scaled]) -> pd.DataFrame:
             "speedup_high": scaled.speedup.high,
             "reduce_share": scaled.reduce_share,
             "reduce_bytes": scaled.reduce_bytes,
+            "work_share": scaled.work_share,
             "logit_error": scaled.logit_error,
         }
         for scaled in found

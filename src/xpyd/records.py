@@ -135,6 +135,20 @@ class StepRow:
 
 
 @dataclass(frozen=True, slots=True)
+class LossRow:
+    """A rank that the client declared lost. A run that went on has these; its exit code says so too."""
+
+    block: int
+    rank: int
+    role: str
+    node: str
+    t_ns: int
+    silent_s: float  # since the last that was heard of it
+    num_requests: int  # under way there
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TransferPointRow:
     """One timed sample of the ``transfer`` experiment: a bill without a model around it."""
 
@@ -220,6 +234,7 @@ class ScalingRow:
     step_s: float
     reduce_s: float  # of it in sums over ranks, waiting included; 0 at width 1
     reduce_bytes: int  # that this rank put into them
+    work_s: float  # CPU seconds of the leader's thread outside the sums: what is left of one rank's work
     logit_error: float  # largest difference of a logit to width 1, once per kind of step
 
 
@@ -292,6 +307,7 @@ TABLES: dict[str, type] = {
     "transfers": TransferRow,
     "coalescings": CoalescingRow,
     "steps": StepRow,
+    "losses": LossRow,
     "transfer_points": TransferPointRow,
     "tune": TuneRow,
     "gaps": GapRow,

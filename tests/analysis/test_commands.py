@@ -65,7 +65,7 @@ def scaling_rows() -> list[Any]:
     """A 12 ms prompt takes two ranks 8 ms, a quarter of it in sums: 1.5 times as fast. Four ranks share two cores."""
     found = ((1, 0.012, 0.0), (2, 0.008, 0.002), (4, 0.010, 0.006))
     return [
-        ScalingRow(width, 2, 256, 0, repeat, i, step_s, reduce_s, 4096 * (width > 1), 1e-6 * (width > 1))
+        ScalingRow(width, 2, 256, 0, repeat, i, step_s, reduce_s, 4096 * (width > 1), 0.011 / width, 1e-6 * (width > 1))
         for width, step_s, reduce_s in found
         for repeat in range(5)
         for i in range(3)
@@ -253,9 +253,9 @@ def test_a_speed_up_is_told_beside_one_rank_and_says_where_cores_are_too_few(tmp
     results = scaling.analyse(run)
     assert results.answer == "At best 1.5 times as fast, on 2 ranks."
     assert results.tables[0].rows == [
-        ("prefill of 256", "1", "12 ms", "", "", "", ""),
-        ("prefill of 256", "2", "8 ms", "1.5 [1.5, 1.5]", "25 %", "4 KiB", "1e-06"),
-        ("prefill of 256", "4 (oversubscribed)", "10 ms", "1.2 [1.2, 1.2]", "60 %", "4 KiB", "1e-06"),
+        ("prefill of 256", "1", "12 ms", "", "", "", "", ""),
+        ("prefill of 256", "2", "8 ms", "1.5 [1.5, 1.5]", "50 %", "25 %", "4 KiB", "1e-06"),
+        ("prefill of 256", "4 (oversubscribed)", "10 ms", "1.2 [1.2, 1.2]", "25 %", "60 %", "4 KiB", "1e-06"),
     ]
 
 

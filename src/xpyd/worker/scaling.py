@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import Any
 
 import numpy as np
@@ -115,11 +115,11 @@ def _measure(instance: Instance, point: Point, sweep: ScalingSweep, repeat: int,
     segments = point.segments(instance.runner.spec, sweep.block_size, sweep.context_len)
     reducer = instance.reducer
     for index in range(sweep.num_steps):
-        before = (reducer.busy_ns, reducer.num_bytes) if reducer else (0, 0)
-        begin_ns = perf_counter_ns()
+        before = _spent(reducer)
+        cpu_ns, begin_ns = thread_time_ns(), perf_counter_ns()
         instance.runner.run(segments)
-        seconds = (perf_counter_ns() - begin_ns) / NS_PER_S
-        after = (reducer.busy_ns, reducer.num_bytes) if reducer else (0, 0)
+        step_ns, cpu_ns = perf_counter_ns() - begin_ns, thread_time_ns() - cpu_ns
+        busy_ns, reduce_cpu_ns, num_bytes = (now - then for now, then in zip(_spent(reducer), before, strict=True))
         yield ScalingRow(
             width=instance.width,
             num_cores=instance.num_cores,
@@ -127,8 +127,13 @@ def _measure(instance: Instance, point: Point, sweep: ScalingSweep, repeat: int,
             num_decode_seqs=point.num_decode_seqs,
             repeat=repeat,
             index=index,
-            step_s=seconds,
-            reduce_s=(after[0] - before[0]) / NS_PER_S,
-            reduce_bytes=after[1] - before[1],
+            step_s=step_ns / NS_PER_S,
+            reduce_s=busy_ns / NS_PER_S,
+            reduce_bytes=num_bytes,
+            work_s=(cpu_ns - reduce_cpu_ns) / NS_PER_S,
             logit_error=error,
         )
+
+
+def _spent(reducer: TimedReducer | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if reducer is None else (reducer.busy_ns, reducer.cpu_ns, reducer.num_bytes)
