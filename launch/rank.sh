@@ -20,4 +20,5 @@ if [[ $rank != 0 && -n ${XPYD_LOG_DIR:-} ]]; then
   mkdir -p "$XPYD_LOG_DIR"
   exec >>"$XPYD_LOG_DIR/rank-$rank.log" 2>&1
 fi
+trap '' USR1 # the warning that time is nearly up must not end a program which cannot listen yet
 exec "$@"
