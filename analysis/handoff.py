@@ -127,7 +127,8 @@ def bill_table(run: Run, bills: Sequence[ModeBill]) -> Table:
     columns = ("mode", "prefill", "transfer", "exposed", "of prefill", "floor", "of prefill")
     notes = [
         f"Medians over {bills[0].num_handoffs} hand-offs of each mode.",
-        "Exposed: from the prompt's end to its last byte landed. Floor (modeled): the last piece over the fitted link.",
+        "Exposed: from the prompt's end to its last byte landed. Floor (modeled): the last part over the fitted link; "
+        "KV is final before the rest of its layer runs, so that less may be exposed.",
         f"{LITERATURE} Target here: at most {number(TARGET_SHARE, 'share')} layer by layer.",
         interval_note(min(_num_repeats(run, bill) for bill in bills), "repeats"),
     ]
@@ -135,38 +136,31 @@ def bill_table(run: Run, bills: Sequence[ModeBill]) -> Table:
 
 
 def coalescing_table(run: Run) -> Table | None:
-    """The choices of ``transfer.staging=auto``, alike ones together; None where none was made."""
+    """The choices of ``transfer.staging=auto``: medians of those alike, one told in full; None where none was made."""
     made = run.tables["coalescings"]
     if made.empty:
         return None
-    took = request_frame(run)[[*KEY, "transfer_s"]]
-    alike = ["payload_bytes", "num_direct_pieces", "num_staged_pieces", "staged"]
-    columns = (
-        "payload",
-        "pieces direct",
-        "staged",
-        "predicted direct",
-        "staged",
-        "chosen",
-        "hand-offs",
-        "measured",
-        "reason",
-    )
-    rows = [
-        (
-            number(float(own["payload_bytes"].iloc[0]), "bytes"),
-            str(direct),
-            str(staged_pieces),
-            number(float(own["direct_s"].median()), "s"),
-            number(float(own["staged_s"].median()), "s"),
-            "staged" if staged else "direct",
-            str(len(own)),
-            number(float(own["transfer_s"].median()), "s"),
-            str(own["reason"].iloc[0]),
+    chosen = made.merge(request_frame(run)[[*KEY, "transfer_s"]], on=KEY, how="left").sort_values("payload_bytes")
+    rows, notes = [], []
+    for staged, own in chosen.groupby("staged"):
+        way = "staged" if staged else "direct"
+        middle = own.iloc[len(own) // 2]
+        rows.append(
+            (
+                way,
+                str(len(own)),
+                number(float(own["payload_bytes"].median()), "bytes"),
+                f"{own['num_direct_pieces'].median():g}",
+                f"{own['num_staged_pieces'].median():g}",
+                number(float(own["direct_s"].median()), "s"),
+                number(float(own["staged_s"].median()), "s"),
+                number(float(own["transfer_s"].median()), "s"),
+            )
         )
-        for (_, direct, staged_pieces, staged), own in made.merge(took, on=KEY, how="left").groupby(alike)
-    ]
-    notes = ["Predicted from costs measured at the start of the run; the staged way is not overlapped with the wire."]
+        size = number(float(middle["payload_bytes"]), "bytes")
+        notes.append(f"{way.capitalize()}, such as request {middle['request_id']} ({size}): {middle['reason']}.")
+    columns = ("chosen", "hand-offs", "payload", "pieces direct", "staged", "predicted direct", "staged", "measured")
+    notes.append("Predicted from costs measured at the start of the run; copies are not overlapped with the wire.")
     return Table(titled("Direct or staged, by predicted cost", run.labels), columns, rows, notes)
 
 

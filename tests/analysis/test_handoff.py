@@ -55,7 +55,8 @@ def test_a_layerwise_share_above_the_target_is_said(tmp_path: Path) -> None:
 def test_choices_are_told_with_their_reason(tmp_path: Path) -> None:
     chosen = [CoalescingRow(0, n, 1 << 20, 96, 1, 0.02, 0.01, True, "95 pieces fewer") for n in range(2)]
     _, table = analysed(tmp_path, chosen).tables
-    assert table.rows == [("1 MiB", "96", "1", "20 ms", "10 ms", "staged", "2", "124 ms", "95 pieces fewer")]
+    assert table.rows == [("staged", "2", "1 MiB", "96", "1", "20 ms", "10 ms", "124 ms")]
+    assert table.notes[0] == "Staged, such as request 1 (1 MiB): 95 pieces fewer."
 
 
 def test_a_run_without_hand_offs_is_refused(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xpyd.economics.cost import LinkModel
-from xpyd.kv.coalesce import PieceCosts, choose
+from xpyd.economics.cost import LinkModel, LinkPoint
+from xpyd.kv.coalesce import PieceCosts, choose, fit_pieces
 from xpyd.kv.layout import PoolLayout
 from xpyd.kv.staging import Slots, gather, plan_staged, scatter
 from xpyd.transport.loopback import Hub, LoopbackTransport
@@ -128,6 +128,25 @@ def test_many_small_pieces_are_gathered_and_few_large_ones_are_not() -> None:
     assert many.reason == "990 pieces fewer save 99 ms, copies cost 4 ms"
     few = choose(costs, 1_000_000, num_direct=12, num_staged=10, num_cells=1000)
     assert not few.staged
+
+
+def test_pieces_are_priced_by_pairs_whatever_drifts() -> None:
+    """Every pair is slowed by another load of the machine; the price of a piece is what the second costs more."""
+    pairs = []
+    for drift_s, size in enumerate((10_000, 1_000_000, 10_000_000)):
+        few, many = (LINK.transfer_s(size, pieces) for pieces in (6, 600))
+        pairs.append((LinkPoint(size, 6, few + drift_s / 100), LinkPoint(size, 600, many + drift_s / 100)))
+    assert fit_pieces(pairs, 1e9).gamma_s == pytest.approx(LINK.gamma_s)
+    still = [(LinkPoint(size, 6, LINK.transfer_s(size, 6)), LinkPoint(size, 6, 9.0)) for size in (10_000, 1_000_000)]
+    found = fit_pieces([*still, (still[0][0], LinkPoint(10_000, 600, LINK.transfer_s(10_000, 600)))], 1e9)
+    assert found.gamma_s == pytest.approx(LINK.gamma_s)
+    assert found.alpha_s == pytest.approx(LINK.alpha_s, rel=1e-3)
+    assert found.bytes_per_s == pytest.approx(LINK.bytes_per_s, rel=1e-3)
+
+
+def test_a_link_that_shows_no_bandwidth_gets_the_nominal_one() -> None:
+    flat = [(LinkPoint(size, 1, 0.002), LinkPoint(size, 11, 0.001)) for size in (10, 1_000_000)]
+    assert fit_pieces(flat, 5e8) == LinkModel(0.002, 0.0, 5e8)
 
 
 def test_free_pieces_are_never_gathered() -> None:

@@ -6,9 +6,11 @@ twice: into staging at the source and out of it at the destination.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
-from xpyd.economics.cost import LinkModel
+from xpyd.economics.cost import LinkModel, LinkPoint, fit_link
 from xpyd.units import format_s
 
 
@@ -29,6 +31,26 @@ class Choice:
     direct_s: float
     staged_s: float
     reason: str
+
+
+def fit_pieces(pairs: Sequence[tuple[LinkPoint, LinkPoint]], default_bytes_per_s: float) -> LinkModel:
+    """Alpha, gamma and bandwidth from hand-offs of the same bytes, (in few pieces, in many), each pair timed together.
+
+    Gamma is the median of what a pair's second costs more, by piece: noise that lasts longer than a pair cancels. The
+    rest is fitted to the firsts. ``default_bytes_per_s`` is taken where their times do not grow with bytes.
+    """
+    more = [(few, many) for few, many in pairs if many.num_descriptors > few.num_descriptors]
+    steps = [(many.seconds - few.seconds) / (many.num_descriptors - few.num_descriptors) for few, many in more]
+    gamma_s = max(0.0, median(steps)) if steps else 0.0
+    bare = [
+        LinkPoint(few.num_bytes, 0, max(few.seconds - gamma_s * few.num_descriptors, few.seconds / 10))
+        for few, _ in pairs
+    ]
+    try:
+        fitted = fit_link(bare).model
+    except ValueError:
+        return LinkModel(median(point.seconds for point in bare), gamma_s, default_bytes_per_s)
+    return LinkModel(fitted.alpha_s, gamma_s, fitted.bytes_per_s)
 
 
 def choose(costs: PieceCosts, num_bytes: int, num_direct: int, num_staged: int, num_cells: int) -> Choice:

@@ -1,7 +1,7 @@
 """What a piece and a copy cost on this cluster, measured before the first block: for ``transfer.staging=auto`` alone.
 
-Hand-offs of neighbouring and of scattered blocks tell a piece's cost from a byte's, which the points of the ledger's
-calibration (few large pieces) cannot.
+The same blocks are timed as neighbours and scattered, one right after the other: what the second costs more is its
+pieces, whatever else the machine does. The points of the ledger's calibration (few large pieces) cannot tell that.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from xpyd.clock import wait_quietly
-from xpyd.economics.cost import LinkModel, LinkPoint, fit_link
+from xpyd.economics.cost import LinkPoint
 from xpyd.kv.cache import KVCache
-from xpyd.kv.coalesce import PieceCosts
+from xpyd.kv.coalesce import PieceCosts, fit_pieces
 from xpyd.kv.plan import Plan, plan_request
 from xpyd.kv.staging import gather, plan_staged, scatter
 from xpyd.placement import Placement, Role
@@ -39,7 +39,7 @@ def measure_piece_costs(
 ) -> PieceCosts:
     """Costs between the first prefill and the first decode rank, the same on every rank. Collective.
 
-    ``rate_gbps`` is taken for the bandwidth where times are too noisy to show one.
+    ``rate_gbps`` is taken for the bandwidth where times are too noisy to show one (see ``fit_pieces``).
     """
     source, destination = placement.ranks(Role.PREFILL)[0], placement.ranks(Role.DECODE)[0]
     points: list[LinkPoint] = []
@@ -55,8 +55,9 @@ def measure_piece_costs(
                 points.append(LinkPoint(plan.nbytes, len(plan.source), seconds))
     wait_quietly(comm)
     everything = comm.allgather((points, cells))
-    first_round = len(everything[destination][0]) // (NUM_REPEATS + 1)  # warms up
-    link = _fit(everything[destination][0][first_round:], rate_gbps)
+    timed = everything[destination][0]
+    timed = timed[len(timed) // (NUM_REPEATS + 1) :]  # the first round warms up
+    link = fit_pieces(list(zip(timed[::2], timed[1::2], strict=True)), gbps_to_bytes_per_s(rate_gbps))
     return PieceCosts(link, everything[source][1][0], everything[destination][1][1])
 
 
@@ -86,10 +87,3 @@ def _time_copies(cache: KVCache, config: TransferConfig) -> tuple[float, float]:
         gathers.append(float(gather_ns) / len(piece.source) / NS_PER_S)
         scatters.append(float(scatter_ns) / len(piece.source) / NS_PER_S)
     return median(gathers), median(scatters)
-
-
-def _fit(points: list[LinkPoint], rate_gbps: float) -> LinkModel:
-    try:
-        return fit_link(points).model
-    except ValueError:
-        return LinkModel(median(point.seconds for point in points), 0.0, gbps_to_bytes_per_s(rate_gbps))
