@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
 
 TAG = 7001
 WAIT_SLEEP_S = 1e-3
+PATIENCE_S = 60.0  # for one message of the peer whose turn it is
 
 
 @dataclass(frozen=True)
@@ -32,23 +34,34 @@ class Clock:
         return local_ns + self.offset_ns
 
 
-def synchronise(comm: Any, rounds: int = 32) -> Clock:
-    """Measure this rank's offset to rank 0; collective. The fastest of ``rounds`` trips counts (Cristian 1989)."""
+def synchronise(
+    comm: Any, rounds: int = 32, peers: Sequence[int] | None = None, wait: Callable[[], None] | None = None
+) -> Clock:
+    """Measure this rank's offset to rank 0; collective. The fastest of ``rounds`` trips counts (Cristian 1989).
+
+    ``peers``: where ranks are lost, those that are left beside rank 0; ``wait`` is their barrier. Raises TimeoutError.
+    """
     clock = Clock()
-    for peer in range(1, comm.size):
+    for peer in range(1, comm.size) if peers is None else peers:
         if comm.rank == 0:
             _answer(comm, peer, rounds)
         elif comm.rank == peer:
             clock = _ask(comm, rounds)
-        wait_quietly(comm)
+        if wait is None:
+            wait_quietly(comm)
+        else:
+            wait()
     return clock
 
 
 def _receive(comm: Any, buffer: bytearray, source: int) -> None:
     """Receive, yielding the core between looks: where ranks outnumber cores, a spinning one holds up its peer."""
     request = comm.Irecv(buffer, source=source, tag=TAG)
+    deadline = time.monotonic() + PATIENCE_S
     while not request.Test():
         os.sched_yield()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"rank {comm.rank}: no answer from rank {source} for {PATIENCE_S:.0f} s (clocks)")
 
 
 def wait_quietly(comm: Any) -> None:

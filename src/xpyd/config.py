@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from xpyd.economics.sweep import EconomicsConfig
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS
+from xpyd.faults import FaultConfig
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec, Shard
@@ -206,6 +207,7 @@ class Handoff(Ranked):
     transfer: TransferConfig
     fabric: FabricConfig
     sweep: HandoffSweep
+    faults: FaultConfig = field(default_factory=FaultConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -283,6 +285,7 @@ class Serve(Ranked):
     workload: WorkloadConfig
     slo: SloConfig
     num_blocks: Annotated[int, Gt(0)] = 1
+    faults: FaultConfig = field(default_factory=FaultConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -307,6 +310,22 @@ class Serve(Ranked):
                 f"max_position_embeddings={spec.max_position_embeddings}; shorten workload lengths or raise it"
             )
         self.workload.check(self.num_blocks)
+        self._check_faults()
+
+    def _check_faults(self) -> None:
+        asked = f"faults.policy={self.faults.policy}, faults.request_timeout_s={self.faults.request_timeout_s}"
+        undoes = self.faults.goes_on or self.faults.request_timeout_s is not None
+        if undoes and self.placement.several_ranks:
+            raise ValueError(
+                f"{asked} with placement.prefill_tp={self.placement.prefill_tp}, decode_tp={self.placement.decode_tp}: "
+                "a hand-off between instances of several ranks cannot be undone; choose faults=end without a timeout"
+            )
+        if self.faults.goes_on and self.transfer.staging != "off" and not self.transport.capabilities.peer_errors:
+            raise ValueError(
+                f"faults.policy={self.faults.policy} with transfer.staging={self.transfer.staging} over "
+                f"transport.name={self.transport.name}: it cannot take back what it sends to a lost rank, and so never "
+                "gets its staging memory back; set transfer.staging=off or choose transport=ucx"
+            )
 
     @property
     def planned_blocks(self) -> int:
@@ -328,6 +347,11 @@ class Compare(Serve):
                 "it derives the colocated arm with as many workers itself"
             )
         self.workload.check(self.num_pairs)
+        if self.faults.goes_on:
+            raise ValueError(
+                f"faults.policy={self.faults.policy}: without a rank the arms are no longer equal; compare ends then, "
+                "choose faults=end (serve can go on)"
+            )
         if self.num_blocks != 1:
             raise ValueError(f"num_blocks={self.num_blocks} is read by serve only; compare counts pairs, set num_pairs")
 

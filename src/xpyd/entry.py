@@ -13,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from xpyd.config import SCHEMAS, ConfigError, Experiment, Ranked, allowed_keys, load_config, suggest
+from xpyd.config import SCHEMAS, ConfigError, Experiment, Ranked, Serve, allowed_keys, load_config, suggest
+from xpyd.faults import EXIT_RANKS_LOST, RanksLost
 from xpyd.follow import follow
 from xpyd.launcher import inside_mpi, rank_command, rank_environment, shell_script, supervise
 from xpyd.lock import InUseError
@@ -34,6 +36,7 @@ from xpyd.transport.base import TransportError
 ROOT = Path(__file__).parents[2]
 USER_ERROR = 2
 STOPPED_EMPTY = 3  # stopped before one block had ended: an attempt with as little time would get no further
+ABORT_PATIENCE_S = 600.0  # for rank 0 to write the tables
 REQUEUE_PATIENCE_S = 60.0  # the attempt that Slurm has just ended may still be leaving
 USER_ERRORS = (ConfigError, PlacementError, SlurmError, InUseError, FileExistsError)
 
@@ -155,6 +158,9 @@ def _start_ranks(config: Ranked, run_dir: RunDir) -> int:
     run_dir.write_text("command.sh", shell_script(command))
     print(f"run folder {run_dir.path}, {config.world_size} ranks", file=sys.stderr, flush=True)
     code = supervise(command, config.launch.timeout_s, rank_environment(ROOT))
+    if code == EXIT_RANKS_LOST and run_dir.done:
+        report(run_dir, config)
+        return code
     if code:
         kept = f"what was measured is kept in {run_dir.path} (no DONE: partial)"
         return _user_error(f"the ranks ended with exit code {code}; {kept}", code)
@@ -162,7 +168,8 @@ def _start_ranks(config: Ranked, run_dir: RunDir) -> int:
 
 
 def _command(config: Ranked, folder: Path) -> list[str]:
-    return rank_command(config.launch, config.world_size, f"experiments.{config.experiment}", folder)
+    goes_on = isinstance(config, Serve) and config.faults.goes_on
+    return rank_command(config.launch, config.world_size, f"experiments.{config.experiment}", folder, goes_on)
 
 
 def _follow_jobs(points: list[Point], again: str) -> int:
@@ -243,6 +250,8 @@ def _run(
         return 0
     except (PlacementError, ConfigError) as error:
         return _user_error(str(error)) if comm.rank == 0 else USER_ERROR
+    except RanksLost as error:
+        _end_without(error, comm, run_dir)
     except Terminated:
         print(f"rank {comm.rank}: SIGTERM; rows written so far are kept in {run_dir.path}", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)
@@ -254,6 +263,22 @@ def _run(
             print(f"error: rank {comm.rank} failed; ending all ranks", file=sys.stderr, flush=True)
         comm.Abort(1)
         raise
+
+
+def _end_without(error: RanksLost, comm: Any, run_dir: RunDir) -> NoReturn:
+    """All blocks are played, by the ranks that were left: write the tables, and end with a code that says so.
+
+    MPI_Abort: a lost rank would keep MPI_Finalize waiting. The others leave it to rank 0, which has tables to write.
+    """
+    if comm.rank == 0:
+        before = run_dir.read_json("environment.json")
+        labels = [*before.get("labels", []), f"ranks lost: {error}"]
+        run_dir.write_json("environment.json", {**before, "labels": labels})
+        run_dir.finish()
+        print(f"error: the run went on without some of its ranks: {error}", file=sys.stderr, flush=True)
+        comm.Abort(EXIT_RANKS_LOST)
+    time.sleep(ABORT_PATIENCE_S)
+    os._exit(EXIT_RANKS_LOST)
 
 
 def report(run_dir: RunDir, config: Experiment) -> int:

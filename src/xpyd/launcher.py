@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,13 +24,18 @@ def inside_mpi() -> bool:
     return any(name in os.environ for name in RANK_VARIABLES)
 
 
-def rank_command(launch: LaunchConfig, num_ranks: int, module: str, run_folder: Path) -> list[str]:
-    """The command that starts ``num_ranks`` ranks of ``module`` on a prepared run folder. Raises ConfigError."""
+def rank_command(
+    launch: LaunchConfig, num_ranks: int, module: str, run_folder: Path, goes_on: bool = False
+) -> list[str]:
+    """The command that starts ``num_ranks`` ranks of ``module`` on a prepared run folder. Raises ConfigError.
+
+    ``goes_on``: the run is to outlive a rank whose process ends, where this MPI can.
+    """
     program = [sys.executable, "-m", "mpi4py", "-m", module, "--run-folder", str(run_folder)]
     if launch.kind == "srun":
         return [_find("srun", "launch.kind"), f"--ntasks={num_ranks}", "--kill-on-bad-exit=1", *launch.args, *program]
     mpirun = _local_mpirun(launch) if launch.kind == "local" else _find(launch.mpirun, "launch.mpirun")
-    return [mpirun, *_mpirun_options(mpirun), "-n", str(num_ranks), *launch.args, *program]
+    return [mpirun, *_mpirun_options(mpirun, goes_on), "-n", str(num_ranks), *launch.args, *program]
 
 
 def rank_environment(root: Path) -> dict[str, str]:
@@ -86,12 +92,17 @@ def _local_mpirun(launch: LaunchConfig) -> str:
     return str(beside) if beside.exists() else _find(launch.mpirun, "launch.mpirun")
 
 
-def _mpirun_options(mpirun: str) -> list[str]:
-    """Options by MPI family. Ranks pin themselves, so binding is off; ob1 keeps MPI's own UCX out of the process."""
+def _mpirun_options(mpirun: str, goes_on: bool) -> list[str]:
+    """Options by MPI family. Ranks pin themselves, so binding is off; ob1 keeps MPI's own UCX out of the process.
+
+    Open MPI 5 has ULFM: without it a dead rank ends the job, whatever the others do.
+    """
     version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30).stdout
     if "Open MPI" not in version and "PRTE" not in version:
         return []
     options = ["--oversubscribe", "--bind-to", "none", "--mca", "pml", "ob1"]
+    if goes_on and re.search(r"\(Open MPI\) [5-9]|PRTE", version):
+        options += ["--with-ft", "ulfm"]
     return ["--allow-run-as-root", *options] if os.geteuid() == 0 else options
 
 

@@ -24,6 +24,7 @@ class Stage(StrEnum):
     DECODE_ADMIT = "decode_admit"  # in a decode batch
     FINISHED = "finished"
     FAILED = "failed"
+    RETRIED = "retried"  # routed anew after a rank was lost; the reason says which
 
 
 @dataclass(frozen=True, slots=True)

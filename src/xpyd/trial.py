@@ -42,6 +42,7 @@ def open_session(job: Job) -> Session:
         config.sampling,
         config.router,
         config.run.drain_timeout_s,
+        config.faults,
     )
     session = Session(setup, job.comm, job.run_dir, lambda: job.stop.requested)
     routes = session.links.routes if session.links is not None else {}
@@ -107,7 +108,7 @@ def play_all(session: Session, blocks: list[Block], job: Job) -> None:
         session.play(block)
     for block in todo:
         played = session.play(block)
-        if session.comm.bcast(played.stopped if played is not None else None):
+        if session.bcast(played.stopped if played is not None else None):
             job.say("stopped on request: no further blocks; the run folder stays partial")
             job.stop.cut_short = True
             return
@@ -118,6 +119,7 @@ def play_all(session: Session, blocks: list[Block], job: Job) -> None:
                 f"block {block.number + 1}/{len(blocks)}  pair {block.pair}  {block.arm:<13}  "
                 f"{len(block.requests)} requests in {seconds:.2f} s"
             )
+    session.check_whole()
 
 
 def write_prediction(session: Session, config: Compare, job: Job) -> None:

@@ -18,6 +18,7 @@ FLOORS = {
     "xpyd.model.spec": 0,
     "xpyd.records": 1,
     "xpyd.metrics": 1,
+    "xpyd.faults": 1,
     "xpyd.clock": 1,
     "xpyd.kv.blocks": 1,
     "xpyd.workload": 1,

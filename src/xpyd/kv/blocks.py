@@ -8,7 +8,7 @@ depend on the order of calls alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 class OutOfBlocks(RuntimeError):
@@ -40,6 +40,12 @@ class BlockAllocator:
         for block in table:
             self._refcounts[block] = 1
         return table
+
+    def take(self, blocks: Collection[int]) -> None:
+        """Allocate these very blocks, all of them free."""
+        for block in blocks:
+            self._free.remove(block)
+            self._refcounts[block] = 1
 
     def share(self, table: Sequence[int]) -> list[int]:
         """A second table over the same blocks: each lives until every table that holds it is freed."""

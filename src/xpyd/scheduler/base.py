@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -132,6 +132,7 @@ class Scheduler(ABC):
         self._known: dict[int, Sequence] = {}  # every sequence that waits, runs or holds blocks
         self._num_reserved = 0  # tables handed out by reserve() whose sequence is not admitted yet
         self._num_reserved_blocks = 0  # blocks in them
+        self._quarantined: set[int] = set()  # blocks that a lost rank may still read or write
 
     @abstractmethod
     def schedule(self) -> StepPlan:
@@ -146,6 +147,10 @@ class Scheduler(ABC):
         return len(self._running)
 
     @property
+    def total_blocks(self) -> int:
+        return self._blocks.num_blocks
+
+    @property
     def num_free_blocks(self) -> int:
         return self._blocks.num_free
 
@@ -153,6 +158,11 @@ class Scheduler(ABC):
     def num_reserved_blocks(self) -> int:
         """Blocks set aside for KV that is on its way, or has landed and waits for a seat."""
         return self._num_reserved_blocks
+
+    @property
+    def quarantined(self) -> frozenset[int]:
+        """Blocks that are never handed out again."""
+        return frozenset(self._quarantined)
 
     @property
     def can_admit(self) -> bool:
@@ -181,9 +191,9 @@ class Scheduler(ABC):
         one for every sequence that may still grow. ``ahead`` asks for the blocks alone: no seat is kept
         (``can_admit``), nor room to grow. Raises NeverFits when the pool has not as many blocks.
         """
-        if num_blocks > self._blocks.num_blocks:
+        if num_blocks > self._capacity:
             raise NeverFits(
-                f"{num_blocks} KV blocks are to arrive, the pool has {self._blocks.num_blocks}; raise "
+                f"{num_blocks} KV blocks are to arrive, the pool has {self._capacity}; raise "
                 "scheduler.num_kv_blocks or shorten the request"
             )
         if self._waiting or num_blocks > self.num_free_blocks:
@@ -219,14 +229,43 @@ class Scheduler(ABC):
                 finished.append(sequence)
         return finished
 
-    def release(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it is, and free its blocks. It must not be part of a step that still runs."""
+    def release(self, sequence: Sequence, reuse: bool = True) -> None:
+        """Forget a sequence, wherever it is, and free its blocks. It must not be part of a step that still runs.
+
+        Without ``reuse`` they go into quarantine: somebody who cannot be reached may still be using them.
+        """
+        self.halt(sequence)
         del self._known[sequence.request_id]
+        if reuse:
+            self._free(sequence)
+        else:
+            self._quarantined |= set(sequence.block_table)
+
+    def halt(self, sequence: Sequence) -> None:
+        """Take a sequence out of its queue; it keeps its blocks until ``release``, as a finished one does."""
         if sequence in self._running:
             self._running.remove(sequence)
         if sequence in self._waiting:
             self._waiting.remove(sequence)
-        self._free(sequence)
+
+    def unreserve(self, table: list[int], reuse: bool = True) -> None:
+        """Take back a table that ``reserve`` gave: its KV does not come. ``reuse`` as in ``release``."""
+        assert self._num_reserved, "no table is reserved"
+        self._num_reserved -= 1
+        self._num_reserved_blocks -= len(table)
+        if reuse:
+            self._blocks.free(table)
+        else:
+            self._quarantined |= set(table)
+
+    def withhold(self, blocks: Collection[int]) -> None:
+        """Put free blocks into quarantine: those of an earlier scheduler of the same pool."""
+        self._blocks.take(blocks)
+        self._quarantined |= set(blocks)
+
+    def find(self, request_id: int) -> Sequence | None:
+        """A sequence that waits, runs or holds blocks."""
+        return self._known.get(request_id)
 
     def abort(self, request_id: int) -> bool:
         """Release a request by its id; False when it is not known here (it may have ended already)."""
@@ -234,6 +273,16 @@ class Scheduler(ABC):
         if sequence is not None:
             self.release(sequence)
         return sequence is not None
+
+    def check_fits(self, request_id: int, num_input: int, num_output: int) -> None:
+        """Raises NeverFits where all tokens of a request together exceed the pool; the last output has no KV."""
+        needed = self._blocks.blocks_for(num_input + num_output - 1)
+        if needed > self._capacity:
+            raise NeverFits(
+                f"request {request_id} needs {needed} KV blocks of {self._blocks.block_size} tokens ({num_input} "
+                f"input, {num_output} output tokens), the pool has {self._capacity}; raise scheduler.num_kv_blocks or "
+                "shorten the request"
+            )
 
     def _plan_decodes(self) -> tuple[list[Chunk], list[Sequence]]:
         """One token for every decoding sequence, oldest first, and the sequences preempted to make room."""
@@ -270,14 +319,12 @@ class Scheduler(ABC):
 
     def _register(self, sequence: Sequence) -> None:
         assert sequence.request_id not in self._known, f"request {sequence.request_id} is here already"
-        needed = self._blocks.blocks_for(sequence.max_kv_tokens)
-        if needed > self._blocks.num_blocks:
-            raise NeverFits(
-                f"request {sequence.request_id} needs {needed} KV blocks of {self._blocks.block_size} tokens "
-                f"({len(sequence.prompt)} input, {sequence.max_output_tokens} output tokens), the pool has "
-                f"{self._blocks.num_blocks}; raise scheduler.num_kv_blocks or shorten the request"
-            )
+        self.check_fits(sequence.request_id, len(sequence.prompt), sequence.max_output_tokens)
         self._known[sequence.request_id] = sequence
+
+    @property
+    def _capacity(self) -> int:
+        return self._blocks.num_blocks - len(self._quarantined)
 
     def _seat_free(self) -> bool:
         return len(self._running) + self._num_reserved < self.config.max_num_seqs

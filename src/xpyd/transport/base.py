@@ -78,6 +78,21 @@ class Ticket(ABC):
             self._transport.written_bytes += self.nbytes
         return self._done
 
+    def cancel(self) -> None:  # noqa: B027 - nothing to do where the transport's ``drop`` does it all
+        """Ask for an early end, after the peer was dropped; ``quiet`` says when that has come."""
+
+    def quiet(self) -> bool:
+        """True once the network touches this memory no more: complete, failed for good, or cancelled. Never raises."""
+        try:
+            self._done = self._done or self._poll()
+            return self._done
+        except Exception:
+            return self._over()
+
+    def _over(self) -> bool:
+        """Whether what failed is also over; a transport that cannot tell says no."""
+        return False
+
     def failure(self, error: Exception) -> TransportError:
         """The error of this ticket, with bytes and peer."""
         what = f"{self._verb.format(self.nbytes)} rank {self._peer}"
@@ -157,6 +172,14 @@ class Transport(ABC):
     @abstractmethod
     def progress(self) -> bool:
         """Move what can be moved without blocking; True when something moved."""
+
+    def drop(self, peer: int) -> bool:
+        """Give up on ``peer``: nothing moves to or from it any more.
+
+        True: its tickets will be ``quiet`` as this end progresses, so their memory can be used again. False: that
+        cannot be promised; memory that such a peer may reach must never be used again, unless its tickets are quiet.
+        """
+        return False
 
     @abstractmethod
     def route(self, peer: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter_ns
 
 from xpyd.kv.layout import Span
@@ -34,7 +34,26 @@ def tag_mask(tag_upper_bound: int) -> int:
     return (1 << num_bits) - 1
 
 
-class SendFlow:
+class Flow(ABC):
+    """What every flow can do when its transfer is not to be ended well."""
+
+    @property
+    @abstractmethod
+    def flying(self) -> Iterator[Ticket]:
+        """The tickets that are posted and not reaped."""
+
+    def abandon(self) -> None:
+        """The peer is dropped: end what is in flight where that can be done, and never call ``advance`` again."""
+        for ticket in self.flying:
+            ticket.cancel()
+
+    @property
+    def quiet(self) -> bool:
+        """The network touches none of the memory any more."""
+        return all(ticket.quiet() for ticket in self.flying)
+
+
+class SendFlow(Flow):
     """Sends ``spans`` in order, at most ``window`` in flight, and only those released so far."""
 
     def __init__(self, transport: Transport, peer: int, spans: Sequence[Span], transfer_seq: int, window: int) -> None:
@@ -47,6 +66,10 @@ class SendFlow:
         self._posted = 0
         self._flying: deque[Ticket] = deque()
         self.begin_ns: int | None = None  # this rank's perf_counter_ns at the first post
+
+    @property
+    def flying(self) -> Iterator[Ticket]:
+        return iter(self._flying)
 
     @property
     def done(self) -> bool:
@@ -69,13 +92,17 @@ class SendFlow:
         return reaped or self._posted > posted
 
 
-class RecvFlow:
+class RecvFlow(Flow):
     """Receives ``spans``, all posted at once: a piece must never wait for its destination."""
 
     def __init__(self, transport: Transport, peer: int, spans: Sequence[Span], transfer_seq: int) -> None:
         self._flying = deque(
             transport.recv(peer, span, tag_of(transfer_seq, piece)) for piece, span in enumerate(spans)
         )
+
+    @property
+    def flying(self) -> Iterator[Ticket]:
+        return iter(self._flying)
 
     @property
     def done(self) -> bool:
@@ -87,7 +114,7 @@ class RecvFlow:
         return self.done
 
 
-class OneSidedFlow(ABC):
+class OneSidedFlow(Flow):
     """Moves ``source[i]`` to ``destination[i]`` by one-sided batches, only what is released, from one end alone.
 
     At most ``window`` pieces are in flight, in batches of half of it: one is on the wire while the next is posted.
@@ -110,8 +137,17 @@ class OneSidedFlow(ABC):
         self.begin_ns: int | None = None  # this rank's perf_counter_ns at the first post
 
     @property
+    def flying(self) -> Iterator[Ticket]:
+        return (ticket for ticket, _ in self._flying)
+
+    @property
     def done(self) -> bool:
         return self._posted == len(self._source) and not self._flying
+
+    def stop(self) -> None:
+        """Post no more: done when what is in flight is. The peer takes no part, so it misses nothing."""
+        self._source, self._destination = self._source[: self._posted], self._destination[: self._posted]
+        self._released = self._posted
 
     def release(self, count: int) -> None:
         """The first ``count`` source spans hold their final content (and, for a write, the destination is free)."""

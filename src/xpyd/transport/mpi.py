@@ -21,6 +21,18 @@ class MpiTicket(MessageTicket):
         self._mpi = transport.mpi
         self._status = self._mpi.Status()
 
+    def cancel(self) -> None:
+        """A receive that has met no send can be taken back; MPI takes back no send."""
+        if self._incoming and not self._done:
+            self._request.Cancel()
+
+    def quiet(self) -> bool:
+        """Also where MPI ended the request with an error: a peer whose process has ended (ULFM)."""
+        try:
+            return self._done or self._request == self._mpi.REQUEST_NULL or bool(self._request.Test())
+        except self._mpi.Exception:
+            return bool(self._request == self._mpi.REQUEST_NULL)
+
     def _poll(self) -> bool:
         if not self._request.Test(self._status):
             return False

@@ -26,11 +26,21 @@ MAX_PROGRESS_ROUNDS = 16
 
 class UcxTicket(MessageTicket):
     def __init__(
-        self, request: Any, endpoint: Any, transport: Transport, peer: int, view: Bytes, incoming: bool
+        self, request: Any, endpoint: Any, transport: UcxTransport, peer: int, view: Bytes, incoming: bool
     ) -> None:
         super().__init__(transport, peer, view, incoming)
         self._request = request
+        self._cancel = transport.cancel
         self._endpoint = endpoint  # a receive belongs to no endpoint: only this one knows that its peer died
+
+    def cancel(self) -> None:
+        """A receive belongs to no endpoint, so that dropping its peer does not end it."""
+        if self._incoming and not self._request.completed:
+            self._cancel(self._request)
+
+    def quiet(self) -> bool:
+        """UCX is through with the memory: an error of the endpoint alone does not say so."""
+        return bool(self._done or self._request.completed)
 
     def _poll(self) -> bool:
         if not self._request.completed:
@@ -56,6 +66,7 @@ class UcxTransport(Transport):
         """``settings``: UCX options without their UCX_ prefix. Raises TransportError where UCX refuses them."""
         super().__init__()
         self._rank = rank
+        self._peer_errors = peer_errors
         kind = _installed()
         try:
             self._binding = kind(settings, peer_errors)
@@ -119,6 +130,18 @@ class UcxTransport(Transport):
                 break
             moved = True
         return moved
+
+    def drop(self, peer: int) -> bool:
+        """Close the endpoint by force, which ends all sends; receives end by ``cancel``.
+
+        Without error handling UCX would wait for the peer instead, which never answers: then nothing is promised.
+        """
+        if self._peer_errors and peer in self._endpoints:
+            self._binding.close(self._endpoints[peer])
+        return self._peer_errors
+
+    def cancel(self, request: Any) -> None:
+        self._binding.cancel(request)
 
     def route(self, peer: int) -> str:
         """Every ``transport/device`` that the endpoint uses, such as ``tcp/eth0`` or ``posix/memory+cma/memory``."""
@@ -186,6 +209,12 @@ class UcxxBinding:
     def recv(self, endpoint: Any, view: Bytes, address: int, tag: int) -> Message:
         return self._calls.recv(self._worker_handle, address, view.nbytes, tag)
 
+    def close(self, endpoint: Any) -> None:
+        endpoint.close_blocking()
+
+    def cancel(self, message: Message) -> None:
+        self._calls.cancel(self._worker_handle, message)
+
     def progress(self) -> bool:
         return bool(self._worker.progress_once())
 
@@ -204,6 +233,7 @@ class CallbackRequest:
 
     def __init__(self) -> None:
         self.completed = False
+        self.request: Any = None  # of a receive
         self._error: Exception | None = None
 
     def end(self, request: Any, error: Exception | None) -> None:
@@ -247,7 +277,14 @@ class UcxPyBinding:
         request = self._api.tag_recv_nb(self._worker, array, array.nbytes, tag=tag, cb_func=ended.end, ep=endpoint)
         if request is None:
             ended.completed = True
+        ended.request = request
         return ended
+
+    def close(self, endpoint: Any) -> None:
+        endpoint.abort()
+
+    def cancel(self, request: CallbackRequest) -> None:
+        self._worker.request_cancel(request.request)
 
     def progress(self) -> bool:
         self._worker.progress()  # ucx-py does not tell whether anything moved

@@ -52,6 +52,11 @@ class Message:
             self._status, self._request = request - 2**64, None
 
     @property
+    def request(self) -> int | None:
+        """UCX's handle, None once it is given back."""
+        return self._request
+
+    @property
     def completed(self) -> bool:
         request = self._request
         if request is None:  # at its end, and given back to UCX
@@ -89,6 +94,8 @@ class MessageCalls:
         self.status.argtypes = (pointer,)
         self.test = library.ucp_tag_recv_request_test
         self.test.argtypes = (pointer, pointer)
+        self._cancel = library.ucp_request_cancel
+        self._cancel.argtypes, self._cancel.restype = (pointer, pointer), None
         self.free = library.ucp_request_free
         self.free.argtypes, self.free.restype = (pointer,), None
         self._string = library.ucs_status_string
@@ -106,6 +113,11 @@ class MessageCalls:
     def recv(self, worker: int, address: int, nbytes: int, tag: int) -> Message:
         """Post a receive into host memory on a ``ucp_worker_h``."""
         return Message(self, self._recv(worker, address, nbytes, tag, EXACT_TAG, self._receiving_at), nbytes)
+
+    def cancel(self, worker: int, message: Message) -> None:
+        """Ask UCX to end a receive early; ``completed`` says when it has."""
+        if message.request is not None:
+            self._cancel(worker, message.request)
 
     def describe(self, status: int) -> str:
         """UCX's own word for a status, such as ``Connection reset by remote peer``."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from xpyd.clock import Clock
+from xpyd.faults import FaultConfig
 from xpyd.model.segment import Segment
 from xpyd.placement import CLIENT_RANK, Role
 from xpyd.records import StageRow, StepRow
@@ -16,7 +17,20 @@ from xpyd.run_dir import RowWriter
 from xpyd.scheduler.base import NeverFits, Sequence, StepPlan
 from xpyd.worker.engine import Engine, Output
 from xpyd.worker.mailbox import Mailbox
-from xpyd.worker.messages import AnyMessage, Emitted, EndBlock, Failed, Final, Step, Tokens
+from xpyd.worker.messages import (
+    AnyMessage,
+    Beat,
+    Cancel,
+    Cancelled,
+    Emitted,
+    EndBlock,
+    Failed,
+    Final,
+    Gone,
+    Step,
+    Tokens,
+)
+from xpyd.worker.pulse import Outcast, Pulse
 
 IDLE_SLEEP_S = 50e-6  # an idle worker leaves its core to others, and adds at most this to a latency
 
@@ -35,6 +49,7 @@ class Desk:
     rows: RowWriter
     clock: Clock
     followers: tuple[int, ...] = ()  # the other ranks of this rank's instance, where it leads one
+    faults: FaultConfig = field(default_factory=FaultConfig)
 
     def stamp(self, request_id: int, stage: Stage, t_ns: int | None = None, reason: str = "") -> None:
         t_ns = self.clock.now_ns() if t_ns is None else t_ns
@@ -55,12 +70,26 @@ class Worker(ABC):
         self._num_preempted = 0  # since the last step that ran
         self._ending = False
         self._aborted = False
+        self._gone: set[int] = set()  # lost ranks
+        self._cancels: dict[int, int] = {}  # attempts to drop by request, once no step runs
+        self._pulse = Pulse(desk.mailbox, desk.rank, desk.faults)
 
     def run(self) -> None:
         """Serve until the client ends the block and nothing is left in flight; followers end with their leader."""
+        try:
+            self._serve()
+        except BaseException as error:
+            self._cut_off(type(error).__name__)
+            raise
+        if self._aborted:
+            self._cut_off("the client ended the block")
+        self.desk.mailbox.send_all(self.desk.followers, EndBlock(self._aborted))
+
+    def _serve(self) -> None:
         deadline: float | None = None
         while not (self._ending and (self._aborted or self.quiet)):
             busy = self.receive()
+            self._cancel_all()
             busy |= self.move()
             busy |= self.step()
             if not busy:
@@ -70,16 +99,25 @@ class Worker(ABC):
                 deadline = deadline or time.monotonic() + self._drain_timeout_s
                 if time.monotonic() > deadline:
                     raise WorkerError(f"rank {self.desk.rank} ({self.role}): {self.unfinished()} after the block's end")
-        self.desk.mailbox.send_all(self.desk.followers, EndBlock(self._aborted))
 
     def receive(self) -> bool:
+        """Take messages, and let the client hear of this rank. Raises ClientLost, Outcast."""
         busy = False
         for source, message in self.desk.mailbox.poll():
             busy = True
-            if isinstance(message, EndBlock):
-                self._ending, self._aborted = True, message.abort
-            else:
-                self.handle(source, message)
+            self._pulse.heard(source)
+            match message:
+                case Beat():
+                    pass
+                case EndBlock():
+                    self._ending, self._aborted = True, message.abort
+                case Gone():
+                    self._lose(message.ranks)
+                case Cancel():
+                    self._cancels[message.request_id] = message.attempt
+                case _ if source not in self._gone:
+                    self.handle(source, message)
+        self._pulse.beat()
         return busy
 
     def step(self) -> bool:
@@ -118,6 +156,30 @@ class Worker(ABC):
         if tokens:
             self.desk.mailbox.send(CLIENT_RANK, Tokens(emitted_ns, tokens))
 
+    def cancel(self, request_id: int, attempt: int) -> None:
+        """Drop a request, and ``confirm`` when its blocks are free; called between steps."""
+        stage = self.stages().get(request_id, "not here")
+        self.engine.scheduler.abort(request_id)
+        self.confirm(request_id, attempt, stage)
+
+    def confirm(self, request_id: int, attempt: int, stage: str) -> None:
+        self._begun.discard(request_id)
+        self.desk.mailbox.send(CLIENT_RANK, Cancelled(request_id, attempt, stage))
+
+    def stages(self) -> dict[int, str]:
+        """What every request that is here is doing here."""
+        scheduler = self.engine.scheduler
+        waiting = dict.fromkeys((s.request_id for s in scheduler.waiting), "waiting for a seat or blocks")
+        return waiting | {s.request_id: "decoding" if s.decoding else "in prefill" for s in scheduler.running}
+
+    def drop_peer(self, rank: int) -> None:  # noqa: B027 - only a rank that moves KV has peers
+        """A rank is lost: nothing moves to or from it any more."""
+
+    @property
+    def aborted(self) -> bool:
+        """The client ended the block with requests left."""
+        return self._aborted
+
     @property
     def quiet(self) -> bool:
         """Nothing queued, running or in flight."""
@@ -147,8 +209,30 @@ class Worker(ABC):
         """What the followers may send once they have run this step; nothing where KV does not move."""
         return []
 
-    def on_layer(self, layer: int) -> None:  # noqa: B027
+    def on_layer(self, layer: int) -> None:
         """Called when a layer's KV is in the pool."""
+        self._pulse.beat()  # a long step is no silence
+
+    def _lose(self, ranks: list[int]) -> None:
+        if self.desk.rank in ranks:
+            raise Outcast(f"rank {self.desk.rank} ({self.role}) was silent, and the others go on without it")
+        self.desk.rows.flush()  # whatever comes now, what was measured is kept
+        self.desk.mailbox.give_up(ranks)
+        for rank in set(ranks) - self._gone:
+            self._gone.add(rank)
+            self.drop_peer(rank)
+
+    def _cancel_all(self) -> None:
+        cancels, self._cancels = self._cancels, {}
+        for request_id, attempt in cancels.items():
+            self.cancel(request_id, attempt)
+
+    def _cut_off(self, reason: str) -> None:
+        """The block ends early: say for every request that is here how far it came."""
+        for request_id, stage in self.stages().items():
+            why = f"rank {self.desk.rank} ({self.role}): {stage}; cut off: {reason}"
+            self.desk.stamp(request_id, Stage.FAILED, reason=why)
+        self.desk.rows.flush()
 
     def _tell(self, plan: StepPlan, segments: list[Segment]) -> None:
         """The followers run the same step: they wait for this rank, and it for them, at every sum over ranks."""

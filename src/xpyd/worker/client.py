@@ -9,38 +9,34 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from xpyd.faults import FaultConfig
 from xpyd.placement import Placement, Role
 from xpyd.records import TokenRow
-from xpyd.request import Request, Stage, Timeline
+from xpyd.request import Request, Stage
 from xpyd.router import Router
 from xpyd.units import s_to_ns
 from xpyd.worker.base import Desk
-from xpyd.worker.messages import EndBlock, Failed, Submit, Tokens, pack_prompt
+from xpyd.worker.messages import Beat, Cancelled, EndBlock, Failed, PeerLost, Submit, Tokens, pack_prompt
+from xpyd.worker.rescue import Flight, Rescue
 
 LEAD_NS = 20_000_000  # from "go" to the block's begin: every worker is in its loop by then
 IDLE_SLEEP_S = 50e-6
 
 
-@dataclass(slots=True)
-class Flight:
-    """A request that was sent and has not ended: where it went and what came back."""
-
-    request: Request
-    prefill_rank: int  # an instance's leader, as is
-    decode_rank: int  # the same rank when colocated
-    timeline: Timeline = field(default_factory=Timeline)
-
-
 @dataclass(frozen=True)
 class Played:
-    """What the client saw of a block. ``unfinished`` lists requests that had not ended when it gave up."""
+    """What the client saw of a block. ``unfinished`` lists requests that had not ended when it gave up.
+
+    ``verdict``: why the block ended early, with every request failed; empty where it did not.
+    """
 
     begin_ns: int
     end_ns: int
     unfinished: tuple[int, ...]
     stopped: bool
+    verdict: str = ""
 
 
 class Client:
@@ -55,21 +51,29 @@ class Client:
         vocab_size: int,
         drain_timeout_s: float,
         should_stop: Callable[[], bool],
+        faults: FaultConfig,
+        lost: dict[int, str],
     ) -> None:
+        """``lost``: ranks that are lost, and why; this block may add some."""
         self._desk = desk
-        self._workers = placement.leaders(Role.COLOCATED, Role.PREFILL, Role.DECODE)
-        self._prefill_pool = placement.leaders(Role.COLOCATED, Role.PREFILL)
-        self._decode_pool = placement.leaders(Role.DECODE)
+        self._rescue = Rescue(desk, placement, faults, lost)
         self._prefill_router = prefill_router
         self._decode_router = decode_router
         self._vocab_size = vocab_size
         self._drain_timeout_s = drain_timeout_s
         self._should_stop = should_stop
         self._flights: dict[int, Flight] = {}
-        self._load: dict[int, int] = dict.fromkeys(self._workers, 0)  # outstanding tokens by rank
+        self._load = dict.fromkeys(self._rescue.pool(*Role), 0)  # outstanding tokens by rank
 
     def play(self, requests: Sequence[Request], concurrency: int | None = None) -> Played:
         """Send every request when it is due, then wait for the rest; ``concurrency`` makes the loop closed."""
+        try:
+            return self._play(requests, concurrency)
+        except BaseException as error:
+            self._fail_all(f"cut off: {type(error).__name__} at the client")
+            raise
+
+    def _play(self, requests: Sequence[Request], concurrency: int | None) -> Played:
         prompts = {r.request_id: pack_prompt(r.prompt(self._vocab_size)) for r in requests}
         todo = deque(sorted(requests, key=lambda r: (r.arrival_offset_ns, r.request_id)))
         begin_ns = self._desk.clock.now_ns() + LEAD_NS
@@ -78,6 +82,10 @@ class Client:
         while todo or self._flights:
             now_ns = self._desk.clock.now_ns()
             busy = self._collect()
+            self._rescue_flights()
+            if self._rescue.verdict:
+                self._give_up(todo, begin_ns)
+                break
             stopped = stopped or self._should_stop()
             if stopped:
                 todo.clear()
@@ -96,9 +104,10 @@ class Client:
                 self._desk.rows.flush_if_due()
                 time.sleep(IDLE_SLEEP_S)
         unfinished = tuple(self._flights)
-        for rank in self._workers:
-            self._desk.mailbox.send(rank, EndBlock(abort=bool(unfinished)))
-        return Played(begin_ns, self._desk.clock.now_ns(), unfinished, stopped)
+        verdict = self._rescue.verdict
+        end = EndBlock(abort=bool(unfinished or verdict))
+        self._desk.mailbox.send_all(self._rescue.pool(Role.COLOCATED, Role.PREFILL, Role.DECODE), end)
+        return Played(begin_ns, self._desk.clock.now_ns(), unfinished, stopped, verdict)
 
     def _due(self, request: Request, begin_ns: int, now_ns: int, concurrency: int | None) -> bool:
         if concurrency is not None:
@@ -106,16 +115,26 @@ class Client:
         return now_ns >= begin_ns + request.arrival_offset_ns
 
     def _send(self, request: Request, prompt: bytes, due_ns: int) -> None:
-        prefill = self._pick(self._prefill_router, self._prefill_pool)
-        decode = self._pick(self._decode_router, self._decode_pool) if self._decode_router else prefill
-        flight = Flight(request, prefill, decode)
+        flight = Flight(request, prompt, *self._route(), time.monotonic())
         self._flights[request.request_id] = flight
-        self._load[prefill] += request.input_len
-        self._load[decode] += request.output_len
-        peer = decode if self._decode_router else -1
-        self._desk.mailbox.send(prefill, Submit(request.request_id, prompt, request.output_len, request.seed, peer))
+        self._submit(flight)
         self._stamp(flight, Stage.ARRIVED, due_ns)
         self._stamp(flight, Stage.ROUTED, self._desk.clock.now_ns())
+
+    def _submit(self, flight: Flight) -> None:
+        r = flight.request
+        self._load[flight.prefill_rank] += r.input_len
+        self._load[flight.decode_rank] += r.output_len
+        peer = flight.decode_rank if self._decode_router else -1
+        submit = Submit(r.request_id, flight.prompt, r.output_len, r.seed, peer, flight.attempt)
+        self._desk.mailbox.send(flight.prefill_rank, submit)
+
+    def _route(self) -> tuple[int, int]:
+        """A prefill and a decode rank, the same when colocated."""
+        prefill = self._pick(self._prefill_router, self._rescue.pool(Role.COLOCATED, Role.PREFILL))
+        if self._decode_router is None:
+            return prefill, prefill
+        return prefill, self._pick(self._decode_router, self._rescue.pool(Role.DECODE))
 
     def _pick(self, router: Router, pool: Sequence[int]) -> int:
         return pool[router.route([self._load[rank] for rank in pool])]
@@ -123,25 +142,71 @@ class Client:
     def _collect(self) -> bool:
         busy = False
         for source, message in self._desk.mailbox.poll():
-            busy = True
+            if not self._rescue.heard(source):
+                continue
             match message:
+                case Beat():
+                    continue
+                case PeerLost():
+                    self._rescue.suspect(message.peer, message.reason)
                 case Tokens():
                     self._take(source, message)
-                case Failed():
-                    flight = self._flights[message.request_id]
-                    self._end(flight, Stage.FAILED, self._desk.clock.now_ns(), message.reason)
+                case Failed() if message.request_id in self._flights:
+                    self._rescue.fail(self._flights[message.request_id], message.reason)
+                case Cancelled() if message.request_id in self._flights:
+                    self._rescue.cancelled(self._flights[message.request_id], source, message)
+                case Failed() | Cancelled():
+                    pass  # of a request that has ended
                 case _:
                     raise AssertionError(f"rank {source} sent {type(message).__name__} to the client")
+            busy = True
         return busy
+
+    def _rescue_flights(self) -> None:
+        """What was cancelled, and is nowhere any more, is routed anew or fails."""
+        for flight in self._rescue.tend(self._flights):
+            undoing = flight.undoing
+            assert undoing is not None
+            reason = "; ".join([undoing.reason, *undoing.stages])
+            now_ns = self._desk.clock.now_ns()
+            if not undoing.retry or self._rescue.verdict:
+                self._end(flight, Stage.FAILED, now_ns, reason)
+                continue
+            self._unload(flight)
+            flight.undoing, flight.num_seen, flight.attempt = None, 0, flight.attempt + 1
+            flight.prefill_rank, flight.decode_rank = self._route()
+            self._stamp(flight, Stage.RETRIED, now_ns, reason)
+            self._submit(flight)
+
+    def _give_up(self, todo: deque[Request], begin_ns: int) -> None:
+        """The block ends early: everything sent fails, and so does everything that was not sent yet."""
+        self._fail_all(self._rescue.verdict)
+        for request in todo:
+            now_ns = self._desk.clock.now_ns()
+            self._desk.stamp(request.request_id, Stage.ARRIVED, min(now_ns, begin_ns + request.arrival_offset_ns))
+            self._desk.stamp(request.request_id, Stage.FAILED, now_ns, f"not sent: {self._rescue.verdict}")
+        todo.clear()
+
+    def _fail_all(self, reason: str) -> None:
+        for flight in list(self._flights.values()):
+            where = " and ".join(self._rescue.name(rank) for rank in sorted(flight.ranks))
+            came = f"{len(flight.timeline.tokens)} of {flight.request.output_len} tokens came"
+            self._end(flight, Stage.FAILED, self._desk.clock.now_ns(), f"{reason}; it was at {where}, {came}")
+        self._desk.rows.flush()
 
     def _take(self, source: int, message: Tokens) -> None:
         now_ns = self._desk.clock.now_ns()
         for emitted in message.tokens:
-            flight = self._flights[emitted.request_id]
-            flight.timeline.tokens.append(now_ns)
-            if emitted.index == 0:
+            flight = self._flights.get(emitted.request_id)
+            if flight is None or flight.undoing is not None:  # it was cancelled while this was under way
+                continue
+            if flight.num_seen == 0:
                 self._load[flight.prefill_rank] -= flight.request.input_len
+            flight.num_seen += 1
             self._load[flight.decode_rank] -= 1
+            if emitted.index < len(flight.timeline.tokens):
+                continue  # an earlier attempt had come so far
+            flight.timeline.tokens.append(now_ns)
             self._desk.rows.write(
                 TokenRow(
                     block=self._desk.block,
@@ -160,10 +225,12 @@ class Client:
     def _end(self, flight: Flight, stage: Stage, t_ns: int, reason: str = "") -> None:
         """Stamp the end, and take what was still expected of the request off the loads."""
         self._stamp(flight, stage, t_ns, reason)
-        num_tokens = len(flight.timeline.tokens)
-        self._load[flight.prefill_rank] -= 0 if num_tokens else flight.request.input_len
-        self._load[flight.decode_rank] -= flight.request.output_len - num_tokens
+        self._unload(flight)
         del self._flights[flight.request.request_id]
+
+    def _unload(self, flight: Flight) -> None:
+        self._load[flight.prefill_rank] -= 0 if flight.num_seen else flight.request.input_len
+        self._load[flight.decode_rank] -= flight.request.output_len - flight.num_seen
 
     def _stamp(self, flight: Flight, stage: Stage, t_ns: int, reason: str = "") -> None:
         flight.timeline.stages[stage] = t_ns

@@ -14,8 +14,8 @@ from xpyd.model.sampling import Sampled
 from xpyd.placement import Role
 from xpyd.records import CoalescingRow
 from xpyd.request import Stage
-from xpyd.scheduler.base import Sequence
-from xpyd.transport.base import Transport
+from xpyd.scheduler.base import NeverFits, Sequence
+from xpyd.transport.base import Transport, TransportError
 from xpyd.transport.flow import ReadFlow, RecvFlow
 from xpyd.worker.base import Desk, WorkerError
 from xpyd.worker.engine import Engine, Output
@@ -24,6 +24,7 @@ from xpyd.worker.messages import (
     Accept,
     Announce,
     AnyMessage,
+    Dropped,
     FirstToken,
     Landed,
     Offer,
@@ -31,11 +32,11 @@ from xpyd.worker.messages import (
     Release,
     unpack_prompt,
 )
-from xpyd.worker.mover import MovingWorker
 from xpyd.worker.staged import StagedReceive
+from xpyd.worker.undo import UndoingDecode
 
 
-class DecodeWorker(MovingWorker):
+class DecodeWorker(UndoingDecode):
     role: ClassVar[Role] = Role.DECODE
 
     def __init__(
@@ -48,30 +49,56 @@ class DecodeWorker(MovingWorker):
         costs: PieceCosts | None = None,
     ) -> None:
         super().__init__(engine, desk, drain_timeout_s, transport, config, costs)
+        self.begin_undoing()
         self._incoming: dict[int, Incoming] = {}
         self._offers: deque[Incoming] = deque()  # not yet accepted: waiting for free blocks, first come first served
 
     def handle(self, source: int, message: AnyMessage) -> None:
         match message:
+            case Offer() if message.attempt <= self._cancelled.get(message.request_id, -1):
+                self.desk.mailbox.send(source, Dropped(message.request_id, message.attempt))
             case Offer():
-                incoming = Incoming(source, message, message.table)
-                self._incoming[message.request_id] = incoming
-                self._offers.append(incoming)
-            case Announce():
-                self._receive_push(self._incoming[message.request_id], message.table)
-            case Ready():
-                self._incoming[message.request_id].parts_done(message.num_parts)
-            case FirstToken():
-                incoming = self._incoming[message.request_id]
-                incoming.first, incoming.since_ns = message, time.perf_counter_ns()
-            case Landed():
-                self._incoming[message.request_id].landed_ns = message.end_ns
+                self._offered(Incoming(source, message, message.table))
+            case Announce() | Ready() | FirstToken() | Landed() | Dropped():
+                known = self._incoming.get(message.request_id)
+                if known is not None:
+                    self._told(known, message)
+                else:
+                    assert message.request_id in self._cancelled, f"rank {source} speaks of an offer that it never made"
             case _:
                 raise AssertionError(f"rank {source} sent {type(message).__name__} to a decode worker")
+
+    def _offered(self, incoming: Incoming) -> None:
+        """Queue an offer; one that the pool can never take fails, and rests until the client has cancelled it."""
+        offer = incoming.offer
+        self._incoming[offer.request_id] = incoming
+        try:
+            num_tokens = len(unpack_prompt(offer.prompt))
+            self.engine.scheduler.check_fits(offer.request_id, num_tokens, offer.output_len)
+        except NeverFits as error:
+            self.fail(offer.request_id, str(error))
+        else:
+            self._offers.append(incoming)
+
+    def _told(self, incoming: Incoming, message: Announce | Ready | FirstToken | Landed | Dropped) -> None:
+        match message:
+            case Announce():
+                self._receive_push(incoming, message.table)
+            case Ready():
+                incoming.parts_done(message.num_parts)
+            case FirstToken():
+                incoming.first, incoming.since_ns = message, time.perf_counter_ns()
+            case Landed():
+                incoming.landed_ns = message.end_ns
+            case Dropped():
+                incoming.dropped = True
 
     def move(self) -> bool:
         busy = self._take()
         for incoming in list(self._incoming.values()):
+            if incoming.undo is not None:
+                self.move_undone(incoming, incoming.undo)
+                continue
             if incoming.landed_ns is None or incoming.first is None:
                 continue
             if not incoming.released:
@@ -80,6 +107,9 @@ class DecodeWorker(MovingWorker):
                 self._admit(incoming, incoming.first)
                 busy = True
         return busy
+
+    def stages(self) -> dict[int, str]:
+        return super().stages() | {request_id: _stage(incoming) for request_id, incoming in self._incoming.items()}
 
     def on_layer(self, layer: int) -> None:
         """Between layers: messages and KV move, but the batch of the running step stays as it is."""
@@ -105,8 +135,13 @@ class DecodeWorker(MovingWorker):
             self._offers.popleft()
             busy = True
         for incoming in self._incoming.values():
-            if incoming.flow is not None and incoming.landed_ns is None:
-                busy |= self._advance(incoming)
+            lost = incoming.undo is not None and incoming.undo.lost
+            if incoming.flow is not None and incoming.landed_ns is None and not incoming.broken and not lost:
+                try:
+                    busy |= self._advance(incoming)
+                except TransportError as error:
+                    incoming.broken = True
+                    self.accuse(incoming.source, error)
         return busy
 
     def _advance(self, incoming: Incoming) -> bool:
@@ -244,3 +279,13 @@ class DecodeWorker(MovingWorker):
                 f"differs at (layer, block) {wrong[:8]}{' ...' if len(wrong) > 8 else ''}, {len(wrong)} in all"
             )
         return True
+
+
+def _stage(incoming: Incoming) -> str:
+    """Where a hand-off stands at its destination, in words."""
+    source = f"rank {incoming.source}"
+    if not incoming.table:
+        return f"its KV is offered by {source}, and waits for a seat or blocks"
+    if incoming.landed_ns is None:
+        return f"its KV moves from {source}"
+    return f"its KV from {source} is here" + ("" if incoming.first is not None else ", its first token is not")

@@ -8,7 +8,8 @@ from collections import defaultdict, deque
 from xpyd.model.runner import ModelRunner
 from xpyd.transport.base import Transport
 from xpyd.worker.base import IDLE_SLEEP_S, Desk
-from xpyd.worker.messages import EndBlock, Move, Moved, Step, Sums
+from xpyd.worker.messages import Beat, EndBlock, Gone, Move, Moved, Step, Sums
+from xpyd.worker.pulse import Pulse
 from xpyd.worker.shards import Shapes, ShardReceive, ShardSend
 
 
@@ -33,6 +34,7 @@ class Follower:
         self._sums: defaultdict[int, dict[int, Sums]] = defaultdict(dict)  # by request and source, until compared
         self._parts_ready: dict[int, int] = {}  # of requests that are, or will be, sent from here
         self._ending: EndBlock | None = None
+        self._pulse = Pulse(desk.mailbox, desk.rank, desk.faults)
 
     def run(self) -> None:
         """Serve until the leader ends the block; it does so when nothing is in flight here any more."""
@@ -47,7 +49,10 @@ class Follower:
         busy = False
         for source, message in self._desk.mailbox.poll():
             busy = True
+            self._pulse.heard(source)
             match message:
+                case Beat() | Gone():  # a loss ends such a run: the leader is told to end the block
+                    pass
                 case Step():
                     self._steps.append(message)
                 case Move():
@@ -58,6 +63,7 @@ class Follower:
                     self._ending = message
                 case _:
                     raise AssertionError(f"rank {source} sent {type(message).__name__} to a follower")
+        self._pulse.beat()
         return busy
 
     def _step(self) -> bool:

@@ -179,6 +179,16 @@ class TransferConfig:
 
 
 @dataclass(slots=True)
+class Undo:
+    """A hand-off that was cancelled: what it was doing, and how its blocks become quiet."""
+
+    attempt: int
+    stage: str
+    lost: bool  # the peer is lost: no answer comes, the transport alone tells when the blocks are quiet
+    since_ns: int  # this rank's own clock
+
+
+@dataclass(slots=True)
 class Outgoing:
     """A request on its prefill rank, from its offer to its release."""
 
@@ -193,6 +203,9 @@ class Outgoing:
     flow: SendSide | None = None
     ended: bool = False  # all has left, and (one-sided push) the decode rank was told so
     release: Release | None = None
+    broken: bool = False  # the transport failed: the client decides what becomes of it
+    undo: Undo | None = None
+    dropped: bool = False  # the peer has said that nothing moves any more: it was cancelled
 
     def parts_done(self, num_parts: int) -> None:
         """The KV of the first ``num_parts`` parts is final: those pieces may leave."""
@@ -218,6 +231,9 @@ class Incoming:
     landed_ns: int | None = None
     first: FirstToken | None = None
     released: bool = False  # the source has its blocks back
+    broken: bool = False  # as in Outgoing
+    undo: Undo | None = None
+    dropped: bool = False
 
     @property
     def staged(self) -> bool:

@@ -6,22 +6,29 @@ communicator of its own).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from xpyd.mpi import MPI
 from xpyd.worker.messages import AnyMessage, Message, decode, encode
 
 TAG = 7002
+PROCESS_FAILED = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)  # raised by an MPI with ULFM only
 
 
 class Mailbox:
-    """Sends and polls control messages on a communicator of its own (collective to create)."""
+    """Sends and polls control messages on a communicator of its own (collective to create).
+
+    ``ended``: the ranks whose processes MPI reports as ended, where it can go on without them (ULFM); what is sent to
+    them is lost without an error.
+    """
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm.Dup()
-        self._sending: list[tuple[Any, bytes]] = []  # a buffer lives until its send is complete
+        self._sending: list[tuple[Any, bytes, int]] = []  # a buffer lives until its send is complete
+        self._given_up: list[tuple[Any, bytes, int]] = []  # to lost ranks: MPI may read these buffers for ever
         self._status = MPI.Status()
+        self.ended: set[int] = set()
 
     def send(self, rank: int, message: Message) -> None:
         """Send without waiting; completes as the mailbox is polled."""
@@ -31,23 +38,58 @@ class Mailbox:
         """The same message to each rank, encoded once."""
         data = encode(message)
         for rank in ranks:
-            self._sending.append((self._comm.Isend([data, MPI.BYTE], dest=rank, tag=TAG), data))
+            if rank in self.ended:
+                continue
+            try:
+                self._sending.append((self._comm.Isend([data, MPI.BYTE], dest=rank, tag=TAG), data, rank))
+            except MPI.Exception as error:
+                self._note(error)
 
     def poll(self) -> Iterator[tuple[int, AnyMessage]]:
         """Every message that is here now, with its sender, in the order of arrival."""
         if self._sending:
-            self._sending = [pair for pair in self._sending if not pair[0].Test()]
-        while self._comm.Iprobe(source=MPI.ANY_SOURCE, tag=TAG, status=self._status):
-            source = self._status.Get_source()
+            self._sending = [each for each in self._sending if not self._sent(each[0])]
+        while (source := self._probe()) is not None:
             data = bytearray(self._status.Get_count(MPI.BYTE))
             self._comm.Recv([data, MPI.BYTE], source=source, tag=TAG)
             yield source, decode(data)
 
+    def give_up(self, ranks: Collection[int]) -> None:
+        """Nobody waits for sends to these ranks any more."""
+        self._given_up += [each for each in self._sending if each[2] in ranks]
+        self._sending = [each for each in self._sending if each[2] not in ranks]
+
     def drain(self) -> None:
-        """Complete every send; call it when all peers are known to receive."""
-        for request, _ in self._sending:
-            request.Wait()
-        self._sending.clear()
+        """Complete every send; call it when all peers are known to receive, but those given up."""
+        while self._sending:
+            self._sending = [each for each in self._sending if not self._sent(each[0])]
 
     def close(self) -> None:
         self._comm.Free()
+
+    def _probe(self) -> int | None:
+        """The sender of a message that is here, None where there is none."""
+        try:
+            if not self._comm.Iprobe(source=MPI.ANY_SOURCE, tag=TAG, status=self._status):
+                return None
+        except MPI.Exception as error:  # a rank has ended, which any source might have been: take note, and go on
+            self._note(error)
+            return self._probe()
+        return int(self._status.Get_source())
+
+    def _sent(self, request: Any) -> bool:
+        try:
+            return bool(request.Test())
+        except MPI.Exception as error:
+            self._note(error)
+            return True
+
+    def _note(self, error: MPI.Exception) -> None:
+        """Learn which ranks have ended. Raises ``error`` again where it says something else."""
+        if error.Get_error_class() not in PROCESS_FAILED:
+            raise error
+        self._comm.Ack_failed()
+        failed, everyone = self._comm.Get_failed(), self._comm.Get_group()
+        self.ended |= set(failed.Translate_ranks(None, everyone))
+        failed.Free()
+        everyone.Free()

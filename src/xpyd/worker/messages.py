@@ -23,6 +23,7 @@ class Submit(Message, frozen=True):
     output_len: int
     seed: int
     peer: int
+    attempt: int = 0  # counts the times that the request was routed
 
 
 class Emitted(msgspec.Struct, frozen=True, array_like=True):
@@ -62,6 +63,7 @@ class Offer(Message, frozen=True):
     transfer_seq: int
     num_blocks: int
     table: list[int]
+    attempt: int = 0
 
 
 class Accept(Message, frozen=True):
@@ -164,6 +166,45 @@ class Sums(Message, frozen=True):
     checksums: bytes
 
 
+class Beat(Message, frozen=True):
+    """Between the client and every worker rank, both ways: I am here."""
+
+
+class PeerLost(Message, frozen=True):
+    """Worker to client: the transport cannot reach ``peer``."""
+
+    peer: int
+    reason: str
+
+
+class Gone(Message, frozen=True):
+    """Client to worker: these ranks are lost; take nothing from them, send nothing to them."""
+
+    ranks: list[int]
+
+
+class Cancel(Message, frozen=True):
+    """Client to worker: drop this request, up to this attempt; ``Cancelled`` says when its memory is quiet."""
+
+    request_id: int
+    attempt: int
+
+
+class Cancelled(Message, frozen=True):
+    """Worker to client: nothing of the request is left here; ``stage`` says where it was."""
+
+    request_id: int
+    attempt: int
+    stage: str
+
+
+class Dropped(Message, frozen=True):
+    """Between the two ends of a hand-off that was cancelled: nothing moves into or out of my blocks any more."""
+
+    request_id: int
+    attempt: int
+
+
 class EndBlock(Message, frozen=True):
     """Client to worker: no request of this block is left. ``abort`` drops what is still there."""
 
@@ -174,7 +215,8 @@ BetweenInstances = (
     Submit | Tokens | Failed | Offer | Accept | Announce | Ready | FirstToken | Landed | Release | EndBlock
 )
 InsideInstance = Step | Move | Moved | Sums
-AnyMessage = BetweenInstances | InsideInstance
+OfFaults = Beat | PeerLost | Gone | Cancel | Cancelled | Dropped
+AnyMessage = BetweenInstances | InsideInstance | OfFaults
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(AnyMessage)

@@ -12,7 +12,7 @@ from xpyd.placement import Role
 from xpyd.records import TransferRow
 from xpyd.request import Stage
 from xpyd.scheduler.base import Chunk, Sequence, StepPlan
-from xpyd.transport.base import Transport
+from xpyd.transport.base import Transport, TransportError
 from xpyd.transport.flow import SendFlow, WriteFlow
 from xpyd.worker.base import Desk
 from xpyd.worker.engine import Engine, Output
@@ -21,6 +21,7 @@ from xpyd.worker.messages import (
     Accept,
     Announce,
     AnyMessage,
+    Dropped,
     FirstToken,
     Landed,
     Offer,
@@ -29,11 +30,11 @@ from xpyd.worker.messages import (
     Submit,
     unpack_prompt,
 )
-from xpyd.worker.mover import MovingWorker
 from xpyd.worker.staged import StagedSend
+from xpyd.worker.undo import UndoingPrefill
 
 
-class PrefillWorker(MovingWorker):
+class PrefillWorker(UndoingPrefill):
     role: ClassVar[Role] = Role.PREFILL
 
     def __init__(
@@ -50,6 +51,7 @@ class PrefillWorker(MovingWorker):
         self._outgoing: dict[int, Outgoing] = {}
         self._step: list[Chunk] = []  # the prompt chunks of the running step
         self._transfer_seq: dict[int, int] = {}  # per decode rank
+        self.begin_undoing()
         self._verified: set[int] = set()  # decode ranks whose first transfer of this block is checked
 
     def handle(self, source: int, message: AnyMessage) -> None:
@@ -60,17 +62,26 @@ class PrefillWorker(MovingWorker):
                     self._submits[message.request_id] = message
                     if self._config.direction == "push" and message.output_len > 1:
                         self._offer(message, len(sequence.prompt))
+            case Accept() | Release() | Dropped():
+                outgoing = self._outgoing.get(message.request_id)
+                if outgoing is not None:
+                    self._answered(outgoing, message)
+                else:
+                    assert message.request_id in self._cancelled, f"rank {source} answers an offer that was not made"
+            case _:
+                raise AssertionError(f"rank {source} sent {type(message).__name__} to a prefill worker")
+
+    def _answered(self, outgoing: Outgoing, message: Accept | Release | Dropped) -> None:
+        match message:
             case Accept():
-                outgoing = self._outgoing[message.request_id]
                 outgoing.accept = message
                 self._start(outgoing)
             case Release():
-                outgoing = self._outgoing[message.request_id]
                 outgoing.release = message
                 if outgoing.flow is None or outgoing.ended:  # else when the last send is reaped: then it is quiet
                     self._released(outgoing, message)
-            case _:
-                raise AssertionError(f"rank {source} sent {type(message).__name__} to a prefill worker")
+            case Dropped():  # maybe before this rank gets its own word of the cancel
+                outgoing.dropped = True
 
     def before_run(self, plan: StepPlan) -> None:
         self._step = [c for c in plan.prefills if self._submits[c.sequence.request_id].output_len > 1]
@@ -109,20 +120,36 @@ class PrefillWorker(MovingWorker):
     def move(self) -> bool:
         busy = self._transport.progress()
         for outgoing in list(self._outgoing.values()):
-            if outgoing.flow is not None and not outgoing.ended:
-                busy |= outgoing.flow.advance()
-                if outgoing.flow.done:
-                    self._ended(outgoing)
-                elif outgoing.computed_ns:  # before, the pieces wait for the prompt
-                    submit = outgoing.submit
-                    what = f"sending the KV of request {submit.request_id} to rank {submit.peer}"
-                    self.check_time(max(outgoing.started_ns, outgoing.computed_ns), what)
+            lost = outgoing.undo is not None and outgoing.undo.lost
+            if outgoing.flow is not None and not outgoing.ended and not outgoing.broken and not lost:
+                busy |= self._advance(outgoing)
+            if outgoing.undo is not None:
+                self.move_undone(outgoing, outgoing.undo)
             busy |= self._one_sided_pull and outgoing.accept is not None  # a read moves only while this end progresses
         return busy
+
+    def _advance(self, outgoing: Outgoing) -> bool:
+        assert outgoing.flow is not None
+        submit = outgoing.submit
+        try:
+            moved = outgoing.flow.advance()
+        except TransportError as error:
+            outgoing.broken = True
+            self.accuse(submit.peer, error)
+            return True
+        if outgoing.flow.done:
+            self._ended(outgoing)
+        elif outgoing.computed_ns:  # before, the pieces wait for the prompt
+            what = f"sending the KV of request {submit.request_id} to rank {submit.peer}"
+            self.check_time(max(outgoing.started_ns, outgoing.computed_ns), what)
+        return moved
 
     @property
     def quiet(self) -> bool:
         return super().quiet and not self._outgoing
+
+    def stages(self) -> dict[int, str]:
+        return super().stages() | {request_id: _stage(outgoing) for request_id, outgoing in self._outgoing.items()}
 
     def unfinished(self) -> str:
         return f"{super().unfinished()}, {len(self._outgoing)} hand-offs without release: {sorted(self._outgoing)}"
@@ -191,7 +218,8 @@ class PrefillWorker(MovingWorker):
 
     def _send_offer(self, outgoing: Outgoing, num_blocks: int, table: list[int]) -> None:
         s = outgoing.submit
-        offer = Offer(s.request_id, s.prompt, s.output_len, s.seed, outgoing.transfer_seq, num_blocks, table)
+        seq = outgoing.transfer_seq
+        offer = Offer(s.request_id, s.prompt, s.output_len, s.seed, seq, num_blocks, table, s.attempt)
         self.desk.mailbox.send(s.peer, offer)
 
     def _start(self, outgoing: Outgoing) -> None:
@@ -282,3 +310,13 @@ class PrefillWorker(MovingWorker):
             return b""
         self._verified.add(peer)
         return self.landed_checksums(sequence.block_table, len(sequence.prompt)).tobytes()
+
+
+def _stage(outgoing: Outgoing) -> str:
+    """Where a hand-off stands at its source, in words."""
+    peer = f"rank {outgoing.submit.peer}"
+    if outgoing.accept is None:
+        return f"in prefill, {peer} was offered its KV" if not outgoing.computed_ns else f"waits for blocks of {peer}"
+    if outgoing.ended:
+        return f"its KV has left for {peer}"
+    return f"its KV moves to {peer}"

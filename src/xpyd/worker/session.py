@@ -8,11 +8,14 @@ a rank keeps a shard of the model, and a pool of the same size, for each.
 from __future__ import annotations
 
 import gc
+import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from xpyd.clock import Clock, synchronise, wait_quietly
+from xpyd.clock import Clock, synchronise
+from xpyd.faults import FaultConfig, RanksLost
 from xpyd.kv.coalesce import PieceCosts
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.parallel import reducer_of
@@ -32,6 +35,7 @@ from xpyd.worker.affinity import pin_cores, sharpen_sleeps
 from xpyd.worker.base import Desk, Worker, WorkerError
 from xpyd.worker.client import Client, Played
 from xpyd.worker.colocated import ColocatedWorker
+from xpyd.worker.crew import Crew
 from xpyd.worker.decode import DecodeWorker
 from xpyd.worker.engine import Engine
 from xpyd.worker.follower import Follower
@@ -40,6 +44,7 @@ from xpyd.worker.links import Links
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.piece_costs import measure_piece_costs
 from xpyd.worker.prefill import PrefillWorker
+from xpyd.worker.pulse import Outcast
 from xpyd.worker.sharded import ShardedDecode, ShardedPrefill
 from xpyd.worker.shards import Shapes, instance_blocks
 
@@ -57,6 +62,7 @@ class Setup:
     sampling: SamplingConfig
     router: RouterConfig
     drain_timeout_s: float
+    faults: FaultConfig = field(default_factory=FaultConfig)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ class Session:
         self.clock = Clock()
         self._should_stop = should_stop
         self._mailbox = Mailbox(comm)
+        self.crew = Crew(comm, setup.drain_timeout_s)
+        self._quarantine: dict[tuple[int, ...], frozenset[int]] = {}  # blocks by the ranks of the instance
         self._runners: dict[tuple[int, ...], ModelRunner] = {}  # by the ranks of the instance
         self.runner = self._runner_in(self.placement) if self.rank != CLIENT_RANK else None
         cache = self.runner.cache if self.runner is not None else None
@@ -108,27 +116,44 @@ class Session:
 
         Raises WorkerError when requests did not end in time; the rows of what did are kept.
         """
+        try:
+            return self._play(block)
+        except Outcast as error:
+            self.rows.flush()
+            print(f"{error}; it waits for the end of the job", file=sys.stderr, flush=True)
+            while True:  # leaving would end the job under some MPIs; the client ends it with MPI_Abort
+                time.sleep(1.0)
+
+    def _play(self, block: Block) -> Played | None:
         placement = self.placement_of(block.arm)
         if self.rank != CLIENT_RANK:
             self._runner_in(placement)  # an arm's first block may have to load it, before any clock runs
-        self.clock = synchronise(self.comm)
+        self.crew.wait(patient=True)  # a model may have been loaded
+        self.clock = synchronise(self.comm, peers=self.crew.ranks[1:], wait=self.crew.wait)
         self.rows.muted = block.number < 0
         before = self._bytes()
         gc.collect()
         gc.disable()
-        wait_quietly(self.comm)
+        self._meet()
         played, ledger_bytes = None, 0
         try:
             if self.rank == CLIENT_RANK:
                 played = self._play_client(block, placement, self._desk(block))
             else:
-                worker = self._worker(placement, block)
-                worker.run()
-                ledger_bytes = worker.ledger_bytes
+                ledger_bytes = self._serve(placement, block)
         finally:
             gc.enable()
         self._close_block(block, played, ledger_bytes, before)
         return played
+
+    def bcast(self, value: Any) -> Any:
+        """The client's value, at every rank that is left."""
+        return self.crew.bcast(value)
+
+    def check_whole(self) -> None:
+        """Raises RanksLost at the end of a run that went on without some of its ranks."""
+        if self.crew.lost:
+            raise RanksLost("; ".join(self.crew.lost.values()))
 
     def placement_of(self, arm: str) -> Placement:
         """The roles of an arm: the configured placement, or as many colocated workers."""
@@ -142,11 +167,29 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         """Write what is pending. The transport is released only when all is well: that may be collective."""
         self.rows.close()
-        if kind is None and self.links is not None:
+        if self.crew.lost:
+            self.crew.wait()  # every row is written before rank 0 merges
+        elif kind is None and self.links is not None:
             self.links.close()
 
     def _desk(self, block: Block, followers: tuple[int, ...] = ()) -> Desk:
-        return Desk(self.rank, block.number, self._mailbox, self.rows, self.clock, followers)
+        return Desk(self.rank, block.number, self._mailbox, self.rows, self.clock, followers, self.setup.faults)
+
+    def _serve(self, placement: Placement, block: Block) -> int:
+        """A worker's part of a block; returns the bytes that its plans promised."""
+        worker = self._worker(placement, block)
+        worker.run()
+        if isinstance(worker, Worker):
+            self._check_blocks(worker, placement)
+        return worker.ledger_bytes
+
+    def _check_blocks(self, worker: Worker, placement: Placement) -> None:
+        """After a block that was served to its end every KV block is free again, or in quarantine for good."""
+        scheduler, ranks = worker.engine.scheduler, placement.instance_of(self.rank).ranks
+        self._quarantine[ranks] = scheduler.quarantined
+        num_held = scheduler.total_blocks - scheduler.num_free_blocks - len(scheduler.quarantined)
+        if num_held and not worker.aborted:
+            raise WorkerError(f"rank {self.rank} ({worker.role}): {num_held} KV blocks were not returned by the block")
 
     def _runner_in(self, placement: Placement) -> ModelRunner:
         """This rank's runner in its instance of ``placement``, made when it is first asked for: by all of its ranks."""
@@ -174,6 +217,7 @@ class Session:
             return Follower(runner, self._desk(block), instance.leader, transport, shapes)
         num_blocks = instance_blocks(self.spec, instance.width, setup.scheduler.num_kv_blocks)
         engine = Engine(runner, build_scheduler(replace(setup.scheduler, num_kv_blocks=num_blocks), role))
+        engine.scheduler.withhold(self._quarantine.get(instance.ranks, frozenset()))
         desk = self._desk(block, instance.ranks[1:])
         if role is Role.COLOCATED:
             return ColocatedWorker(engine, desk, timeout_s)
@@ -208,6 +252,8 @@ class Session:
             self.spec.vocab_size,
             self.setup.drain_timeout_s,
             self._should_stop,
+            self.setup.faults,
+            self.crew.lost,
         )
         return client.play(block.requests, block.concurrency)
 
@@ -215,7 +261,12 @@ class Session:
         """Gather the byte counts and write the block's row, unless it was cut short."""
         after = self._bytes()
         self.rows.flush(durable=True)  # before the block's row says that all of them are there
-        counts = self.comm.gather((ledger_bytes, after[0] - before[0], after[1] - before[1], self.clock.error_ns))
+        mine = (ledger_bytes, after[0] - before[0], after[1] - before[1], self.clock.error_ns)
+        counts = [each or (0, 0, 0, 0) for each in self.crew.gather(mine) or []]
+        if played is not None and played.verdict:
+            raise WorkerError(f"block {block.number} ({block.arm}): {played.verdict}")
+        self._check_crew()
+        self._mailbox.give_up(self.crew.lost)
         self._mailbox.drain()
         if played is not None and played.unfinished:
             raise WorkerError(
@@ -238,7 +289,16 @@ class Session:
                 )
             )
         self.rows.flush(durable=True)
-        wait_quietly(self.comm)
+        self._meet()
+
+    def _meet(self) -> None:
+        self.crew.wait()
+        self._check_crew()
+
+    def _check_crew(self) -> None:
+        """Raises WorkerError where a rank did not come to the end of a block, and the policy is to end then."""
+        if self.crew.lost and not self.setup.faults.goes_on and self.rank == CLIENT_RANK:
+            raise WorkerError("; ".join(f"rank {rank}: {why}" for rank, why in self.crew.lost.items()))
 
     def _bytes(self) -> tuple[int, int]:
         return self.links.bytes_so_far() if self.links is not None else (0, 0)

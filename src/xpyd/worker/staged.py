@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from time import perf_counter_ns
 
 from xpyd.kv.layout import Span
 from xpyd.kv.staging import Slots, StagedPlan
 from xpyd.transport.base import Ticket, Transport
-from xpyd.transport.flow import tag_of
+from xpyd.transport.flow import Flow, tag_of
 from xpyd.worker.packing import Packer
 
 
-class StagedSend:
+class StagedSend(Flow):
     """Gathers each released piece into a slot of its own and sends it from there.
 
     ``begin_ns`` is stamped before the first gather: staging, and encoding with it, belongs to the bill.
@@ -32,6 +33,10 @@ class StagedSend:
         self._posted = 0
         self._flying: deque[tuple[Ticket, int]] = deque()
         self.begin_ns: int | None = None
+
+    @property
+    def flying(self) -> Iterator[Ticket]:
+        return (ticket for ticket, _ in self._flying)
 
     @property
     def done(self) -> bool:
@@ -60,11 +65,11 @@ class StagedSend:
 
     def give_back(self, slots: Slots) -> None:
         """Return the borrowed slots; nothing is in flight any more."""
-        assert self.done
+        assert self.done or self.quiet
         slots.give_back(self._slots)
 
 
-class StagedReceive:
+class StagedReceive(Flow):
     """Receives each piece into a slot and scatters it to its blocks; as many are posted as there are slots."""
 
     def __init__(
@@ -83,6 +88,10 @@ class StagedReceive:
             self._post(slot)
 
     @property
+    def flying(self) -> Iterator[Ticket]:
+        return (ticket for ticket, _ in self._flying)
+
+    @property
     def done(self) -> bool:
         return self._scattered == len(self._plan.pieces)
 
@@ -98,7 +107,7 @@ class StagedReceive:
 
     def give_back(self, slots: Slots) -> None:
         """Return the borrowed slots; nothing is in flight any more."""
-        assert self.done
+        assert self.done or self.quiet
         slots.give_back(self._slots)
 
     def _post(self, slot: int) -> None:
