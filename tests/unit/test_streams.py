@@ -49,6 +49,16 @@ def test_a_block_counts_once_from_the_attempt_that_ended_it(tmp_path: Path) -> N
     assert merge(tmp_path, "blocks")["block"].to_pylist() == [0, 1]
 
 
+def test_a_block_that_has_ended_is_not_won_by_a_later_try(tmp_path: Path) -> None:
+    """A node saw an old state of a shared file system, and its attempt played block 0 again."""
+    write(tmp_path, 0, 0, [begun(0), token(0, 10), ended(0)])
+    write(tmp_path, 1, 0, [begun(0), token(0, 20)])
+    assert tokens(tmp_path) == [(0, 10)]
+    write(tmp_path, 2, 0, [begun(0), token(0, 30), ended(0)])
+    assert tokens(tmp_path) == [(0, 10)]
+    assert len(merge(tmp_path, "blocks")) == 1
+
+
 def test_rows_of_all_ranks_follow_the_attempt_of_rank_0(tmp_path: Path) -> None:
     write(tmp_path, 0, 0, [begun(0)])
     write(tmp_path, 0, 1, [token(0, 10)])
