@@ -1,6 +1,7 @@
 """Every mode of the hand-off in one session: the same requests colocated, then moved in each way that is named.
 
-Usage: hand_off_modes.py FOLDER TRANSPORT SETTINGS (JSON of TransferConfig fields that hold for all). Three ranks.
+Usage: hand_off_modes.py FOLDER TRANSPORT SETTINGS (JSON of TransferConfig fields that hold for all). Three ranks. With
+staging=auto, every mode is also played staged, and with the choice left to the predicted costs.
 A prefill rank poisons its blocks the moment that it frees them: whatever is read from them later is seen.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from xpyd.run_dir import RunDir
 from xpyd.scheduler.base import Scheduler, SchedulerConfig, Sequence
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
-from xpyd.worker.handoff import TransferConfig
+from xpyd.worker.handoff import Mode, TransferConfig
 from xpyd.worker.session import Block, Session, Setup
 
 MODEL = ModelSpec("test", 3, 32, 4, 2, 8, 64, 128)
@@ -35,12 +37,16 @@ POISON = 0x42  # as floats large but finite: a masked slot of a partly filled bl
 
 def blocks(settings: dict[str, object]) -> list[Block]:
     requests = [Request(i, 0, length, out, seed=i) for i, (length, out) in enumerate(LENGTHS)]
-    directions = ("pull",) if settings.get("staging", "off") != "off" else ("pull", "push")
-    ways = product(directions, ("whole", "layerwise", "chunkwise"), ("prefill", "decode"))
+    base = TransferConfig(verify="always", **settings)  # type: ignore[arg-type]
+    modes: tuple[Mode, ...] = ("whole", "layerwise", "chunkwise")
+    ways = product(("pull", "push"), modes, ("prefill", "decode"))
     moved = [
-        TransferConfig(direction=direction, mode=mode, first_token=first, verify="always", **settings)  # type: ignore[arg-type]
+        replace(base, staging="off", direction=direction, mode=mode, first_token=first)  # type: ignore[arg-type]
         for direction, mode, first in ways
     ]
+    if base.staging != "off":
+        moved += [replace(base, staging="on", mode=mode) for mode in modes]
+        moved += [replace(base, staging="auto", mode=mode) for mode in modes]
     arms = [(COLOCATED, None), *((DISAGGREGATED, transfer) for transfer in moved)]
     return [
         Block(number, 0, arm, requests, concurrency=len(requests), transfer=transfer)
