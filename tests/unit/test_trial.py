@@ -11,7 +11,7 @@ from xpyd.config import Compare, load_config
 from xpyd.economics.cost import ComputePoint, LinkPoint
 from xpyd.entry import Job
 from xpyd.run_dir import RunDir
-from xpyd.trial import _fit, compare_blocks, interleave
+from xpyd.trial import compare_blocks, fit_points, interleave
 
 
 def compare(*overrides: str) -> Compare:
@@ -48,6 +48,6 @@ def test_a_link_too_noisy_to_fit_is_predicted_at_its_nominal_rate(
 ) -> None:
     steps = [ComputePoint(0.001 * n, num_prefill_tokens=n) for n in (1, 10, 100, 200, 300, 400)]
     noise = [LinkPoint(num_bytes, 1, 0.002 - num_bytes * 1e-9) for num_bytes in (1000, 10_000, 100_000)]
-    calibration = _fit(steps, noise, 10.0, Job(None, RunDir(tmp_path)))
+    calibration = fit_points(steps, noise, 10.0, Job(None, RunDir(tmp_path)))
     assert calibration.link.model.bytes_per_s == 1.25e9
     assert "fabric.rate_gbps=10.0" in capsys.readouterr().err
