@@ -12,8 +12,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from xpyd.compose import ROOT, compose
 from xpyd.config import CheckCluster, ConfigError
-from xpyd.entry import ROOT, Job, compose, main
+from xpyd.entry import Job, main
 from xpyd.launcher import inside_mpi
 from xpyd.preflight.finding import Finding, failed
 from xpyd.preflight.judge_ranks import judge_silence

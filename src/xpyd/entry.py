@@ -21,8 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from xpyd.config import SCHEMAS, ConfigError, Experiment, Ranked, Serve, allowed_keys, load_config, suggest
-from xpyd.faults import EXIT_RANKS_LOST, RanksLost
+from xpyd.compose import ROOT, USER_ERROR, compose, user_error
+from xpyd.config import ConfigError, Experiment, Ranked, Serve, load_config
+from xpyd.faults import EXIT_RANKS_LOST, ClientLost, RanksLost
 from xpyd.follow import follow
 from xpyd.launcher import inside_mpi, rank_command, rank_environment, shell_script, supervise
 from xpyd.lock import InUseError
@@ -33,12 +34,10 @@ from xpyd.slurm import SlurmError
 from xpyd.submit import Point, dry_run, print_points, submit
 from xpyd.transport.base import TransportError
 
-ROOT = Path(__file__).parents[2]
-USER_ERROR = 2
 STOPPED_EMPTY = 3  # stopped before one block had ended: an attempt with as little time would get no further
+ABORT_TURN_S = 0.5
 ABORT_PATIENCE_S = 600.0  # for rank 0 to write the tables
 REQUEUE_PATIENCE_S = 60.0  # the attempt that Slurm has just ended may still be leaving
-USER_ERRORS = (ConfigError, PlacementError, SlurmError, InUseError, FileExistsError)
 
 
 class Terminated(BaseException):
@@ -94,44 +93,6 @@ def main(experiment: str, phases: Phases) -> NoReturn:
     sys.exit(code)
 
 
-def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, list[str]], int]) -> int:
-    """Let Hydra compose ``conf/<experiment>.yaml`` with the overrides, validate, and ``act`` on each (sweep) point.
-
-    ``act`` gets the configuration and the overrides of its point.
-
-    Returns the worst exit code. Errors are printed as ``error: key=value: ...`` without a traceback.
-    """
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing: the words are ours
-    overrides = [word for word in arguments if word.startswith("~") or ("=" in word and not word.startswith("-"))]
-    flags = [word for word in arguments if word not in overrides]  # Hydra's parser takes flags only before overrides
-    sys.argv = [f"python -m experiments.{experiment}", *flags, *overrides]
-    codes = [0]
-
-    @hydra.main(  # type: ignore[untyped-decorator]
-        version_base="1.3", config_path=str(ROOT / "conf"), config_name=experiment
-    )
-    def task(composed: Any) -> None:
-        try:
-            plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-            codes.append(act(load_config(plain), list(HydraConfig.get().overrides.task)))
-        except USER_ERRORS as error:  # caught here, so that the other points of a sweep go on
-            codes.append(_user_error(str(error)))
-        except OmegaConfBaseException as error:
-            codes.append(_user_error(_explain_override(error, experiment)))
-
-    try:
-        task()
-    except (HydraException, OmegaConfBaseException) as error:
-        return _user_error(_explain_override(error, experiment))
-    return max(codes)
-
-
 def _main_front(config: Experiment, overrides: list[str], phases: Phases, points: list[Point]) -> int:
     """Outside MPI: run in this process, start the ranks, or submit a job (then a point is added to ``points``)."""
     if isinstance(config, Ranked) and config.launch.kind == "slurm":
@@ -163,7 +124,7 @@ def _start_ranks(config: Ranked, run_dir: RunDir) -> int:
         return code
     if code:
         kept = f"what was measured is kept in {run_dir.path} (no DONE: partial)"
-        return _user_error(f"the ranks ended with exit code {code}; {kept}", code)
+        return user_error(f"the ranks ended with exit code {code}; {kept}", code)
     return report(run_dir, config)
 
 
@@ -180,7 +141,7 @@ def _follow_jobs(points: list[Point], again: str) -> int:
     try:
         return follow(points, min(waiting), again)
     except SlurmError as error:
-        return _user_error(f"{error}; the jobs go on")
+        return user_error(f"{error}; the jobs go on")
 
 
 def _main_rank(experiment: str, phases: Phases, arguments: list[str]) -> int:
@@ -221,7 +182,7 @@ def _lead(comm: Any, phases: Phases, stop: Stop, run_dir: RunDir, with_report: b
             comm.bcast(("job", job))
             code = _run(comm, phases, stop, *job)
     except InUseError as error:
-        return _user_error(str(error))
+        return user_error(str(error))
     if code == 0 and with_report:  # nobody in front of us will
         return report(run_dir, load_config(job[0]))
     return code
@@ -246,10 +207,10 @@ def _run(
             raise ConfigError(f"{config.experiment} runs in one process, without ranks; drop mpirun or srun")
         phases(Job(config, run_dir, completed, comm, stop))
         if stop.cut_short and not stop.num_blocks and comm.rank == 0:
-            return _user_error("stopped before one block had ended: give the run more time", STOPPED_EMPTY)
+            return user_error("stopped before one block had ended: give the run more time", STOPPED_EMPTY)
         return 0
     except (PlacementError, ConfigError) as error:
-        return _user_error(str(error)) if comm.rank == 0 else USER_ERROR
+        return user_error(str(error)) if comm.rank == 0 else USER_ERROR
     except RanksLost as error:
         _end_without(error, comm, run_dir)
     except Terminated:
@@ -261,6 +222,8 @@ def _run(
         else:
             traceback.print_exc()
             print(f"error: rank {comm.rank} failed; ending all ranks", file=sys.stderr, flush=True)
+        if isinstance(error, ClientLost):
+            _wait_for_turn(comm.rank)
         comm.Abort(1)
         raise
 
@@ -277,8 +240,15 @@ def _end_without(error: RanksLost, comm: Any, run_dir: RunDir) -> NoReturn:
         run_dir.finish()
         print(f"error: the run went on without some of its ranks: {error}", file=sys.stderr, flush=True)
         comm.Abort(EXIT_RANKS_LOST)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # everything is written: to unwind would lead to MPI_Finalize
     time.sleep(ABORT_PATIENCE_S)
     os._exit(EXIT_RANKS_LOST)
+
+
+def _wait_for_turn(rank: int) -> None:
+    """Before ending the world for a reason that all ranks have: prterun (5.0.11) can lock up when several end it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(min(rank - 1, 20) * ABORT_TURN_S)
 
 
 def report(run_dir: RunDir, config: Experiment) -> int:
@@ -309,7 +279,7 @@ def _refuse_split_worlds(comm: Any) -> None:
     expected = int(os.environ.get("SLURM_NTASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
     if comm.size == 1 and expected > 1:
         sys.exit(
-            _user_error(
+            user_error(
                 f"{expected} tasks were started, but MPI sees a world of 1: the launcher's PMI does not match this MPI "
                 "library; try srun --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH)"
             )
@@ -318,23 +288,3 @@ def _refuse_split_worlds(comm: Any) -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
-
-
-def _explain_override(error: Exception, experiment: str) -> str:
-    """Hydra's and OmegaConf's errors in one line; an unknown key gets the keys that exist there."""
-    key = getattr(error.__cause__ or error, "full_key", None)
-    if "Missing mandatory" in str(error):
-        return f"{key}: required, but not set; add {key}=VALUE"
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    if not key or "not in struct" not in str(error.__cause__ or error):
-        return text
-    *path, last = key.split(".")
-    if last in allowed_keys(SCHEMAS[experiment], tuple(path)):
-        return f"{key}: not read with these choices; leave it out"
-    return f"{key}: no such key; {suggest(last, allowed_keys(SCHEMAS[experiment], tuple(path)))}"
-
-
-def _user_error(text: str, code: int = USER_ERROR) -> int:
-    for line in text.splitlines():
-        print(f"error: {line}", file=sys.stderr, flush=True)
-    return code

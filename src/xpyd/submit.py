@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from xpyd.compose import ROOT
 from xpyd.config import Ranked
 from xpyd.lock import hold
 from xpyd.resume import find_run, open_run, run_name
@@ -22,7 +23,6 @@ from xpyd.slurm import JobState, job_script, job_states, sbatch_options, submit_
 
 JOB_ID = "job_id"  # the file in the run folder that holds the id of the last job submitted for it
 LOCK_PATIENCE_S = 60.0  # another call that submits the same point is done by then
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from datetime import datetime
 from statistics import median
 from typing import Any
 
+from xpyd.compose import ROOT
 from xpyd.config import Compare, Serve
 from xpyd.economics.cost import ComputePoint, LinkFit, LinkModel, LinkPoint, fit_compute, score_link
 from xpyd.economics.predict import predict, to_json
 from xpyd.economics.scenario import Calibration, Scenario, classes_of, fit_calibration
-from xpyd.entry import ROOT, Job, mpi_library
+from xpyd.entry import Job, mpi_library
 from xpyd.environment import environment, machine
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import Placement

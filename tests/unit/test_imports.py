@@ -38,6 +38,7 @@ FLOORS = {
     "xpyd.preflight.options": 1,
     "xpyd.preflight": 5,
     "xpyd.config": 5,
+    "xpyd.compose": 5,
     "xpyd.launcher": 5,
     "xpyd.resume": 5,
     "xpyd.submit": 5,
@@ -61,7 +62,7 @@ ANALYSIS_MAY_IMPORT = (
 )
 # A library stays in the places that need it.
 ONLY_IN = {
-    "hydra": ("xpyd.config", "xpyd.entry", "experiments"),
+    "hydra": ("xpyd.compose",),
     "pandas": ("analysis",),
     "torch": ("xpyd.kv.cache", "xpyd.kv.codec", "xpyd.model"),
     "mpi4py": ("xpyd.mpi",),

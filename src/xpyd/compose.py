@@ -1,0 +1,76 @@
+"""Hydra, once: composes the points of a command line, and says what is wrong with it in our own words."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from xpyd.config import SCHEMAS, ConfigError, Experiment, allowed_keys, load_config, suggest
+from xpyd.lock import InUseError
+from xpyd.placement import PlacementError
+from xpyd.slurm import SlurmError
+
+ROOT = Path(__file__).parents[2]
+USER_ERROR = 2
+USER_ERRORS = (ConfigError, PlacementError, SlurmError, InUseError, FileExistsError)
+
+
+def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, list[str]], int]) -> int:
+    """Let Hydra compose ``conf/<experiment>.yaml`` with the overrides, validate, and ``act`` on each (sweep) point.
+
+    ``act`` gets the configuration and the overrides of its point.
+
+    Returns the worst exit code. Errors are printed as ``error: key=value: ...`` without a traceback.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing: the words are ours
+    overrides = [word for word in arguments if word.startswith("~") or ("=" in word and not word.startswith("-"))]
+    flags = [word for word in arguments if word not in overrides]  # Hydra's parser takes flags only before overrides
+    sys.argv = [f"python -m experiments.{experiment}", *flags, *overrides]
+    codes = [0]
+
+    @hydra.main(  # type: ignore[untyped-decorator]
+        version_base="1.3", config_path=str(ROOT / "conf"), config_name=experiment
+    )
+    def task(composed: Any) -> None:
+        try:
+            plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            codes.append(act(load_config(plain), list(HydraConfig.get().overrides.task)))
+        except USER_ERRORS as error:  # caught here, so that the other points of a sweep go on
+            codes.append(user_error(str(error)))
+        except OmegaConfBaseException as error:
+            codes.append(user_error(_explain_override(error, experiment)))
+
+    try:
+        task()
+    except (HydraException, OmegaConfBaseException) as error:
+        return user_error(_explain_override(error, experiment))
+    return max(codes)
+
+
+def user_error(text: str, code: int = USER_ERROR) -> int:
+    for line in text.splitlines():
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _explain_override(error: Exception, experiment: str) -> str:
+    """Hydra's and OmegaConf's errors in one line; an unknown key gets the keys that exist there."""
+    key = getattr(error.__cause__ or error, "full_key", None)
+    if "Missing mandatory" in str(error):
+        return f"{key}: required, but not set; add {key}=VALUE"
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if not key or "not in struct" not in str(error.__cause__ or error):
+        return text
+    *path, last = key.split(".")
+    if last in allowed_keys(SCHEMAS[experiment], tuple(path)):
+        return f"{key}: not read with these choices; leave it out"
+    return f"{key}: no such key; {suggest(last, allowed_keys(SCHEMAS[experiment], tuple(path)))}"
