@@ -223,7 +223,7 @@ def _run(
             traceback.print_exc()
             print(f"error: rank {comm.rank} failed; ending all ranks", file=sys.stderr, flush=True)
         if isinstance(error, ClientLost):
-            _wait_for_turn(comm.rank)
+            wait_for_turn(comm.rank)
         comm.Abort(1)
         raise
 
@@ -245,7 +245,7 @@ def _end_without(error: RanksLost, comm: Any, run_dir: RunDir) -> NoReturn:
     os._exit(EXIT_RANKS_LOST)
 
 
-def _wait_for_turn(rank: int) -> None:
+def wait_for_turn(rank: int) -> None:
     """Before ending the world for a reason that all ranks have: prterun (5.0.11) can lock up when several end it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(min(rank - 1, 20) * ABORT_TURN_S)

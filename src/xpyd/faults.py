@@ -59,6 +59,10 @@ class Loss:
     silent_s: float
 
 
+class ClientLost(RuntimeError):
+    """Nothing is heard of the client any more: the end of the run, which every worker finds at the same time."""
+
+
 class RanksLost(RuntimeError):
     """The run went on to its end without some of its ranks; the message names them."""
 

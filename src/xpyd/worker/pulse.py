@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import time
 
-from xpyd.faults import FaultConfig, Watch
+from xpyd.faults import ClientLost, FaultConfig, Watch
 from xpyd.placement import CLIENT_RANK
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.messages import Beat
-
-
-class ClientLost(RuntimeError):
-    """Nothing is heard of the client any more."""
 
 
 class Outcast(RuntimeError):

@@ -167,9 +167,9 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         """Write what is pending. The transport is released only when all is well: that may be collective."""
         self.rows.close()
-        if self.crew.lost:
+        if kind is not None and issubclass(kind, RanksLost):
             self.crew.wait()  # every row is written before rank 0 merges
-        elif kind is None and self.links is not None:
+        elif kind is None and not self.crew.lost and self.links is not None:
             self.links.close()
 
     def _desk(self, block: Block, followers: tuple[int, ...] = ()) -> Desk:
