@@ -28,10 +28,10 @@ from xpyd.scheduler.base import SchedulerConfig
 from xpyd.slurm import SlurmConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import Need, TransportConfig, placement_needs
-from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.prompts import place_prompts
 from xpyd.worker.search import TuneSearch
 from xpyd.worker.sweeps import CodecSweep, ContentionSweep, HandoffSweep, InterferenceSweep, ScalingSweep, WireSweep
+from xpyd.worker.transfer_config import TransferConfig
 from xpyd.workload.config import WorkloadConfig
 from xpyd.workload.slo import SloConfig
 

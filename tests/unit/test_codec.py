@@ -17,7 +17,7 @@ from xpyd.config import Compare, load_config
 from xpyd.kv.codec.base import BlockShape, Codec, CodecError
 from xpyd.kv.codec.config import CodecConfig
 from xpyd.kv.codec.registry import CODECS, build_codec
-from xpyd.worker.handoff import TransferConfig
+from xpyd.worker.transfer_config import TransferConfig
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EXACT = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,14 @@ def test_libraries_stay_in_their_places(name: str) -> None:
         allowed = ONLY_IN.get(other.split(".")[0])
         if allowed is not None:
             assert any(within(name, place) for place in allowed), f"{name} imports {other}; only {allowed} may"
+
+
+def test_the_command_line_starts_without_heavy_libraries() -> None:
+    """``--help``, a dry run and the front of a sweep import neither torch nor MPI: that would take seconds each time."""
+    experiments = [path.stem for path in sorted((ROOT / "experiments").glob("*.py")) if path.stem != "__init__"]
+    program = (
+        f"import importlib, sys; [importlib.import_module('experiments.' + name) for name in {experiments}]; "
+        "print(sorted({'torch', 'pandas', 'matplotlib', 'mpi4py', 'hydra'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -122,9 +122,10 @@ def test_a_dry_run_starts_nothing(mpirun: Path, tmp_path: Path) -> None:
         XPYD_DRY_RUN="1",
         VERSION=VERSIONS["mpich"],
         XPYD_MPIRUN=str(mpirun),
+        XPYD_LOG_DIR=str(tmp_path / "logs"),
     )
     assert output.startswith(f"{mpirun} -f ")
-    assert not (ROOT / "logs").exists()
+    assert not (tmp_path / "logs").exists()
 
 
 def test_sites_are_composed_and_checked(mpirun: Path, tmp_path: Path) -> None:

@@ -17,9 +17,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from xpyd.model.attention import GroupedAttention
+from xpyd.model.layer import Layer
+from xpyd.model.mlp import DenseMlp
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.spec import ModelSpec, Shard
-from xpyd.model.weights import LayerWeights, Weights, load_weights
+from xpyd.model.weights import Weights, load_weights
 
 MICRO = ModelSpec(
     name="micro",
@@ -124,23 +127,27 @@ def test_greedy_tokens_are_those_of_one_rank(width: int) -> None:
         assert tokens == expected
 
 
+def parts_of(layer: Layer) -> tuple[GroupedAttention, DenseMlp]:
+    assert isinstance(layer.attention, GroupedAttention)
+    assert isinstance(layer.mlp, DenseMlp)
+    return layer.attention, layer.mlp
+
+
 def whole_of(shards: list[Weights], spec: ModelSpec) -> Weights:
     """The weights of an instance put together again; what is repeated is taken once."""
     width = len(shards)
     copies = max(1, width // spec.num_kv_heads)
     kv_rows = max(1, spec.num_kv_heads // width) * spec.head_dim
 
-    def layer(number: int) -> LayerWeights:
-        parts = [shard.layers[number] for shard in shards]
-        q, k, v = zip(*(part.qkv.split([len(part.qkv) - 2 * kv_rows, kv_rows, kv_rows]) for part in parts), strict=True)
-        gates, ups = zip(*(part.gate_up.chunk(2) for part in parts), strict=True)
-        return replace(
-            parts[0],
-            qkv=torch.cat([*q, *k[::copies], *v[::copies]]),
-            o=torch.cat([part.o for part in parts], 1),
-            gate_up=torch.cat([*gates, *ups]),
-            down=torch.cat([part.down for part in parts], 1),
-        )
+    def layer(number: int) -> Layer:
+        parts = [parts_of(shard.layers[number]) for shard in shards]
+        attentions, mlps = zip(*parts, strict=True)
+        split = (each.qkv.split([len(each.qkv) - 2 * kv_rows, kv_rows, kv_rows]) for each in attentions)
+        q, k, v = zip(*split, strict=True)
+        gates, ups = zip(*(each.gate_up.chunk(2) for each in mlps), strict=True)
+        qkv, o = torch.cat([*q, *k[::copies], *v[::copies]]), torch.cat([each.o for each in attentions], 1)
+        mlp = DenseMlp(torch.cat([*gates, *ups]), torch.cat([each.down for each in mlps], 1))
+        return replace(shards[0].layers[number], attention=replace(attentions[0], qkv=qkv, o=o), mlp=mlp)
 
     head = torch.cat([shard.head for shard in shards])
     return Weights(shards[0].embedding, [layer(i) for i in range(spec.num_layers)], shards[0].norm, head)
@@ -152,8 +159,11 @@ def check_slices(spec: ModelSpec, width: int) -> None:
     assert torch.equal(joined.head, whole.head)
     assert torch.equal(joined.embedding, whole.embedding)
     for mine, theirs in zip(joined.layers, whole.layers, strict=True):
-        for name in ("qkv", "o", "gate_up", "down", "input_norm", "post_norm"):
-            assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
+        assert torch.equal(mine.input_norm, theirs.input_norm)
+        assert torch.equal(mine.post_norm, theirs.post_norm)
+        for ours, whole_part in zip(parts_of(mine), parts_of(theirs), strict=True):
+            for name in ("qkv", "o") if isinstance(ours, GroupedAttention) else ("gate_up", "down"):
+                assert torch.equal(getattr(ours, name), getattr(whole_part, name)), name
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -169,17 +179,18 @@ def test_a_checkpoint_is_read_in_parts(tmp_path: Path, width: int) -> None:
     tensors["lm_head.weight"] = whole.head
     kv_rows, rows = MICRO.num_kv_heads * MICRO.head_dim, MICRO.num_heads * MICRO.head_dim
     for number, layer in enumerate(whole.layers):
-        q, k, v = layer.qkv.split([rows, kv_rows, kv_rows])
-        gate, up = layer.gate_up.chunk(2)
-        parts = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": layer.o}
-        parts |= {"mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": layer.down}
+        attention, mlp = parts_of(layer)
+        q, k, v = attention.qkv.split([rows, kv_rows, kv_rows])
+        gate, up = mlp.gate_up.chunk(2)
+        parts = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": attention.o}
+        parts |= {"mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": mlp.down}
         parts |= {"input_layernorm": layer.input_norm, "post_attention_layernorm": layer.post_norm}
         tensors |= {f"model.layers.{number}.{name}.weight": part for name, part in parts.items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     check_slices(replace(MICRO, checkpoint=str(tmp_path)), width)
     shards = [load_weights(replace(MICRO, checkpoint=str(tmp_path)), shard=Shard(r, width)) for r in range(width)]
-    assert torch.equal(whole_of(shards, MICRO).layers[1].qkv, whole.layers[1].qkv)
+    assert torch.equal(parts_of(whole_of(shards, MICRO).layers[1])[0].qkv, parts_of(whole.layers[1])[0].qkv)
 
 
 def test_shards_name_their_heads() -> None:

@@ -14,9 +14,9 @@ from xpyd.placement import PlacementConfig, Role, place
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.transport.loopback import Hub, LoopbackTransport
 from xpyd.worker.base import WorkerError
-from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.messages import Move, Sums
 from xpyd.worker.shards import Shapes, ShardReceive, ShardSend, instance_blocks
+from xpyd.worker.transfer_config import TransferConfig
 
 SPEC = ModelSpec("m", 2, 64, 8, 2, 16, 128, 256)
 SCHEDULER = SchedulerConfig("chunked", 4, 32, 8, num_kv_blocks=8)

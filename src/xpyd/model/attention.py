@@ -1,4 +1,7 @@
-"""Attention over the paged cache: one packed batch holds decoding sequences (one token each) and prompt chunks."""
+"""Grouped-query attention over the paged cache: each KV head serves several query heads (arXiv:2305.13245).
+
+Heads are divided among the ranks of an instance; where there are more ranks than KV heads, some hold the same one.
+"""
 
 from __future__ import annotations
 
@@ -8,44 +11,63 @@ import torch
 import torch.nn.functional as F
 
 from xpyd.kv.cache import KVCache
+from xpyd.model.batch import Batch, ChunkView, DecodeGroup
+from xpyd.model.layer import Projected
+from xpyd.model.rope import Angles, rotate
+from xpyd.model.spec import ModelSpec, Shard
+from xpyd.model.tensors import Take, fuse, rms_norm, rows_of
 
 
 @dataclass(frozen=True)
-class DecodeGroup:
-    """Decoding sequences of similar length: rows [begin, end) of the packed batch."""
+class GroupedAttention:
+    """Matrices are [out, in], as torch.nn.functional.linear takes them; sizes are those of the rank's shard."""
 
-    begin: int
-    end: int
-    tables: torch.Tensor  # [batch, max_blocks], padded with block 0
-    mask: torch.Tensor  # [batch, 1, 1, max_blocks * block_size], True where the token may be seen
+    num_heads: int
+    num_kv_heads: int
+    eps: float
+    qkv: torch.Tensor  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden_size]
+    qkv_bias: torch.Tensor | None
+    q_norm: torch.Tensor | None  # [head_dim]
+    k_norm: torch.Tensor | None
+    o: torch.Tensor  # [hidden_size, num_heads * head_dim]
 
+    @classmethod
+    def load(cls, take: Take, prefix: str, spec: ModelSpec, shard: Shard) -> GroupedAttention:
+        """This rank's heads of one layer of ``spec``, the whole model."""
+        hidden, size = spec.hidden_size, spec.head_dim
+        heads, kv_heads = shard.part(spec.num_heads), shard.kv_heads(spec.num_kv_heads)
+        # (whole width, this rank's part of it)
+        q, kv = (spec.num_heads * size, rows_of(heads, size)), (spec.num_kv_heads * size, rows_of(kv_heads, size))
+        qkv = {"q": q, "k": kv, "v": kv}
+        bias = None
+        if spec.qkv_bias:
+            bias = torch.cat([take(f"{prefix}{n}_proj.bias", w, part=(rows,)) for n, (w, rows) in qkv.items()])
+        return cls(
+            num_heads=len(heads),
+            num_kv_heads=len(kv_heads),
+            eps=spec.rms_norm_eps,
+            qkv=fuse([take(f"{prefix}{n}_proj.weight", w, hidden, part=(rows,)) for n, (w, rows) in qkv.items()]),
+            qkv_bias=bias,
+            q_norm=take(f"{prefix}q_norm.weight", size) if spec.qk_norm else None,
+            k_norm=take(f"{prefix}k_norm.weight", size) if spec.qk_norm else None,
+            o=fuse([take(f"{prefix}o_proj.weight", hidden, q[0], part=(slice(None), q[1]))]),
+        )
 
-@dataclass(frozen=True)
-class ChunkView:
-    """One prompt chunk: rows [begin, end) of the packed batch, at positions [start, start + end - begin)."""
+    def project(self, h: torch.Tensor, angles: Angles) -> Projected:
+        """Queries [num_tokens, num_heads, head_dim]; planes K and V, [num_tokens, num_kv_heads, head_dim]."""
+        num_heads, num_kv_heads = self.num_heads, self.num_kv_heads
+        qkv = F.linear(h, self.qkv, self.qkv_bias).unflatten(1, (num_heads + 2 * num_kv_heads, -1))
+        q, k, v = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = rms_norm(q, self.q_norm, self.eps), rms_norm(k, self.k_norm, self.eps)
+        return Projected(rotate(q, angles), (rotate(k, angles), v))
 
-    begin: int
-    end: int
-    start: int
-    table: torch.Tensor  # [num_blocks]
-    mask: torch.Tensor | None  # [end - begin, start + end - begin]; None: plain causal from position 0
-
-
-def causal_mask(start: int, num_tokens: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """[num_tokens, start + num_tokens]: token i at position start + i sees itself and what is before it."""
-    queries = torch.arange(start, start + num_tokens, device=device)[:, None]
-    keys = torch.arange(start + num_tokens, device=device)[None, :]
-    seen = keys <= queries
-    return seen if window is None else seen & (keys > queries - window)
-
-
-def decode_mask(lens: torch.Tensor, max_tokens: int, window: int | None) -> torch.Tensor:
-    """[batch, 1, 1, max_tokens]: each sequence sees its own ``lens`` tokens, or the last ``window`` of them."""
-    keys = torch.arange(max_tokens, device=lens.device)[None, :]
-    seen = keys < lens[:, None]
-    if window is not None:
-        seen = seen & (keys >= lens[:, None] - window)
-    return seen[:, None, None, :]
+    def attend(self, projected: Projected, batch: Batch, cache: KVCache, layer: int) -> torch.Tensor:
+        q, (k, v) = projected
+        parts = [attend_decodes(q[group.begin : group.end], cache, layer, group) for group in batch.decodes]
+        parts += [attend_chunk(q[c.rows], k[c.rows], v[c.rows], cache, layer, c) for c in batch.chunks]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return F.linear(out.flatten(1), self.o)
 
 
 def attend_decodes(q: torch.Tensor, cache: KVCache, layer: int, group: DecodeGroup) -> torch.Tensor:
@@ -67,8 +89,7 @@ def attend_chunk(
     ``k``, ``v`` [n, num_kv_heads, head_dim] are the chunk's own, so that a first chunk reads nothing back.
     """
     if chunk.start:
-        context_len = chunk.start + chunk.end - chunk.begin
-        k, v = (each[:context_len] for each in cache.read(layer, chunk.table))
+        k, v = (each[: chunk.context_len] for each in cache.read(layer, chunk.table))
     grouped = q.view(q.shape[0], k.shape[1], -1, q.shape[-1]).permute(1, 2, 0, 3)
     # [num_kv_heads, heads per KV head, tokens, head_dim]; a KV head is repeated for its query heads without a copy
     k, v = (each.transpose(0, 1)[:, None].expand(-1, grouped.shape[1], -1, -1) for each in (k, v))

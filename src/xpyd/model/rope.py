@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -32,16 +33,32 @@ def _llama3(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
     return torch.where(between, blended, scaled)
 
 
-def cos_sin(
-    frequencies: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of every token's angles; ``positions`` [num_tokens], each result [num_tokens, 1, head_dim]."""
-    angles = positions[:, None].float() * frequencies[None, :]
-    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+@dataclass(frozen=True)
+class Angles:
+    """Of every token of a step; each [num_tokens, 1, head_dim]."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class Rope:
+    """The rotation of one model, on one device."""
+
+    frequencies: torch.Tensor  # [head_dim / 2], float32
+
+    @classmethod
+    def of(cls, spec: ModelSpec, device: str = "cpu") -> Rope:
+        return cls(inverse_frequencies(spec).to(device))
+
+    def angles(self, positions: torch.Tensor, dtype: torch.dtype) -> Angles:
+        """``positions`` [num_tokens]."""
+        angles = positions[:, None].float() * self.frequencies[None, :]
+        angles = torch.cat((angles, angles), dim=-1)[:, None, :]
+        return Angles(angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+def rotate(x: torch.Tensor, angles: Angles) -> torch.Tensor:
     """Rotate ``x`` [num_tokens, num_heads, head_dim]; halves are paired as in Hugging Face checkpoints."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return x * angles.cos + torch.cat((-second, first), dim=-1) * angles.sin

@@ -8,15 +8,15 @@ import torch
 
 from xpyd.kv.cache import KVCache
 from xpyd.kv.layout import PoolOrder
-from xpyd.model.attention import ChunkView, DecodeGroup, causal_mask, decode_mask
+from xpyd.model.batch import Batch, ChunkView, DecodeGroup, causal_mask, decode_mask
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.parallel import Reducer
-from xpyd.model.rope import inverse_frequencies
+from xpyd.model.rope import Rope
 from xpyd.model.sampling import Sampled, sample
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.segment import Segment
 from xpyd.model.spec import ModelSpec, Shard
-from xpyd.model.transformer import Batch, forward
+from xpyd.model.transformer import forward
 from xpyd.model.weights import load_weights
 
 __all__ = ["ModelRunner", "Segment"]
@@ -53,12 +53,11 @@ class ModelRunner:
         self.spec = resolve_spec(spec)
         self.shard = reducer.shard if reducer else Shard()
         self._reducer = reducer
-        self._local = self.shard.of(self.spec)
-        self.cache = KVCache(self._local, num_blocks, block_size, device, order, staging_bytes)
+        self.cache = KVCache(self.shard.of(self.spec), num_blocks, block_size, device, order, staging_bytes)
         self._device = torch.device(device)
         self._sampling = sampling or SamplingConfig()
         self._weights = load_weights(self.spec, device, self.shard)
-        self._frequencies = inverse_frequencies(self.spec).to(device)
+        self._rope = Rope.of(self.spec, device)
 
     def run(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None = None) -> list[Sampled | None]:
         """Run one step; a token for each segment that samples, None for the others, in the order given.
@@ -82,7 +81,7 @@ class ModelRunner:
         # Decodes first, by length: sequences that attend together should be of similar length.
         order = sorted(range(len(segments)), key=lambda i: (not segments[i].is_decode, segments[i].end))
         batch = self._pack([segments[i] for i in order])
-        logits = forward(self._local, self._weights, self._frequencies, batch, self.cache, on_layer, self._reducer)
+        logits = forward(self.spec, self._weights, self._rope, batch, self.cache, on_layer, self._reducer)
         sampled = [i for i in order if segments[i].samples]
         return logits[self._tensor(sorted(range(len(sampled)), key=sampled.__getitem__))]
 

@@ -19,7 +19,7 @@ from xpyd.transport.base import Transport, TransportError
 from xpyd.transport.flow import ReadFlow, RecvFlow
 from xpyd.worker.base import Desk, WorkerError
 from xpyd.worker.engine import Engine, Output
-from xpyd.worker.handoff import Incoming, TransferConfig
+from xpyd.worker.handoff import Incoming
 from xpyd.worker.messages import (
     Accept,
     Announce,
@@ -33,6 +33,7 @@ from xpyd.worker.messages import (
     unpack_prompt,
 )
 from xpyd.worker.staged import StagedReceive
+from xpyd.worker.transfer_config import TransferConfig
 from xpyd.worker.undo import UndoingDecode
 
 

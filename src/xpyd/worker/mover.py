@@ -17,8 +17,8 @@ from xpyd.transport.base import Transport
 from xpyd.units import NS_PER_S
 from xpyd.worker.base import Desk, Worker, WorkerError
 from xpyd.worker.engine import Engine
-from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.packing import CodedPacker, CopyPacker, Packer
+from xpyd.worker.transfer_config import TransferConfig
 
 
 class MovingWorker(Worker):

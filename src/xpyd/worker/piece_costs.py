@@ -22,7 +22,7 @@ from xpyd.kv.staging import gather, plan_staged, scatter
 from xpyd.placement import Placement, Role
 from xpyd.transport.base import Transport
 from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
-from xpyd.worker.handoff import TransferConfig
+from xpyd.worker.transfer_config import TransferConfig
 from xpyd.worker.wire import receive_once, send_once
 
 NUM_BLOCKS = (8, 32, 96)  # of each timed hand-off, as far as they fit the pool twice

@@ -16,7 +16,7 @@ from xpyd.transport.base import Transport, TransportError
 from xpyd.transport.flow import SendFlow, WriteFlow
 from xpyd.worker.base import Desk
 from xpyd.worker.engine import Engine, Output
-from xpyd.worker.handoff import Outgoing, TransferConfig
+from xpyd.worker.handoff import Outgoing
 from xpyd.worker.messages import (
     Accept,
     Announce,
@@ -31,6 +31,7 @@ from xpyd.worker.messages import (
     unpack_prompt,
 )
 from xpyd.worker.staged import StagedSend
+from xpyd.worker.transfer_config import TransferConfig
 from xpyd.worker.undo import UndoingPrefill
 
 

@@ -39,7 +39,6 @@ from xpyd.worker.crew import Crew
 from xpyd.worker.decode import DecodeWorker
 from xpyd.worker.engine import Engine
 from xpyd.worker.follower import Follower
-from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.links import Links
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.piece_costs import measure_piece_costs
@@ -47,6 +46,7 @@ from xpyd.worker.prefill import PrefillWorker
 from xpyd.worker.pulse import Outcast
 from xpyd.worker.sharded import ShardedDecode, ShardedPrefill
 from xpyd.worker.shards import Shapes, instance_blocks
+from xpyd.worker.transfer_config import TransferConfig
 
 
 @dataclass(frozen=True)

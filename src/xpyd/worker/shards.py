@@ -23,8 +23,8 @@ from xpyd.scheduler.base import SchedulerConfig
 from xpyd.transport.base import Transport
 from xpyd.transport.flow import RecvFlow, SendFlow
 from xpyd.worker.base import Desk, WorkerError
-from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.messages import Move, Sums
+from xpyd.worker.transfer_config import TransferConfig
 
 
 def instance_blocks(spec: ModelSpec, width: int, num_kv_blocks: int) -> int:

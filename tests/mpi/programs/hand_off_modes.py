@@ -25,8 +25,8 @@ from xpyd.run_dir import RunDir
 from xpyd.scheduler.base import Scheduler, SchedulerConfig, Sequence
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
-from xpyd.worker.handoff import Mode, TransferConfig
 from xpyd.worker.session import Block, Session, Setup
+from xpyd.worker.transfer_config import Mode, TransferConfig
 
 MODEL = ModelSpec("test", 3, 32, 4, 2, 8, 64, 128)
 SCHEDULER = SchedulerConfig("chunked", max_num_seqs=2, max_num_batched_tokens=32, block_size=4, num_kv_blocks=256)
@@ -39,12 +39,13 @@ def blocks(settings: dict[str, object]) -> list[Block]:
     requests = [Request(i, 0, length, out, seed=i) for i, (length, out) in enumerate(LENGTHS)]
     base = TransferConfig(verify="always", **settings)  # type: ignore[arg-type]
     modes: tuple[Mode, ...] = ("whole", "layerwise", "chunkwise")
-    ways = product(("pull", "push"), modes, ("prefill", "decode"))
+    encoded = base.codec.name != "none"  # travels staged, which a push cannot
+    ways = product(("pull",) if encoded else ("pull", "push"), modes, ("prefill", "decode"))
     moved = [
-        replace(base, staging="off", direction=direction, mode=mode, first_token=first)  # type: ignore[arg-type]
+        replace(base, staging="on" if encoded else "off", direction=direction, mode=mode, first_token=first)  # type: ignore[arg-type]
         for direction, mode, first in ways
     ]
-    if base.staging != "off":
+    if base.staging == "auto":
         moved += [replace(base, staging="on", mode=mode) for mode in modes]
         moved += [replace(base, staging="auto", mode=mode) for mode in modes]
     arms = [(COLOCATED, None), *((DISAGGREGATED, transfer) for transfer in moved)]
@@ -58,11 +59,11 @@ def poison_what_is_freed(session: Session) -> None:
     assert session.runner is not None
     cache, free = session.runner.cache, Scheduler.release
 
-    def release(self: Scheduler, sequence: Sequence) -> None:
+    def release(self: Scheduler, sequence: Sequence, reuse: bool = True) -> None:
         for block, layer in product(sequence.block_table, range(cache.layout.num_layers)):
             begin = cache.layout.offset(layer, block)
             cache.buffer[begin : begin + cache.layout.block_bytes] = POISON
-        free(self, sequence)
+        free(self, sequence, reuse)
 
     Scheduler.release = release  # type: ignore[method-assign]
 

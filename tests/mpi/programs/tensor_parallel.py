@@ -22,8 +22,8 @@ from xpyd.run_dir import RunDir
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
-from xpyd.worker.handoff import TransferConfig
 from xpyd.worker.session import Block, Session, Setup
+from xpyd.worker.transfer_config import TransferConfig
 
 SPEC = ModelSpec("micro", 2, 64, 8, 2, 16, 128, 256)  # 2 KV heads: 4 ranks hold two copies of each
 SCHEDULER = SchedulerConfig("chunked", max_num_seqs=4, max_num_batched_tokens=32, block_size=8, num_kv_blocks=64)

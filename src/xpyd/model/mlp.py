@@ -1,0 +1,37 @@
+"""The dense MLP. Its columns are divided among the ranks of an instance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from xpyd.model.spec import Shard
+from xpyd.model.tensors import Take, fuse, rows_of
+
+
+@dataclass(frozen=True)
+class DenseMlp:
+    """SwiGLU (arXiv:2002.05202): ``down(silu(gate(h)) * up(h))``."""
+
+    gate_up: torch.Tensor  # [2 * intermediate_size, hidden_size]
+    down: torch.Tensor  # [hidden_size, intermediate_size]
+
+    @classmethod
+    def load(cls, take: Take, prefix: str, hidden: int, inner: int, shard: Shard) -> DenseMlp:
+        """This rank's part of an MLP of ``inner`` columns."""
+        columns = rows_of(shard.part(inner))
+        return cls(
+            gate_up=fuse([take(f"{prefix}{n}_proj.weight", inner, hidden, part=(columns,)) for n in ("gate", "up")]),
+            down=fuse([take(f"{prefix}down_proj.weight", hidden, inner, part=(slice(None), columns))]),
+        )
+
+    def run(self, h: torch.Tensor) -> torch.Tensor:
+        return swiglu(h, self.gate_up, self.down)
+
+
+def swiglu(h: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """``down(silu(gate(h)) * up(h))``, [num_tokens, hidden_size] in and out."""
+    gate, up = F.linear(h, gate_up).chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, down)
