@@ -56,7 +56,7 @@ class GroupedAttention:
     def project(self, h: torch.Tensor, angles: Angles) -> Projected:
         """Queries [num_tokens, num_heads, head_dim]; planes K and V, [num_tokens, num_kv_heads, head_dim]."""
         num_heads, num_kv_heads = self.num_heads, self.num_kv_heads
-        qkv = F.linear(h, self.qkv, self.qkv_bias).unflatten(1, (num_heads + 2 * num_kv_heads, -1))
+        qkv = F.linear(h, self.qkv, self.qkv_bias).view(len(h), num_heads + 2 * num_kv_heads, -1)
         q, k, v = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = rms_norm(q, self.q_norm, self.eps), rms_norm(k, self.k_norm, self.eps)
