@@ -209,4 +209,3 @@ def main() -> None:
 
 def terminate(number: int, frame: object) -> None:
     raise Terminated
-

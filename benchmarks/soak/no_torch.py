@@ -1,6 +1,7 @@
 """Stands in for torch where no tensor is ever made: importing the real one takes longer than a trial.
 
-``install`` comes before any other import. Whatever is asked of the module is again a stand-in; a tensor that is really used fails.
+``install`` comes before any other import. Whatever is asked of the module is again a stand-in; a tensor that is really
+used fails.
 """
 
 from __future__ import annotations
@@ -26,4 +27,3 @@ class Absent(ModuleType):
 def install() -> None:
     for name in ("torch", "torch.nn", "torch.nn.functional", "torch.distributed"):
         sys.modules.setdefault(name, Absent(name))
-
