@@ -1,11 +1,11 @@
-"""A request, the stages of its way, and the timeline that every latency is computed from.
+"""A request, and the stages of its way.
 
 Everything here is plain data: no tensors, no ranks to talk to. Stamps are integer nanoseconds on the client's clock.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -42,11 +42,3 @@ class Request:
         """The prompt's token ids, shape [input_len], made from ``seed`` alone: both arms see the same prompt."""
         generator = np.random.default_rng(self.seed)
         return generator.integers(0, vocab_size, size=self.input_len, dtype=np.int32)
-
-
-@dataclass(slots=True)
-class Timeline:
-    """What is known of one request so far: a stamp per stage and one per token (client's clock, ns)."""
-
-    stages: dict[Stage, int] = field(default_factory=dict)
-    tokens: list[int] = field(default_factory=list)

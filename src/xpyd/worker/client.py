@@ -190,7 +190,7 @@ class Client:
     def _fail_all(self, reason: str) -> None:
         for flight in list(self._flights.values()):
             where = " and ".join(self._rescue.name(rank) for rank in sorted(flight.ranks))
-            came = f"{len(flight.timeline.tokens)} of {flight.request.output_len} tokens came"
+            came = f"{len(flight.indices)} of {flight.request.output_len} tokens came"
             self._end(flight, Stage.FAILED, self._desk.clock.now_ns(), f"{reason}; it was at {where}, {came}")
         self._desk.rows.flush()
 
@@ -204,9 +204,9 @@ class Client:
                 self._load[flight.prefill_rank] -= flight.request.input_len
             flight.num_seen += 1
             self._load[flight.decode_rank] -= 1
-            if emitted.index < len(flight.timeline.tokens):
+            if emitted.index in flight.indices:
                 continue  # an earlier attempt had come so far
-            flight.timeline.tokens.append(now_ns)
+            flight.indices.add(emitted.index)  # not a count: token 1 can overtake token 0, which another rank sends
             self._desk.rows.write(
                 TokenRow(
                     block=self._desk.block,
@@ -219,7 +219,7 @@ class Client:
                     margin=emitted.margin,
                 )
             )
-            if len(flight.timeline.tokens) == flight.request.output_len:
+            if len(flight.indices) == flight.request.output_len:
                 self._end(flight, Stage.FINISHED, now_ns)
 
     def _end(self, flight: Flight, stage: Stage, t_ns: int, reason: str = "") -> None:
@@ -233,5 +233,4 @@ class Client:
         self._load[flight.decode_rank] -= flight.request.output_len - flight.num_seen
 
     def _stamp(self, flight: Flight, stage: Stage, t_ns: int, reason: str = "") -> None:
-        flight.timeline.stages[stage] = t_ns
         self._desk.stamp(flight.request.request_id, stage, t_ns, reason)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from xpyd.faults import FaultConfig, Loss, Watch
 from xpyd.placement import CLIENT_RANK, Instance, Placement, Role
 from xpyd.records import LossRow
-from xpyd.request import Request, Timeline
+from xpyd.request import Request
 from xpyd.worker.base import Desk
 from xpyd.worker.messages import Beat, Cancel, Cancelled, Gone
 
@@ -40,7 +40,7 @@ class Flight:
     prefill_rank: int  # an instance's leader, as is
     decode_rank: int  # the same rank when colocated
     sent_s: float
-    timeline: Timeline = field(default_factory=Timeline)
+    indices: set[int] = field(default_factory=set)  # of the tokens that came, in any attempt
     attempt: int = 0
     num_seen: int = 0  # tokens of this attempt; of a retried request the first were here before
     undoing: Undoing | None = None

@@ -1,0 +1,88 @@
+"""The client without ranks: what it makes of messages in whatever order they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from xpyd.clock import Clock
+from xpyd.faults import FaultConfig
+from xpyd.placement import PlacementConfig, place
+from xpyd.records import StageRow, TokenRow
+from xpyd.request import Request, Stage
+from xpyd.router import RoundRobin
+from xpyd.worker.base import Desk
+from xpyd.worker.client import Client
+from xpyd.worker.messages import Emitted, Submit, Tokens
+
+PREFILL, DECODE = 1, 2
+OUTPUT_LEN = 4
+
+
+class Post:
+    """A mailbox that answers a submit with tokens, in a given order of (rank, index)."""
+
+    def __init__(self, order: list[tuple[int, int]]) -> None:
+        self._order = order
+        self._inbox: list[tuple[int, Tokens]] = []
+        self.ended: set[int] = set()
+
+    def send(self, rank: int, message: object) -> None:
+        if isinstance(message, Submit):
+            for source, index in self._order:
+                tokens = [Emitted(message.request_id, index, 10 + index, 1.0)]
+                self._inbox.append((source, Tokens(0, tokens)))
+
+    def send_all(self, ranks: object, message: object) -> None:
+        pass
+
+    def poll(self) -> Iterator[tuple[int, Tokens]]:
+        while self._inbox:
+            yield self._inbox.pop(0)
+
+
+class Rows:
+    def __init__(self) -> None:
+        self.written: list[object] = []
+
+    def write(self, row: object) -> None:
+        self.written.append(row)
+
+    def flush(self) -> None:
+        pass
+
+    flush_if_due = flush
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        [(PREFILL, 0), (DECODE, 1), (DECODE, 2), (DECODE, 3)],
+        [(DECODE, 1), (PREFILL, 0), (DECODE, 2), (DECODE, 3)],
+        [(DECODE, 1), (DECODE, 2), (DECODE, 3), (PREFILL, 0)],
+        [(PREFILL, 0), (DECODE, 1), (DECODE, 1), (PREFILL, 0), (DECODE, 2), (DECODE, 3)],
+    ],
+)
+def test_tokens_of_two_ranks_may_overtake_each_other(order: list[tuple[int, int]]) -> None:
+    """Each is recorded once, and the request ends with the last that comes."""
+    post, rows = Post(order), Rows()
+    desk = Desk(0, 0, *_any(post, rows), Clock())
+    placement = place(PlacementConfig(num_prefill=1, num_decode=1, allow_shared_node=True), ["n"] * 3)
+    client = Client(desk, placement, RoundRobin(), RoundRobin(), 100, 2.0, lambda: False, FaultConfig(), {})
+    played = client.play([Request(7, 0, 3, OUTPUT_LEN)])
+    assert played.unfinished == ()
+    tokens = [row for row in rows.written if isinstance(row, TokenRow)]
+    assert sorted((row.index, row.token_id, row.rank) for row in tokens) == [
+        (0, 10, PREFILL),
+        (1, 11, DECODE),
+        (2, 12, DECODE),
+        (3, 13, DECODE),
+    ]
+    ends = [row.stage for row in rows.written if isinstance(row, StageRow)]
+    assert ends[-1] == Stage.FINISHED
+
+
+def _any(*values: Any) -> tuple[Any, ...]:
+    return values
