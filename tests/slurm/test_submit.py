@@ -48,7 +48,8 @@ def outlasting(cluster: VirtualCluster, tmp_path_factory: pytest.TempPathFactory
     """
     root = tmp_path_factory.mktemp("outlasting")
     options = ["launch.slurm.stop_before_s=120", "launch.slurm.requeue=false", f"run.root={root}"]
-    job, folder = submit(cluster, "num_pairs=500", *options)
+    idle = "workload.arrival.rate_rps=2"  # leaves the cores to the tests that run beside it
+    job, folder = submit(cluster, "num_pairs=500", idle, *options)
     wait_for(lambda: "block 1/" in said(folder, job), "block 1", SLOW)
     *hours, minutes, _ = (int(part) for part in cluster.job(job, "RunTime")[0].split(":"))
     cluster.run("scontrol", "update", f"jobid={job}", f"TimeLimit={60 * hours[0] + minutes + 2}")
