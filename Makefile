@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 SETUP_DEV := $(VENV)/.setup-dev
 PY_M = $(BIN)/python -m
+TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo economics transfer bench-transfer handoff interference bench-analysis check-cluster codecs cluster slurm-demo test lint types check format report clean
@@ -57,8 +58,10 @@ cluster: $(SETUP) ## four Slurm nodes on this machine (root or user namespaces; 
 slurm-demo: $(SETUP) ## the same Slurm job on a slow and a fast link of a virtual cluster: two verdicts in one table
 	$(PY_M) launch.slurm_demo
 
+# Tests of the virtual cluster measure its links, so they run after all others and one by one.
 test: $(SETUP_DEV) ## the whole test suite; what needs root, Slurm or a GPU skips with the reason
-	$(PY_M) pytest
+	$(PY_M) pytest -n $(TEST_JOBS) --ignore=tests/slurm
+	$(PY_M) pytest tests/slurm
 
 lint: $(SETUP_DEV) ## ruff, format check, shellcheck
 	$(BIN)/ruff check .

@@ -56,17 +56,9 @@ def tokens_by_arm(found: dict[str, pd.DataFrame]) -> dict[str, Any]:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("mode", ["whole", "layerwise"])
-@pytest.mark.parametrize("transport", ["mpi", "ucx"])
-def test_both_arms_give_the_same_tokens(tmp_path: Path, transport: str, mode: str) -> None:
-    done = plain(
-        "compare",
-        *SMALL,
-        f"transport={transport}",
-        f"transfer={mode}",
-        "transfer.verify=always",
-        f"run.root={tmp_path}",
-    )
+def test_both_arms_give_the_same_tokens(tmp_path: Path) -> None:
+    """With the defaults; test_handoff.py plays every transport and mode."""
+    done = plain("compare", *SMALL, "transfer.verify=always", f"run.root={tmp_path}")
     assert done.returncode == 0, done.stderr
     found = tables(run_folder(tmp_path, "compare"))
     arms = tokens_by_arm(found)
@@ -97,18 +89,15 @@ def test_back_pressure_and_preemption_change_no_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(("num_ranks", "placement"), [(5, "2p2d"), (4, "2p1d")])
-def test_under_mpirun(mpirun: Run, tmp_path: Path, num_ranks: int, placement: str) -> None:
-    done = mpirun(
-        num_ranks, ["-m", "experiments.compare", *SMALL, f"placement={placement}", f"run.root={tmp_path}"], 120
-    )
+def test_under_mpirun(mpirun: Run, tmp_path: Path) -> None:
+    done = mpirun(5, ["-m", "experiments.compare", *SMALL, "placement=2p2d", f"run.root={tmp_path}"], 120)
     assert done.returncode == 0, done.stderr
     found = tables(run_folder(tmp_path, "compare"))
     arms = tokens_by_arm(found)
     assert (arms["colocated"] == arms["disaggregated"]).all()
     steps = found["steps"].merge(found["blocks"][["block", "arm"]], on="block")
     used = steps.groupby("arm")["rank"].nunique()
-    assert used["colocated"] == used["disaggregated"] == num_ranks - 1, "equal resources in both arms"
+    assert used["colocated"] == used["disaggregated"] == 4, "equal resources in both arms"
 
 
 @pytest.mark.mpi
@@ -237,9 +226,10 @@ def test_a_typo_fails_before_any_rank_starts(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_sweeps_make_one_run_each(tmp_path: Path) -> None:
-    done = plain("compare", "-m", *SMALL, "transfer=whole,layerwise", f"run.root={tmp_path}")
+    one_arm = [o for o in SMALL if not o.startswith("num_pairs")]
+    done = plain("serve", "-m", *one_arm, "transfer=whole,layerwise", f"run.root={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert len([f for f in (tmp_path / "compare").iterdir() if (f / "DONE").exists()]) == 2
+    assert len([f for f in (tmp_path / "serve").iterdir() if (f / "DONE").exists()]) == 2
 
 
 def test_help_and_cfg_are_useful() -> None:
