@@ -12,7 +12,7 @@ import ctypes
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -67,11 +67,22 @@ def _log_file() -> int | None:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """While nixl loads its UCX: let it log to memory."""
+    """While nixl loads its UCX: let it log to memory, and keep its libnl apart from that of the machine's verbs."""
+    _hold_netlink()
     file = _log_file()
     log = {} if file is None else {"UCX_LOG_FILE": f"/proc/self/fd/{file}", "UCX_LOG_LEVEL": "info"}
     with environment(log):
         yield
+
+
+def _hold_netlink() -> None:
+    """Load the machine's libnl-route for good, where there is one (rdma-core's providers use it).
+
+    Else it would first come with a verbs provider, enter its tables in the copy that is bundled with nixl's UCX, and go
+    again with the provider: the process then dies by SIGSEGV when it ends (nixl 1.5.1, rdma-core 44).
+    """
+    with suppress(OSError):
+        ctypes.CDLL("libnl-route-3.so.200")
 
 
 @contextmanager
