@@ -8,13 +8,14 @@ from __future__ import annotations
 from xpyd.config import Economics
 from xpyd.economics.sweep import sweep
 from xpyd.entry import Job, main
+from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.run_dir import RowWriter
 
 
 def run(job: Job) -> None:
     config: Economics = job.config
     with RowWriter(job.run_dir, rank=0) as rows:
-        for row in sweep(config.model, config.economics):
+        for row in sweep(resolve_spec(config.model), config.economics):
             rows.write(row)
 
 

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from xpyd.economics.sweep import EconomicsConfig
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS
 from xpyd.faults import FaultConfig
-from xpyd.model.checkpoint_config import resolve_spec
+from xpyd.model.checkpoint_config import resolve_spec, runnable_spec
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec, Shard
 from xpyd.placement import PlacementConfig
@@ -104,7 +104,7 @@ class Codecs(Experiment):
     sweep: CodecSweep
 
     def __post_init__(self) -> None:
-        spec = resolve_spec(self.model)
+        spec = runnable_spec(self.model)
         if self.sweep.max_tokens > spec.max_position_embeddings:
             raise ValueError(
                 f"sweep.input_lens up to {max(self.sweep.input_lens)} and sweep.output_len={self.sweep.output_len} "
@@ -158,7 +158,7 @@ class Interference(Ranked):
     sweep: InterferenceSweep
 
     def __post_init__(self) -> None:
-        _check_widths(self.placement.widths, resolve_spec(self.model))
+        _check_widths(self.placement.widths, runnable_spec(self.model))
         _check_pool(self.scheduler, self.sweep, "sweep.context_len, sweep.num_decode_seqs or sweep.chunk_tokens")
 
 
@@ -168,7 +168,7 @@ class Scaling(Ranked):
 
     def __post_init__(self) -> None:
         ranks = self.placement.num_workers
-        _check_widths(self.sweep.widths, resolve_spec(self.model))
+        _check_widths(self.sweep.widths, runnable_spec(self.model))
         if ranks != max(self.sweep.widths):
             raise ValueError(
                 f"sweep.widths up to {max(self.sweep.widths)} with {ranks} worker ranks: set placement=1c and "
@@ -184,6 +184,7 @@ class Contention(Ranked):
     sweep: ContentionSweep
 
     def __post_init__(self) -> None:
+        runnable_spec(self.model)
         self.transport.check(self.fabric, placement_needs(self.placement))
         if self.placement.num_colocated:
             raise ValueError(
@@ -217,7 +218,7 @@ class Handoff(Ranked):
                 f"placement.num_colocated={self.placement.num_colocated}: handoff needs a rank that prefills and one "
                 "that decodes; choose xPyD, such as placement=1p1d"
             )
-        spec = resolve_spec(self.model)
+        spec = runnable_spec(self.model)
         for transfer in self.transfers:
             self.transport.check(self.fabric, [*placement_needs(self.placement), *transfer.needs()])
             transfer.check_widths(self.placement, spec.num_kv_heads)
@@ -292,7 +293,7 @@ class Serve(Ranked):
     def __post_init__(self) -> None:
         moves = not self.placement.num_colocated
         self.transport.check(self.fabric, [*placement_needs(self.placement), *self.transfer.needs()] if moves else [])
-        spec = resolve_spec(self.model)
+        spec = runnable_spec(self.model)
         _check_widths(self.placement.widths, spec)
         self.transfer.check_widths(self.placement, spec.num_kv_heads)
         self.transfer.check(self.scheduler, spec.block_bytes(self.scheduler.block_size))

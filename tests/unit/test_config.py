@@ -26,6 +26,7 @@ EXPERIMENT_GROUPS = {
     "codecs": ("model",),
 }
 NEEDS_A_PATH = {("model", "checkpoint"), ("workload", "mooncake"), ("workload", "azure"), ("workload", "burstgpt")}
+SHAPES_ONLY = ("gpt_oss_20b", "gpt_oss_120b")  # models to reckon with
 ALSO = {  # what the option asks for beside itself
     ("handoff", "scheduler", "prefill_first"): ["sweep.modes=[whole,layerwise]"],
     ("handoff", "transfer", "staged"): ["sweep.directions=[pull]"],
@@ -51,7 +52,7 @@ def options() -> list[tuple[str, str, str]]:
 
 
 def fits(experiment: str, group: str, option: str) -> bool:
-    if (group, option) in NEEDS_A_PATH:
+    if (group, option) in NEEDS_A_PATH or (option in SHAPES_ONLY and experiment not in ("economics", "check_cluster")):
         return False
     return not (
         group == "placement" and experiment in ("compare", "contention", "handoff", "transfer") and option in COLOCATED
@@ -108,6 +109,12 @@ TP2 = ["placement.prefill_tp=2", "placement.decode_tp=2"]
             ["placement.decode_tp=8", "model=micro"],
             r"num_heads=4 of micro does not divide among 8 tensor-parallel ranks",
         ),
+        (["model=gpt_oss_20b"], r"model=gpt_oss_20b is a shape for experiments.economics only: attention sinks"),
+        (
+            ["model=tiny_mla", "model.num_kv_heads=2"],
+            r"model: num_kv_heads=2 with latent attention.*set num_kv_heads=1",
+        ),
+        (["model=tiny_moe", "+model.experts.n_group=2"], r"model\.experts: n_group=2 with topk_method=greedy"),
         ([*TP2, "transfer.direction=push"], r"direction=push with .*prefill_tp=2.* set transfer\.direction=pull"),
         ([*TP2, "transfer.staging=on"], r"staging=on .*prefill_tp=2.* set transfer\.staging=off"),
         ([*TP2, "transport=nixl"], r"nixl declares no two_sided, which placement\.prefill_tp=2, decode_tp=2 needs"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,14 +24,20 @@ from xpyd.economics.cost import (
     score_link,
 )
 from xpyd.economics.nnls import nnls
+from xpyd.model.shapes import LatentShape
 from xpyd.model.spec import ModelSpec
 from xpyd.units import MIB, gbps_to_bytes_per_s
 
 PREFILL_S = 0.205  # 2048 tokens, 8B class
 
 
-def spec(num_layers: int = 32, **more: Any) -> ModelSpec:
-    return ModelSpec("golden", num_layers, 4096, 32, 8, 128, 14336, 128256, dtype="bfloat16", **more)
+def spec(num_layers: int = 32) -> ModelSpec:
+    return ModelSpec("golden", num_layers, 4096, 32, 8, 128, 14336, 128256, dtype="bfloat16")
+
+
+def latent() -> ModelSpec:
+    """61 layers that cache 512 + 64 numbers each."""
+    return replace(spec(61), num_kv_heads=1, head_dim=192, latent=LatentShape(512, 128, 64, 128))
 
 
 def wire(rate_gbps: float) -> LinkModel:
@@ -43,14 +49,14 @@ def test_golden_kv_bytes() -> None:
     assert kv_bytes(spec(), 2048) == 256 * MIB
     assert kv_bytes(spec(80), 1) == 327_680
     assert kv_bytes(spec(80), 1) / kv_bytes(spec(), 1) == 2.5
-    assert kv_bytes(spec(61, latent_dim=512, rope_dim=64), 1) == 70_272
+    assert kv_bytes(latent(), 1) == 70_272
 
 
 def test_heads_shared_by_too_many_ranks_are_sent_twice() -> None:
     assert replication(spec(), tensor_parallel=8) == 1
     assert replication(spec(), tensor_parallel=16) == 2
     assert kv_bytes(spec(), 10, tensor_parallel=16) == 2 * kv_bytes(spec(), 10)
-    assert replication(spec(61, latent_dim=512, rope_dim=64), tensor_parallel=4) == 4
+    assert replication(latent(), tensor_parallel=4) == 4
 
 
 @pytest.mark.parametrize(("rate_gbps", "transfer_ms", "penalty"), [(200, 10.7, 0.052), (10, 214.7, 1.048)])

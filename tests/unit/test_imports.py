@@ -17,6 +17,7 @@ FLOORS = {
     "xpyd.request": 0,
     "xpyd.placement": 0,
     "xpyd.mpi": 0,
+    "xpyd.model.shapes": 0,
     "xpyd.model.spec": 0,
     "xpyd.records": 1,
     "xpyd.metrics": 1,
@@ -142,7 +143,7 @@ def test_libraries_stay_in_their_places(name: str) -> None:
 
 
 def test_the_command_line_starts_without_heavy_libraries() -> None:
-    """``--help``, a dry run and the front of a sweep import neither torch nor MPI: that would take seconds each time."""
+    """``--help``, a dry run and the front of a sweep import neither torch nor MPI: that takes seconds each time."""
     experiments = [path.stem for path in sorted((ROOT / "experiments").glob("*.py")) if path.stem != "__init__"]
     program = (
         f"import importlib, sys; [importlib.import_module('experiments.' + name) for name in {experiments}]; "

@@ -113,9 +113,9 @@ def test_every_tensor_of_a_step_is_on_the_device() -> None:
     assert engine.logits([decode, chunk]).device.type == "meta"
 
 
-def test_latent_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"model\.latent_dim=512: .* choose a model with latent_dim=0"):
-        ModelRunner(replace(MICRO, latent_dim=512, rope_dim=64), num_blocks=4, block_size=4)
+def test_a_shape_that_cannot_run_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"model=micro is a shape for experiments.economics only: sinks are not"):
+        ModelRunner(replace(MICRO, shape_only="sinks are"), num_blocks=4, block_size=4)
 
 
 def test_random_weights_give_varied_tokens_at_clear_margins() -> None:

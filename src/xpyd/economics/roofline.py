@@ -28,14 +28,15 @@ class Roofline:
     ) -> float:
         """Seconds of one step: a prompt chunk behind ``num_cached_tokens``, decodes of ``context_len``, or both.
 
-        Bytes are the weights, read once, and the KV that is attended to.
+        Bytes are the weights, read once (of experts, those that the step is likely to hit), and the KV that is
+        attended to.
         """
         flops = num_decode_seqs * spec.flops(1, context_len)
-        kv_tokens = num_decode_seqs * context_len
+        num_bytes = spec.step_weight_bytes(num_prefill_tokens + num_decode_seqs)
+        num_bytes += num_decode_seqs * spec.kv_read_bytes(1, context_len)
         if num_prefill_tokens:
             flops += spec.flops(num_prefill_tokens, num_cached_tokens + num_prefill_tokens)
-            kv_tokens += num_cached_tokens + num_prefill_tokens
-        num_bytes = spec.num_params() * spec.dtype_bytes + kv_tokens * spec.kv_bytes_per_token()
+            num_bytes += spec.kv_read_bytes(num_prefill_tokens, num_cached_tokens + num_prefill_tokens)
         return max(flops / self.flops_per_s, num_bytes / self.memory_bytes_per_s)
 
     def prefill_s(self, spec: ModelSpec, input_len: int, chunk_tokens: int | None = None) -> float:

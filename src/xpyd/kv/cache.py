@@ -15,10 +15,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class KVCache:
-    """``pool`` reads as [num_layers, num_blocks, 2 (K, V), block_size, num_kv_heads, head_dim], whatever its order is.
+    """``pool`` reads as [num_layers, num_blocks, planes, block_size, num_kv_heads, kv_head_dim], whatever its order is.
 
-    A slot is one token's place in a layer: ``block * block_size + offset``. ``staging_bytes`` more lie behind the pool
-    in the same registered memory, for transfers that gather their blocks first.
+    Planes are K and V, or with latent attention the one vector that stands for both. A slot is one token's place in a
+    layer: ``block * block_size + offset``. ``staging_bytes`` more lie behind the pool in the same registered memory,
+    for transfers that gather their blocks first.
     """
 
     def __init__(
@@ -38,13 +39,15 @@ class KVCache:
         dtype = DTYPES[spec.dtype]
         num_items = self.layout.nbytes // dtype.itemsize
         self._memory = torch.zeros(num_items + staging_bytes // dtype.itemsize, dtype=dtype, device=device)
-        stored = self._memory[:num_items].view(*outer, 2, *inner, spec.head_dim)
+        stored = self._memory[:num_items].view(*outer, spec.kv_planes, *inner, spec.kv_head_dim)
         assert stored.nbytes == self.layout.nbytes, "the layout describes the pool byte for byte"
         blocks_last = stored.transpose(0, 1) if self.order.blocks_first else stored
         self.pool = blocks_last.transpose(3, 4) if self.order.heads_first else blocks_last
-        # What one row of a read copies: K or V of a block, or of one head of it. Rows lie one after the other.
+        self._num_planes = spec.kv_planes
+        # What one row of a read copies: a plane of a block, or of one head of it. Rows lie one after the other.
         self._row_heads = spec.num_kv_heads if self.order.heads_first else 1
-        row = (block_size, spec.head_dim) if self.order.heads_first else (block_size, spec.num_kv_heads, spec.head_dim)
+        row_heads = () if self.order.heads_first else (spec.num_kv_heads,)
+        row = (block_size, *row_heads, spec.kv_head_dim)
         self._rows = stored.view(-1, *row)
         self._read = self._memory.new_empty((0, *row))  # grows; fresh memory for every layer costs page faults
 
@@ -56,7 +59,7 @@ class KVCache:
 
     @property
     def cells(self) -> torch.Tensor:
-        """Every block of every layer in memory order, [num_cells, 2, block_size, num_kv_heads, head_dim]: a view.
+        """Every block of every layer in memory order, a view: [num_cells, planes, block_size, num_kv_heads, size].
 
         A cell is the block whose first byte is ``layout.block_bytes`` times its number, see ``kv.plan.Cells``.
         """
@@ -67,31 +70,31 @@ class KVCache:
         size = self.block_size
         return [table[position // size] * size + position % size for position in range(start, start + num_tokens)]
 
-    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Store ``k`` and ``v``, shape [num_tokens, num_kv_heads, head_dim], at ``slots``, shape [num_tokens]."""
+    def write(self, layer: int, slots: torch.Tensor, *planes: torch.Tensor) -> None:
+        """Store ``planes``, each [num_tokens, num_kv_heads, kv_head_dim], at ``slots``, shape [num_tokens]."""
         blocks, offsets = slots // self.block_size, slots % self.block_size
-        self.pool[layer, blocks, 0, offsets] = k
-        self.pool[layer, blocks, 1, offsets] = v
+        for plane, values in enumerate(planes):
+            self.pool[layer, blocks, plane, offsets] = values
 
-    def read(self, layer: int, tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V of ``tables`` [..., num_blocks]: each [..., num_blocks * block_size, num_kv_heads, head_dim].
+    def read(self, layer: int, tables: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The planes of ``tables`` [..., num_blocks]: each [..., num_blocks * block_size, num_kv_heads, kv_head_dim].
 
         They are views of one buffer that the next read reuses: use them before it.
         """
-        rows = self._rows_of(layer, tables)  # [2, ..., num_blocks], or [2, ..., num_kv_heads, num_blocks]
+        rows = self._rows_of(layer, tables)  # [planes, ..., num_blocks], or [planes, ..., num_kv_heads, num_blocks]
         if self._read.shape[0] < rows.numel():
             self._read = self._rows.new_empty((rows.numel(), *self._rows.shape[1:]))
         copied = self._read[: rows.numel()]
         # index_select copies whole rows; indexing with a tensor copies element by element, many times slower.
         torch.index_select(self._rows, 0, rows.flatten(), out=copied)
-        k, v = copied.view(*rows.shape[:-1], -1, *self._rows.shape[2:])
-        return (k.transpose(-3, -2), v.transpose(-3, -2)) if self.order.heads_first else (k, v)
+        planes = copied.view(*rows.shape[:-1], -1, *self._rows.shape[2:]).unbind()
+        return tuple(plane.transpose(-3, -2) for plane in planes) if self.order.heads_first else planes
 
     def _rows_of(self, layer: int, tables: torch.Tensor) -> torch.Tensor:
         layout, heads = self.layout, self._row_heads
-        per_block = 2 * heads  # rows of K, then rows of V
+        per_block = self._num_planes * heads  # rows of K, then rows of V
         first = (tables * layout.block_stride + layer * layout.layer_stride) // layout.block_bytes * per_block
-        halves = torch.stack((first, first + heads))
+        planes = torch.stack([first + plane * heads for plane in range(self._num_planes)])
         if not self.order.heads_first:
-            return halves
-        return halves[..., None, :] + torch.arange(heads, device=tables.device)[:, None]
+            return planes
+        return planes[..., None, :] + torch.arange(heads, device=tables.device)[:, None]

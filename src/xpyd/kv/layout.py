@@ -30,7 +30,7 @@ class PoolOrder:
 class PoolLayout:
     """Where each block of each layer begins: shape [num_layers, num_blocks] of ``block_bytes``, or blocks first.
 
-    ``block_bytes`` holds K and V of ``block_size`` tokens in one layer, whatever their order inside.
+    ``block_bytes`` holds K and V (or a latent) of ``block_size`` tokens in one layer, whatever their order inside.
     """
 
     num_layers: int

@@ -38,14 +38,15 @@ class Pull:
 
 @dataclass(frozen=True)
 class RankPool:
-    """One rank's pool: its layout, and the bytes of K (or V) of one head in one block."""
+    """One rank's pool: its layout, and the bytes of one plane (K, V, or a latent) of one head in one block."""
 
     layout: PoolLayout
     head_bytes: int
+    num_planes: int = 2
 
     @property
     def num_kv_heads(self) -> int:
-        return self.layout.block_bytes // (2 * self.head_bytes)
+        return self.layout.block_bytes // (self.num_planes * self.head_bytes)
 
 
 def splits_heads(source_width: int, destination_width: int, num_kv_heads: int) -> bool:
@@ -125,9 +126,9 @@ def _parts(num_layers: int, num_blocks: int, blocks_per_part: int | None) -> Ite
 def _offsets(
     pool: RankPool, heads: range, layers: range, table: Sequence[int], places: range
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """First bytes of K and of V of ``heads`` in every block of every layer, as they lie in memory."""
+    """First bytes of each plane of ``heads`` in every block of every layer, as they lie in memory."""
     blocks = np.asarray(table[places.start : places.stop], np.int64)
     grid = np.asarray(layers, np.int64)[:, None] * pool.layout.layer_stride + blocks * pool.layout.block_stride
     grid = grid.T if pool.layout.blocks_first else grid
-    halves = np.array((0, pool.num_kv_heads), np.int64) * pool.head_bytes
-    return (grid[..., None] + halves + heads.start * pool.head_bytes).ravel()
+    planes = np.arange(pool.num_planes, dtype=np.int64) * pool.num_kv_heads * pool.head_bytes
+    return (grid[..., None] + planes + heads.start * pool.head_bytes).ravel()

@@ -1,4 +1,8 @@
-"""The tensors of a Hugging Face folder, by name and in parts; every fault of a folder is found and named here."""
+"""The tensors of a Hugging Face folder, by name and in parts; every fault of a folder is found and named here.
+
+Families name the same tensors differently: the code asks by the names of Qwen3-MoE and DeepSeek, ``ALIASES`` has the
+others.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,23 @@ from safetensors import SafetensorError, safe_open
 from xpyd.model.checkpoint_config import CheckpointError
 from xpyd.model.tensors import Part, Shape
 
+ALIASES = (  # what a file may call it, what the code calls it
+    (".block_sparse_moe.", ".mlp."),  # Mixtral, in this line and the next three
+    (".w1.", ".gate_proj."),
+    (".w2.", ".down_proj."),
+    (".w3.", ".up_proj."),
+    (".shared_expert.", ".shared_experts."),  # Qwen2-MoE
+)
+
 
 class Checkpoint:
     """The tensors of a Hugging Face folder: one model.safetensors, or shards with an index."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files = self._locate()
+        located = self._locate()
+        self._stored = {_name_of(stored): stored for stored in located}  # what a file calls each tensor
+        self._files = {name: located[stored] for name, stored in self._stored.items()}
 
     def get(self, name: str, shape: Shape, part: Part) -> torch.Tensor:
         """Read ``part`` of a tensor, and no more of the file than that.
@@ -33,9 +47,10 @@ class Checkpoint:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                found: list[int] = file.get_slice(name).get_shape()
+                stored = self._stored[name]
+                found: list[int] = file.get_slice(stored).get_shape()
                 if tuple(found) == shape:
-                    tensor: torch.Tensor = file.get_slice(name)[part] if part else file.get_tensor(name)
+                    tensor: torch.Tensor = file.get_slice(stored)[part] if part else file.get_tensor(stored)
                     return tensor
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: cannot read tensor {name}: {error}; download the file again") from None
@@ -71,3 +86,10 @@ class Checkpoint:
                 f"{self._folder}: shard {', '.join(missing)} is missing, though {index.name} lists it; download it"
             )
         return {tensor: self._folder / name for tensor, name in files.items()}
+
+
+def _name_of(stored: str) -> str:
+    """What the code calls the tensor that a file calls ``stored``."""
+    for theirs, ours in ALIASES:
+        stored = stored.replace(theirs, ours)
+    return stored

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args, get_type_hints
 
-from xpyd.model.spec import DTYPE_BYTES, Dtype, ModelSpec, RopeScaling
-
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+from xpyd.model.families import FAMILIES
+from xpyd.model.shapes import RopeScaling
+from xpyd.model.spec import DTYPE_BYTES, Dtype, ModelSpec
 
 
 class CheckpointError(ValueError):
@@ -36,11 +37,18 @@ def resolve_spec(spec: ModelSpec) -> ModelSpec:
     return _spec_of(config, folder, path, spec.seed)
 
 
+def runnable_spec(spec: ModelSpec) -> ModelSpec:
+    """``resolve_spec`` where weights will be asked for: raises ValueError too for a shape that cannot be run."""
+    resolved = resolve_spec(spec)
+    resolved.check_runs()
+    return resolved
+
+
 def _check_supported(config: dict[str, Any], path: Path) -> None:
     """Refuse what would load and then compute something else than the checkpoint's own model."""
     kind = config.get("model_type")
-    if kind not in SUPPORTED:
-        raise CheckpointError(f"{path}: model_type={kind!r} is not supported; supported are {', '.join(SUPPORTED)}")
+    if kind not in FAMILIES:
+        raise CheckpointError(f"{path}: model_type={kind!r} is not supported; supported are {', '.join(FAMILIES)}")
     for key in ("attention_bias", "mlp_bias", "quantization_config"):
         if config.get(key):
             raise CheckpointError(f"{path}: {key}={config[key]!r} is not supported; use a checkpoint without it")
@@ -50,16 +58,12 @@ def _check_supported(config: dict[str, Any], path: Path) -> None:
 
 
 def _spec_of(config: dict[str, Any], folder: Path, path: Path, seed: int) -> ModelSpec:
-    kind = config["model_type"]
     try:
-        heads = int(config["num_attention_heads"])
         return ModelSpec(
             name=folder.name,
             num_layers=int(config["num_hidden_layers"]),
             hidden_size=int(config["hidden_size"]),
-            num_heads=heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            num_heads=int(config["num_attention_heads"]),
             intermediate_size=int(config["intermediate_size"]),
             vocab_size=int(config["vocab_size"]),
             max_position_embeddings=int(config.get("max_position_embeddings", 32768)),
@@ -67,12 +71,10 @@ def _spec_of(config: dict[str, Any], folder: Path, path: Path, seed: int) -> Mod
             rope_scaling=_rope_scaling(config, path),
             rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            qk_norm=kind == "qwen3",
-            qkv_bias=kind == "qwen2",
-            sliding_window=_sliding_window(config, kind),
             dtype=_dtype(config, path),
             checkpoint=str(folder),
             seed=seed,
+            **FAMILIES[config["model_type"]](config),
         )
     except KeyError as error:
         raise CheckpointError(f"{path}: key {error} is missing; download it again") from None
@@ -91,21 +93,16 @@ def _rope_scaling(config: dict[str, Any], path: Path) -> RopeScaling | None:
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
         return None
-    if kind not in ("linear", "llama3"):
-        raise CheckpointError(f"{path}: rope_type={kind!r} is not supported; supported are default, linear, llama3")
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    rope_type = cast(Literal["linear", "llama3"], kind)
-    return RopeScaling(rope_type, **{name: scaling[name] for name in names if name in scaling})
-
-
-def _sliding_window(config: dict[str, Any], kind: str) -> int | None:
-    """Mistral's window always counts; Qwen's only where it is switched on, and then not for every layer."""
-    window = config.get("sliding_window")
-    if kind == "mistral":
-        return int(window) if window else None
-    if window and config.get("use_sliding_window"):
-        raise ValueError("use_sliding_window=true mixes windowed and full layers, which is not supported")
-    return None
+    supported = get_args(get_type_hints(RopeScaling)["rope_type"])
+    if kind not in supported:
+        raise CheckpointError(
+            f"{path}: rope_type={kind!r} is not supported; supported are default, {', '.join(supported)}"
+        )
+    if kind == "yarn" and "original_max_position_embeddings" not in scaling:
+        raise KeyError("original_max_position_embeddings")
+    known = {field.name for field in fields(RopeScaling)} - {"rope_type"}
+    given = {key: value for key, value in scaling.items() if key in known and value is not None}
+    return RopeScaling(cast(Literal["linear", "llama3", "yarn"], kind), **given)
 
 
 def _dtype(config: dict[str, Any], path: Path) -> Dtype:

@@ -28,8 +28,8 @@ class ModelRunner:
     All ranks of an instance call ``run`` with the same segments; the tokens are drawn by its leader, shard rank 0.
     ``spec`` is the whole model's, the pool holds this rank's KV heads.
 
-    Raises CheckpointError for a checkpoint that cannot be used, ValueError for a shape that only the cost model knows
-    or that does not divide among the ranks.
+    Raises CheckpointError for a checkpoint that cannot be used, ValueError for a shape that cannot be run or that does
+    not divide among the ranks.
     """
 
     def __init__(
@@ -44,11 +44,7 @@ class ModelRunner:
         order: PoolOrder | None = None,
         staging_bytes: int = 0,
     ) -> None:
-        if spec.latent_dim:
-            raise ValueError(
-                f"model.latent_dim={spec.latent_dim}: multi-head latent attention is modeled by `economics` only; "
-                "choose a model with latent_dim=0 to run it"
-            )
+        spec.check_runs()
         torch.set_num_threads(num_threads)
         self.spec = resolve_spec(spec)
         self.shard = reducer.shard if reducer else Shard()

@@ -13,8 +13,11 @@ Part = tuple[slice, ...]  # what is wanted of a tensor, one slice per dimension;
 class Take(Protocol):
     """Where weights come from: a tensor by its Hugging Face name, on the device and in the model's dtype."""
 
-    def __call__(self, name: str, *shape: int, part: Part = ()) -> torch.Tensor:
-        """``part`` of the tensor of this whole shape. Raises CheckpointError for one that is missing or misshapen."""
+    def __call__(self, name: str, *shape: int, part: Part = (), wide: bool = False) -> torch.Tensor:
+        """``part`` of the tensor of this whole shape; ``wide``: in float32, whatever the model's dtype is.
+
+        Raises CheckpointError for one that is missing or misshapen.
+        """
 
 
 def rows_of(part: range, size: int = 1) -> slice:

@@ -16,7 +16,9 @@ import torch
 from xpyd.kv.cache import DTYPES
 from xpyd.model.attention import GroupedAttention
 from xpyd.model.checkpoint import Checkpoint
-from xpyd.model.layer import Layer
+from xpyd.model.experts import Experts
+from xpyd.model.latent import LatentAttention
+from xpyd.model.layer import Attention, Layer, Mlp
 from xpyd.model.mlp import DenseMlp
 from xpyd.model.spec import ModelSpec, Shard
 from xpyd.model.tensors import Part, Shape, Take, rows_of
@@ -35,14 +37,15 @@ class Weights:
 def load_weights(spec: ModelSpec, device: str = "cpu", shard: Shard | None = None) -> Weights:
     """The weights of ``spec``, or those of one ``shard`` of it, in its dtype.
 
-    Raises CheckpointError for a folder with something missing or misshapen.
+    Raises CheckpointError for a folder with something missing or misshapen, ValueError for a shape that cannot be run.
     """
+    spec.check_runs()
     shard = shard or Shard()
     get = _random(spec) if spec.checkpoint is None else Checkpoint(Path(spec.checkpoint)).get
     dtype = DTYPES[spec.dtype]
 
-    def take(name: str, *shape: int, part: Part = ()) -> torch.Tensor:
-        return get(name, shape, part).to(device=device, dtype=dtype)
+    def take(name: str, *shape: int, part: Part = (), wide: bool = False) -> torch.Tensor:
+        return get(name, shape, part).to(device=device, dtype=torch.float32 if wide else dtype)
 
     with torch.inference_mode():
         embedding = take("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size)
@@ -58,10 +61,22 @@ def _layer(spec: ModelSpec, shard: Shard, take: Take, index: int) -> Layer:
     prefix = f"model.layers.{index}."
     return Layer(
         input_norm=take(f"{prefix}input_layernorm.weight", spec.hidden_size),
-        attention=GroupedAttention.load(take, f"{prefix}self_attn.", spec, shard),
+        attention=_attention(spec, shard, take, f"{prefix}self_attn."),
         post_norm=take(f"{prefix}post_attention_layernorm.weight", spec.hidden_size),
-        mlp=DenseMlp.load(take, f"{prefix}mlp.", spec.hidden_size, spec.intermediate_size, shard),
+        mlp=_mlp(spec, shard, take, f"{prefix}mlp.", index),
     )
+
+
+def _attention(spec: ModelSpec, shard: Shard, take: Take, prefix: str) -> Attention:
+    if spec.latent is not None:
+        return LatentAttention.load(take, prefix, spec, spec.latent, shard)
+    return GroupedAttention.load(take, prefix, spec, shard)
+
+
+def _mlp(spec: ModelSpec, shard: Shard, take: Take, prefix: str, index: int) -> Mlp:
+    if spec.experts is not None and index >= spec.num_dense_layers:
+        return Experts.load(take, prefix, spec.hidden_size, spec.experts, shard)
+    return DenseMlp.load(take, prefix, spec.hidden_size, spec.intermediate_size, shard)
 
 
 def _random(spec: ModelSpec) -> Get:
@@ -69,7 +84,7 @@ def _random(spec: ModelSpec) -> Get:
 
     Norms are ones, the rest is normal. Matrices have variance 1 / fan-in, which keeps the scale of activations. The
     head has twice that deviation, so that logits spread and greedy margins are not tiny; a tied embedding has not, or
-    each token would predict itself.
+    each token would predict itself. A router's correction bias is small beside its scores, or it alone would choose.
     """
     generator = torch.Generator().manual_seed(spec.seed)
 
@@ -79,6 +94,8 @@ def _random(spec: ModelSpec) -> Get:
         scale: float = shape[-1] ** -0.5
         if name == "lm_head.weight":
             scale *= 2.0
+        elif name.endswith("correction_bias"):
+            scale = 0.1
         elif name.endswith("bias") or ("embed_tokens" in name and not spec.tie_word_embeddings):
             scale = 1.0
         return torch.randn(shape, generator=generator)[part] * scale

@@ -46,7 +46,7 @@ class Shapes:
         num_blocks = instance_blocks(self.spec, width, self.scheduler.num_kv_blocks)
         size = self.scheduler.block_size
         layout = PoolLayout(local.num_layers, num_blocks, local.block_bytes(size), self.transfer.order.blocks_first)
-        return RankPool(layout, size * local.head_dim * local.dtype_bytes)
+        return RankPool(layout, size * local.kv_head_dim * local.dtype_bytes, local.kv_planes)
 
     def plans(self, rank: int, move: Move, sends: bool) -> dict[int, Plan]:
         """This rank's pairs in a hand-off, by the rank at the other end."""
@@ -84,7 +84,8 @@ class ShardSend:
         ]
         window = shapes.transfer.pieces_in_flight
         self._flows = {
-            peer: SendFlow(transport, peer, plan.source, move.transfer_seq, window) for peer, plan in self.plans.items()
+            peer: SendFlow(transport, peer, plan.source, move.transfer_seq, window, plan.part_ends)
+            for peer, plan in self.plans.items()
         }
         self._desk, self._buffer, self._move = desk, buffer, move
         self._unsummed = set(self.plans) if shapes.verifies(move) else set()
@@ -123,7 +124,8 @@ class ShardReceive:
         self.plans = shapes.plans(desk.rank, move, sends=False)
         self.nbytes = sum(plan.nbytes for plan in self.plans.values())
         self._flows = {
-            peer: RecvFlow(transport, peer, plan.destination, move.transfer_seq) for peer, plan in self.plans.items()
+            peer: RecvFlow(transport, peer, plan.destination, move.transfer_seq, plan.part_ends)
+            for peer, plan in self.plans.items()
         }
         self._desk, self._buffer, self._move = desk, buffer, move
         self._unsummed = set(self.plans) if shapes.verifies(move) else set()

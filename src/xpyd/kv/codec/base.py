@@ -1,7 +1,8 @@
 """What a codec is: KV blocks to bytes and back, for the way between two ranks. Pure: tensors in, tensors out.
 
-Blocks are [num_blocks, 2 (K, V), block_size, num_kv_heads, head_dim] in the pool's dtype; encoded bytes are uint8,
-contiguous, and go into a registered staging buffer. A codec keeps scratch memory, so each thread needs its own.
+Blocks are [num_blocks, planes, block_size, num_kv_heads, head_dim] in the pool's dtype, planes K and V, or one latent;
+encoded bytes are uint8, contiguous, and go into a registered staging buffer. A codec keeps scratch memory, so each
+thread needs its own.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ class BlockShape:
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
+    num_planes: int = 2  # K and V; 1 with latent attention
 
     @property
     def dims(self) -> tuple[int, int, int, int]:
-        """K and V, tokens, heads, and the values of a head."""
-        return 2, self.block_size, self.num_kv_heads, self.head_dim
+        """Planes, tokens, heads, and the values of a head."""
+        return self.num_planes, self.block_size, self.num_kv_heads, self.head_dim
 
     @property
     def num_values(self) -> int:
-        return 2 * self.block_size * self.num_kv_heads * self.head_dim
+        return self.num_planes * self.block_size * self.num_kv_heads * self.head_dim
 
     @property
     def nbytes(self) -> int:

@@ -24,12 +24,13 @@ NO_CELLS: frozenset[int] = frozenset()
 class CellCodec:
     """Encodes from, and decodes into, ``pool``, through memory that it keeps.
 
-    ``pool`` holds all cells in memory order, [num_cells, 2, block_size, num_kv_heads, head_dim] (``KVCache.cells``).
+    ``pool`` holds all cells in memory order, as ``KVCache.cells``: [num_cells, planes, block_size, num_kv_heads, size].
     """
 
     def __init__(self, config: CodecConfig, pool: torch.Tensor) -> None:
-        _, _, block_size, num_kv_heads, head_dim = pool.shape
-        self.codec: Codec = build_codec(config, BlockShape(block_size, num_kv_heads, head_dim, pool.dtype))
+        _, num_planes, block_size, num_kv_heads, head_dim = pool.shape
+        shape = BlockShape(block_size, num_kv_heads, head_dim, pool.dtype, num_planes)
+        self.codec: Codec = build_codec(config, shape)
         self._strides = pool.stride()  # inside a cell tokens or heads may come first
         self._rows = pool.as_strided((len(pool), self.codec.shape.num_values), (self.codec.shape.num_values, 1))
         self._scratch = self._rows.new_empty((0, self.codec.shape.num_values))  # grows; fresh memory: page faults
@@ -71,7 +72,7 @@ class CellCodec:
         return np.array([zlib.crc32(row) for row in rows.view(torch.uint8).numpy()], np.uint32)
 
     def _room(self, num_cells: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scratch for so many cells: as rows of memory, and as blocks [num_cells, 2, block_size, heads, head_dim]."""
+        """Scratch for so many cells: rows of memory, and blocks [num_cells, planes, block_size, num_kv_heads, size]."""
         if len(self._scratch) < num_cells:
             self._scratch = self._rows.new_empty((num_cells, self.codec.shape.num_values))
         rows = self._scratch[:num_cells]

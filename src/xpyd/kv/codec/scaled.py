@@ -23,7 +23,7 @@ FP8_MAX, INT8_MAX = 448.0, 127.0  # the largest finite e4m3fn, and the largest c
 
 
 class ScaledCodec(Codec):
-    """Values over ``scale = max |x| / largest code``, taken per block or per head of a block, K and V apart."""
+    """Values over ``scale = max |x| / largest code``, per block or per head of a block, each plane (K, V) apart."""
 
     lossy = True
     fixed_rate = True
@@ -32,7 +32,7 @@ class ScaledCodec(Codec):
     def __init__(self, config: CodecConfig, shape: BlockShape) -> None:
         super().__init__(config, shape)
         self._per_head = config.scale_per == "head"
-        self._num_scales = 2 * (shape.num_kv_heads if self._per_head else 1)
+        self._num_scales = shape.num_planes * (shape.num_kv_heads if self._per_head else 1)
         self._wide = torch.empty((0, *shape.dims), dtype=torch.float32)  # grows; fresh memory costs page faults
 
     def max_encoded_bytes(self, num_blocks: int) -> int:
@@ -53,7 +53,8 @@ class ScaledCodec(Codec):
         self._check_size(data, len(out))
         scale_records, codes = self._records(data, len(out))
         heads = self.shape.num_kv_heads if self._per_head else 1
-        scales = scale_records.clone(memory_format=torch.contiguous_format).view(torch.float32).view(-1, 2, 1, heads, 1)
+        scales = scale_records.clone(memory_format=torch.contiguous_format).view(torch.float32)
+        scales = scales.view(-1, self.shape.num_planes, 1, heads, 1)
         wide = self._scratch(out)
         self._from_codes(codes, wide)
         out.copy_(wide.mul_(scales))
@@ -67,14 +68,15 @@ class ScaledCodec(Codec):
         """The numbers that the bytes ``codes`` stand for, into ``values`` (float32) of the same shape."""
 
     def _scales(self, wide: torch.Tensor) -> torch.Tensor:
-        """[num_blocks, 2, 1, num_kv_heads or 1, 1]. Raises CodecError where a value is not finite."""
+        """[num_blocks, planes, 1, num_kv_heads or 1, 1]. Raises CodecError where a value is not finite."""
         # The extremes of the last dimension first: one pass over the values, and no copy of their magnitudes.
         largest = torch.maximum(wide.amax(4, keepdim=True), wide.amin(4, keepdim=True).neg_())
         largest = largest.amax((2,) if self._per_head else (2, 3), keepdim=True)
         if not bool(largest.isfinite().all()):
-            block, half, *_ = (int(i) for i in (~largest.isfinite()).nonzero()[0])
+            block, plane, *_ = (int(i) for i in (~largest.isfinite()).nonzero()[0])
+            named = "KV"[plane] if self.shape.num_planes == 2 else "the latent"
             raise CodecError(
-                f"codec {self.config.label}: {'KV'[half]} of block {block} of {len(wide)} holds NaN or infinity, which "
+                f"codec {self.config.label}: {named} of block {block} of {len(wide)} holds NaN or infinity, which "
                 "no scale can carry; look for an overflow in the model, or move KV with codec=none, zstd or lz4"
             )
         # Rounded up, the scale of float32's own maximum would decode to infinity: hence an upper end too.
