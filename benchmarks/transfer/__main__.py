@@ -113,6 +113,7 @@ def _run(
         tls=tuple(fabric["tls"]),
         device=leg.wire.device,
         ucx=fabric["ucx"],
+        message_bytes=fabric["message_bytes"],
         seconds=leg.seconds,
         min_repeats=MIN_REPEATS,
         quick=quick,

@@ -121,7 +121,7 @@ class TransportCarrier(Carrier):
         begin_ns = perf_counter_ns()
         for turn in range(2 * NUM_SMALL):
             post = self._transport.send if is_source == (turn % 2 == 0) else self._transport.recv
-            self._drive(post(self._peers[0], span, turn).done)
+            self._drive(post(self._peers[0], [span], turn).done)
         return _seconds_since(begin_ns) / (2 * NUM_SMALL)
 
     def _small_reads(self, is_source: bool) -> float | None:

@@ -19,6 +19,7 @@ class Order:
     tls: tuple[str, ...]
     device: str | None
     ucx: Mapping[str, str]  # UCX options without UCX_, from conf/fabric
+    message_bytes: int  # likewise
     seconds: float  # how long to repeat
     min_repeats: int  # made also when the time is over
     quick: bool

@@ -82,7 +82,8 @@ class Bench:
         host = None if order.shared_memory else order.host
         for nbytes in SOCKET_CALL_BYTES:
             yield "socket", lambda n=nbytes: SocketCarrier(self.buffer, comm, self.peers, self.is_source, host, n)  # type: ignore[misc]
-        fabric = FabricConfig(order.path, 10.0, order.tls, (order.device,) if order.device else (), dict(order.ucx))
+        devices = (order.device,) if order.device else ()
+        fabric = FabricConfig(order.path, 10.0, order.tls, devices, dict(order.ucx), order.message_bytes)
         if order.num_sides == 1:
             settings = fabric.settings()
             yield "ucx_perftest", lambda: PerftestCarrier(comm, self.peers[0], order.host, settings)

@@ -132,6 +132,7 @@ def preset_text(fabric: FabricConfig, best: Settings, adopted: list[Adopted], ga
         "tls": list(fabric.tls),
         "net_devices": list(fabric.net_devices),
         "ucx": best,
+        "message_bytes": fabric.message_bytes,
         "strict": fabric.strict,
         "emulated": fabric.emulated,
     }

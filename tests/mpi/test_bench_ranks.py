@@ -27,6 +27,7 @@ def test_every_carrier_is_measured_on_loopback(mpirun: Run, tmp_path: Path, num_
         tls=tuple(settings["tls"]),
         device="lo",
         ucx=settings["ucx"],
+        message_bytes=settings["message_bytes"],
         seconds=0.0,
         min_repeats=1,
         quick=True,

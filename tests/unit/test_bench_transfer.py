@@ -118,7 +118,9 @@ def test_targets_say_what_was_met_missed_and_not_measured() -> None:
 
 
 def test_orders_and_samples_survive_their_files(tmp_path: Path) -> None:
-    order = Order("lo", "127.0.0.1", 1, 64 * MIB, ("tcp",), "lo", {"A": "1"}, 1.0, 3, True, (), str(tmp_path / "s"))
+    order = Order(
+        "lo", "127.0.0.1", 1, 64 * MIB, ("tcp",), "lo", {"A": "1"}, 1 << 20, 1.0, 3, True, (), str(tmp_path / "s")
+    )
     order.save(tmp_path / "order.json")
     assert Order.load(tmp_path / "order.json") == order
     rows = [Missing("lo", "1x1", "nixl", "not installed"), SAMPLES[0]]

@@ -8,7 +8,16 @@ import pytest
 from xpyd.kv.layout import PoolLayout, Span
 from xpyd.kv.plan import plan_request
 from xpyd.transport.base import TAG_LIMIT, TransportError
-from xpyd.transport.flow import OneSidedFlow, ReadFlow, RecvFlow, SendFlow, WriteFlow, tag_mask, tag_of
+from xpyd.transport.flow import (
+    OneSidedFlow,
+    ReadFlow,
+    RecvFlow,
+    SendFlow,
+    WriteFlow,
+    message_ends,
+    tag_mask,
+    tag_of,
+)
 from xpyd.transport.loopback import Hub, LoopbackTransport
 
 SPANS = [Span(i * 8, 8) for i in range(6)]
@@ -149,3 +158,39 @@ def test_tags_are_cut_to_what_this_mpi_takes(upper_bound: int, num_bits: int) ->
 def test_an_mpi_with_too_few_tags_is_refused() -> None:
     with pytest.raises(TransportError, match=r"32767 .*transport=ucx"):
         tag_mask(32767)
+
+
+def test_messages_hold_what_fits_of_one_part() -> None:
+    spans = [Span(0, 4), Span(9, 4), Span(20, 4), Span(30, 9), Span(50, 2), Span(60, 2)]
+    assert message_ends(spans, (), 8) == [2, 3, 4, 6]
+    assert message_ends(spans, (1, 5), 8) == [1, 3, 4, 5, 6]
+    assert message_ends(spans, (), 100) == [6]
+    assert message_ends(spans, (), 0) == [1, 2, 3, 4, 5, 6]
+    assert message_ends([], (), 8) == []
+
+
+def test_scattered_pieces_share_messages_but_no_part_waits_for_the_next() -> None:
+    """Two layers of three scattered blocks, in messages of two blocks: 2 + 1 for each layer."""
+    layout = PoolLayout(num_layers=2, num_blocks=6, block_bytes=8)
+    hub = Hub()
+    source, destination = LoopbackTransport(1, hub, message_bytes=16), LoopbackTransport(2, hub, message_bytes=16)
+    sent, landed = np.arange(layout.nbytes, dtype=np.uint8), np.zeros(layout.nbytes, np.uint8)
+    source.register(sent)
+    destination.register(landed)
+    plan = plan_request(layout, [4, 0, 2], [1, 3, 5], max_piece_bytes=64)
+    assert len(plan.source) == 6
+    send = SendFlow(source, 2, plan.source, 7, 9, plan.part_ends)
+    recv = RecvFlow(destination, 1, plan.destination, 7, plan.part_ends)
+    assert len(list(recv.flying)) == 4
+    send.release(plan.part_ends[0])
+    send.advance()
+    assert source.sent_bytes == 3 * 8, "the first layer leaves whole while the second is not final"
+    send.release(plan.part_ends[1])
+    while not recv.advance():
+        send.advance()
+        source.progress()
+    for layer in (0, 1):
+        for a, b in ((4, 1), (0, 3), (2, 5)):
+            begin, end = layout.offset(layer, b), layout.offset(layer, a)
+            assert (landed[begin : begin + 8] == sent[end : end + 8]).all()
+    assert destination.received_bytes == 48

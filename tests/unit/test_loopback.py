@@ -22,11 +22,11 @@ def ranks(count: int, nbytes: int = 8) -> tuple[list[LoopbackTransport], list[By
 
 def test_two_sources_with_one_tag_are_kept_apart() -> None:
     (a, b, c), (_, _, landed) = ranks(3)
-    first, second = c.recv(0, Span(0, 4), tag=5), c.recv(1, Span(4, 4), tag=5)
-    b.send(2, Span(0, 4), tag=5)
+    first, second = c.recv(0, [Span(0, 4)], tag=5), c.recv(1, [Span(4, 4)], tag=5)
+    b.send(2, [Span(0, 4)], tag=5)
     c.progress()
     assert (first.done(), second.done()) == (False, True)
-    a.send(2, Span(0, 4), tag=5)
+    a.send(2, [Span(0, 4)], tag=5)
     c.progress()
     assert first.done()
     assert landed.tolist() == [1] * 4 + [2] * 4
@@ -34,10 +34,10 @@ def test_two_sources_with_one_tag_are_kept_apart() -> None:
 
 def test_the_receive_may_be_late() -> None:
     (a, b), (_, landed) = ranks(2)
-    sent = a.send(1, Span(0, 8), tag=0)
+    sent = a.send(1, [Span(0, 8)], tag=0)
     assert not a.progress()
     assert not sent.done()
-    b.recv(0, Span(0, 8), tag=0)
+    b.recv(0, [Span(0, 8)], tag=0)
     assert b.progress()
     assert sent.done()
     assert landed.tolist() == [1] * 8
@@ -45,10 +45,10 @@ def test_the_receive_may_be_late() -> None:
 
 def test_bytes_count_as_received_once_they_have_landed_and_once_only() -> None:
     (a, b), _ = ranks(2)
-    ticket = b.recv(0, Span(0, 8), tag=0)
+    ticket = b.recv(0, [Span(0, 8)], tag=0)
     assert not ticket.done()
     assert b.received_bytes == 0
-    a.send(1, Span(0, 8), tag=0)
+    a.send(1, [Span(0, 8)], tag=0)
     b.progress()
     assert ticket.done()
     assert ticket.done()
@@ -58,8 +58,8 @@ def test_bytes_count_as_received_once_they_have_landed_and_once_only() -> None:
 
 def test_ends_that_planned_different_pieces_are_a_bug() -> None:
     (a, b), _ = ranks(2)
-    a.send(1, Span(0, 4), tag=0)
-    b.recv(0, Span(0, 8), tag=0)
+    a.send(1, [Span(0, 4)], tag=0)
+    b.recv(0, [Span(0, 8)], tag=0)
     with pytest.raises(AssertionError, match="same pieces"):
         b.progress()
 

@@ -71,10 +71,10 @@ def test_a_search_that_cannot_run_is_refused(values: dict[str, Any], message: st
 
 
 def test_the_preset_is_a_fabric_and_says_where_it_comes_from() -> None:
-    begin = FabricConfig("tcp", 25.0, tls=("tcp",), net_devices=("eth1",), ucx={"A": "1"}, strict=True, emulated=True)
+    begin = FabricConfig("tcp", 25.0, ("tcp",), ("eth1",), {"A": "1"}, message_bytes=4096, strict=True, emulated=True)
     best = {"TCP_MAX_POLL": "1", "TCP_NODELAY": "n"}  # strings that YAML would read as something else
     text = preset_text(begin, best, [Adopted("poll", "1", 1.25)], 1.3)
     found = TypeAdapter(FabricConfig).validate_python(yaml.safe_load(text))
-    assert found == FabricConfig("tuned", 25.0, ("tcp",), ("eth1",), best, True, True)
+    assert found == FabricConfig("tuned", 25.0, ("tcp",), ("eth1",), best, 4096, True, True)
     assert "1.30 times as fast as fabric=tcp" in text
     assert "poll=1 (1.25)" in text

@@ -131,7 +131,7 @@ class PairProbe:
     def _give(self, peer: int, spans: Sequence[Span], tag: int) -> None:
         """Let ``peer`` have ``spans``: sent, or where the transport reads one-sided, offered until it has them."""
         if self.transport.capabilities.two_sided:
-            tickets = [self.transport.send(peer, span, tag + i) for i, span in enumerate(spans)]
+            tickets = [self.transport.send(peer, [span], tag + i) for i, span in enumerate(spans)]
             self._finish(peer, tickets)
             return
         self._say(peer, "ready")
@@ -143,7 +143,7 @@ class PairProbe:
     def _post_receives(self, peer: int, here: Sequence[Span], tag: int) -> list[Any]:
         if not self.transport.capabilities.two_sided:
             return []
-        return [self.transport.recv(peer, span, tag + i) for i, span in enumerate(here)]
+        return [self.transport.recv(peer, [span], tag + i) for i, span in enumerate(here)]
 
     def _finish_take(self, peer: int, tickets: list[Any], here: Sequence[Span], there: Sequence[Span]) -> None:
         if self.transport.capabilities.two_sided:

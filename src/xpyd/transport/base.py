@@ -104,11 +104,10 @@ class Ticket(ABC):
 
 
 class MessageTicket(Ticket):
-    """One posted send or receive of ``view``, which the network reads or writes until the ticket is done."""
+    """One posted send or receive, whose memory the network reads or writes until the ticket is done."""
 
-    def __init__(self, transport: Transport, peer: int, view: Bytes, incoming: bool) -> None:
-        super().__init__(transport, peer, view.nbytes, Verb.RECEIVE if incoming else Verb.SEND)
-        self.view = view
+    def __init__(self, transport: Transport, peer: int, nbytes: int, incoming: bool) -> None:
+        super().__init__(transport, peer, nbytes, Verb.RECEIVE if incoming else Verb.SEND)
         self._incoming = incoming
 
 
@@ -145,12 +144,15 @@ class Transport(ABC):
         TransportError where a rank does not answer within ``connect_timeout_s``.
         """
 
-    def send(self, peer: int, span: Span, tag: int) -> Ticket:
-        """Post a send of ``span`` to ``peer``; no copy is made, the span must stay unchanged until done."""
+    def send(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
+        """Post one message with the bytes of ``spans``, in order; they must stay unchanged until done.
+
+        More than one span only where ``message_bytes`` is not 0: a scatter/gather list.
+        """
         raise self._not_offered("send", "two_sided")
 
-    def recv(self, peer: int, span: Span, tag: int) -> Ticket:
-        """Post a receive from ``peer`` straight into ``span``."""
+    def recv(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
+        """Post a receive of one message from ``peer`` straight into ``spans``, in order; lists as in ``send``."""
         raise self._not_offered("recv", "two_sided")
 
     def read(self, peer: int, source: Sequence[Span], destination: Sequence[Span]) -> Ticket:
@@ -190,6 +192,7 @@ class Transport(ABC):
         """Release endpoints and memory. Safe to call twice."""
 
     def __init__(self) -> None:
+        self.message_bytes = 0  # scattered spans share messages of up to this size; 0: a message carries one span
         self.sent_bytes = 0  # counted when posted
         self.received_bytes = 0  # received or read: counted when landed, see Ticket
         self.written_bytes = 0  # landed in a peer's buffer by one-sided writes: that peer cannot count them

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from xpyd.transport.base import TransportError
 
@@ -36,7 +36,9 @@ class FabricConfig:
     """``rate_gbps`` is the link's nominal rate in Gb/s (bits). Empty ``tls`` and ``net_devices``: UCX chooses.
 
     ``ucx`` holds further UCX options, without the UCX_ prefix. ``strict`` refuses a route outside ``tls`` and
-    ``net_devices``. ``emulated`` labels every table: a shaped or software link is no figure of a real one.
+    ``net_devices``. ``message_bytes``: scattered pieces share messages of up to this size where the transport can
+    (``Transport.message_bytes``). ``emulated`` labels every table: a shaped or software link is no figure of a real
+    one.
     """
 
     name: str
@@ -44,6 +46,7 @@ class FabricConfig:
     tls: tuple[str, ...] = ()
     net_devices: tuple[str, ...] = ()
     ucx: dict[str, str] = field(default_factory=dict)
+    message_bytes: Annotated[int, Ge(0)] = 0
     strict: bool = False
     emulated: bool = False
 

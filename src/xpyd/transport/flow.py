@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 from time import perf_counter_ns
 
 from xpyd.kv.layout import Span
 from xpyd.transport.base import TAG_LIMIT, Ticket, Transport, TransportError
 
-SEQ_MASK, PIECE_MASK, PIECE_BITS = 0x7FFF, 0xFFFF, 16
+SEQ_MASK, MESSAGE_MASK, MESSAGE_BITS = 0x7FFF, 0xFFFF, 16
 MIN_TAGS = 1 << 20  # keeps 16 transfers of one source apart
 
 
-def tag_of(transfer_seq: int, piece: int) -> int:
-    """The tag of a piece, below 2**31. Wraps after 32,768 transfers and 65,536 pieces; pieces also match in order."""
-    return (transfer_seq & SEQ_MASK) << PIECE_BITS | (piece & PIECE_MASK)
+def tag_of(transfer_seq: int, message: int) -> int:
+    """The tag of a message, below 2**31. Wraps after 32,768 transfers and 65,536 messages; they also match in order."""
+    return (transfer_seq & SEQ_MASK) << MESSAGE_BITS | (message & MESSAGE_MASK)
 
 
 def tag_mask(tag_upper_bound: int) -> int:
@@ -53,17 +54,43 @@ class Flow(ABC):
         return all(ticket.quiet() for ticket in self.flying)
 
 
-class SendFlow(Flow):
-    """Sends ``spans`` in order, at most ``window`` in flight, and only those released so far."""
+def message_ends(spans: Sequence[Span], part_ends: Collection[int], max_bytes: int) -> list[int]:
+    """The number of spans up to the end of each message: as many of one part as fit ``max_bytes``, at least one.
 
-    def __init__(self, transport: Transport, peer: int, spans: Sequence[Span], transfer_seq: int, window: int) -> None:
+    Both ends find the same, as their spans have the same lengths.
+    """
+    ends, nbytes = [], 0
+    for index, span in enumerate(spans):
+        if nbytes and (nbytes + span.nbytes > max_bytes or index in part_ends):
+            ends.append(index)
+            nbytes = 0
+        nbytes += span.nbytes
+    return [*ends, len(spans)] if spans else []
+
+
+class SendFlow(Flow):
+    """Sends ``spans`` in order, at most ``window`` messages in flight, and only spans released so far.
+
+    ``part_ends``: no message waits for a part behind its first span's (see ``kv.plan.Plan``).
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        peer: int,
+        spans: Sequence[Span],
+        transfer_seq: int,
+        window: int,
+        part_ends: Collection[int] = (),
+    ) -> None:
         self._transport = transport
         self._peer = peer
         self._spans = spans
+        self._ends = message_ends(spans, set(part_ends), transport.message_bytes)
         self._seq = transfer_seq
         self._window = window
         self._released = 0
-        self._posted = 0
+        self._posted = 0  # messages
         self._flying: deque[Ticket] = deque()
         self.begin_ns: int | None = None  # this rank's perf_counter_ns at the first post
 
@@ -73,7 +100,7 @@ class SendFlow(Flow):
 
     @property
     def done(self) -> bool:
-        return self._posted == len(self._spans) and not self._flying
+        return self._posted == len(self._ends) and not self._flying
 
     def release(self, count: int) -> None:
         """The first ``count`` spans hold their final content and may leave."""
@@ -83,21 +110,35 @@ class SendFlow(Flow):
         """Reap what is complete and post what may leave; True when something changed. Raises TransportError."""
         reaped = _reap(self._flying)
         posted = self._posted
-        while self._posted < min(self._released, len(self._spans)) and len(self._flying) < self._window:
+        while self._may_leave and len(self._flying) < self._window:
             if self.begin_ns is None:
                 self.begin_ns = perf_counter_ns()
+            begin, end = self._ends[self._posted - 1] if self._posted else 0, self._ends[self._posted]
             tag = tag_of(self._seq, self._posted)
-            self._flying.append(self._transport.send(self._peer, self._spans[self._posted], tag))
+            self._flying.append(self._transport.send(self._peer, self._spans[begin:end], tag))
             self._posted += 1
         return reaped or self._posted > posted
 
+    @property
+    def _may_leave(self) -> bool:
+        return self._posted < len(self._ends) and self._ends[self._posted] <= self._released
+
 
 class RecvFlow(Flow):
-    """Receives ``spans``, all posted at once: a piece must never wait for its destination."""
+    """Receives ``spans``, all posted at once: a message must never wait for its destination. As in ``SendFlow``."""
 
-    def __init__(self, transport: Transport, peer: int, spans: Sequence[Span], transfer_seq: int) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        peer: int,
+        spans: Sequence[Span],
+        transfer_seq: int,
+        part_ends: Collection[int] = (),
+    ) -> None:
+        ends = message_ends(spans, set(part_ends), transport.message_bytes)
         self._flying = deque(
-            transport.recv(peer, span, tag_of(transfer_seq, piece)) for piece, span in enumerate(spans)
+            transport.recv(peer, spans[begin:end], tag_of(transfer_seq, number))
+            for number, (begin, end) in enumerate(pairwise([0, *ends]))
         )
 
     @property

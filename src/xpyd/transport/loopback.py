@@ -6,12 +6,18 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from xpyd.kv.layout import Span
 from xpyd.transport.base import Bytes, Capabilities, MessageTicket, Ticket, Transport, Verb
 
 
 class LoopbackTicket(MessageTicket):
     complete = False
+
+    def __init__(self, transport: Transport, peer: int, views: list[Bytes], incoming: bool) -> None:
+        super().__init__(transport, peer, sum(view.nbytes for view in views), incoming)
+        self.views = views
 
     def _poll(self) -> bool:
         return self.complete
@@ -65,8 +71,10 @@ class Hub:
             sends, recvs = self._sends[key], self._recvs[key]
             while sends and recvs:
                 send, recv = sends.popleft(), recvs.popleft()
-                assert send.view.nbytes == recv.view.nbytes, f"{key}: both ends plan the same pieces"
-                recv.view[:] = send.view
+                assert send.nbytes == recv.nbytes, f"{key}: both ends plan the same pieces"
+                ends = np.cumsum([view.nbytes for view in recv.views])[:-1]
+                for view, data in zip(recv.views, np.split(np.concatenate(send.views), ends), strict=True):
+                    view[:] = data
                 send.complete = recv.complete = True
                 moved = True
         return moved
@@ -84,8 +92,9 @@ class LoopbackTransport(Transport):
         takes_fabric=False,
     )
 
-    def __init__(self, rank: int, hub: Hub) -> None:
+    def __init__(self, rank: int, hub: Hub, message_bytes: int = 0) -> None:
         super().__init__()
+        self.message_bytes = message_bytes
         self._rank = rank
         self._hub = hub
 
@@ -99,14 +108,14 @@ class LoopbackTransport(Transport):
     def connect(self, addresses: Mapping[int, bytes]) -> None:
         """Nothing to do: the hub is the connection."""
 
-    def send(self, peer: int, span: Span, tag: int) -> Ticket:
-        ticket = LoopbackTicket(self, peer, self._view(span), incoming=False)
+    def send(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
+        ticket = LoopbackTicket(self, peer, [self._view(span) for span in spans], incoming=False)
         self._hub.post((self._rank, peer, tag), ticket, is_send=True)
-        self.sent_bytes += span.nbytes
+        self.sent_bytes += ticket.nbytes
         return ticket
 
-    def recv(self, peer: int, span: Span, tag: int) -> Ticket:
-        ticket = LoopbackTicket(self, peer, self._view(span), incoming=True)
+    def recv(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
+        ticket = LoopbackTicket(self, peer, [self._view(span) for span in spans], incoming=True)
         self._hub.post((peer, self._rank, tag), ticket, is_send=False)
         return ticket
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,8 @@ from xpyd.transport.flow import tag_mask
 
 class MpiTicket(MessageTicket):
     def __init__(self, request: Any, transport: MpiTransport, peer: int, view: Bytes, incoming: bool) -> None:
-        super().__init__(transport, peer, view, incoming)
+        super().__init__(transport, peer, view.nbytes, incoming)
+        self._view = view  # stays until done
         self._request = request
         self._mpi = transport.mpi
         self._status = self._mpi.Status()
@@ -82,13 +83,15 @@ class MpiTransport(Transport):
                 bound = f"{self.connect_timeout_s:.0f} s"
                 raise TransportError(f"no first message with ranks {sorted(addresses)} within {bound}")
 
-    def send(self, peer: int, span: Span, tag: int) -> Ticket:
+    def send(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
+        (span,) = spans
         self.sent_bytes += span.nbytes
         view = self._view(span)
         request = self._comm.Isend([view, self.mpi.BYTE], dest=peer, tag=tag & self._tag_mask)
         return MpiTicket(request, self, peer, view, incoming=False)
 
-    def recv(self, peer: int, span: Span, tag: int) -> Ticket:
+    def recv(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
+        (span,) = spans
         view = self._view(span)
         request = self._comm.Irecv([view, self.mpi.BYTE], source=peer, tag=tag & self._tag_mask)
         return MpiTicket(request, self, peer, view, incoming=True)

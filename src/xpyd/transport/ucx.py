@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from xpyd.kv.layout import Span
 from xpyd.transport.base import TAG_LIMIT, Bytes, Capabilities, MessageTicket, Ticket, Transport, TransportError
 from xpyd.transport.fabric import FabricConfig
-from xpyd.transport.ucx_messages import Message, MessageCalls
+from xpyd.transport.ucx_messages import Message, MessageCalls, Table
 from xpyd.transport.ucx_route import library_version, opened_resources, query_route
 
 RANK_SHIFT = 32  # UCX matches by tag alone, whoever sends: the source's rank lies above the piece's tag
@@ -26,9 +27,18 @@ MAX_PROGRESS_ROUNDS = 16
 
 class UcxTicket(MessageTicket):
     def __init__(
-        self, request: Any, endpoint: Any, transport: UcxTransport, peer: int, view: Bytes, incoming: bool
+        self,
+        request: Any,
+        endpoint: Any,
+        transport: UcxTransport,
+        peer: int,
+        nbytes: int,
+        incoming: bool,
+        memory: Bytes | Table,
     ) -> None:
-        super().__init__(transport, peer, view, incoming)
+        """``memory``: what UCX must find there until the end, the bytes or the table of their stretches."""
+        super().__init__(transport, peer, nbytes, incoming)
+        self._memory = memory
         self._request = request
         self._cancel = transport.cancel
         self._endpoint = endpoint  # a receive belongs to no endpoint: only this one knows that its peer died
@@ -62,7 +72,9 @@ class UcxTransport(Transport):
         takes_fabric=True,
     )
 
-    def __init__(self, rank: int, settings: Mapping[str, str], peer_errors: bool = True) -> None:
+    def __init__(
+        self, rank: int, settings: Mapping[str, str], peer_errors: bool = True, message_bytes: int = 0
+    ) -> None:
         """``settings``: UCX options without their UCX_ prefix. Raises TransportError where UCX refuses them."""
         super().__init__()
         self._rank = rank
@@ -72,13 +84,14 @@ class UcxTransport(Transport):
             self._binding = kind(settings, peer_errors)
         except Exception as error:
             raise _refusal(kind, settings, error) from error
+        self.message_bytes = message_bytes if self._binding.gathers else 0
         self._endpoints: dict[int, Any] = {}
         self._abandoned: list[Ticket] = []  # of peers that did not answer: UCX may still write to their memory
 
     @classmethod
     def build(cls, fabric: FabricConfig, peer_errors: bool, comm: Any) -> UcxTransport:
         fabric.check_devices()
-        transport = cls(comm.rank, fabric.settings(), peer_errors)
+        transport = cls(comm.rank, fabric.settings(), peer_errors, fabric.message_bytes)
         fabric.check_usable(transport.devices())
         return transport
 
@@ -115,12 +128,25 @@ class UcxTransport(Transport):
             self._warm(addresses, nbytes)
         self.received_bytes = counted
 
-    def send(self, peer: int, span: Span, tag: int) -> Ticket:
-        self.sent_bytes += span.nbytes
-        return self._send(peer, self._view(span), self._begin + span.offset, tag)
+    def send(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
+        if len(spans) == 1:
+            (span,) = spans
+            self.sent_bytes += span.nbytes
+            return self._send(peer, self._view(span), self._begin + span.offset, tag)
+        table, nbytes = self._table(spans)
+        self.sent_bytes += nbytes
+        endpoint = self._endpoints[peer]
+        with self._failing_at_once(peer, nbytes):
+            request = self._binding.gather(endpoint, table, self._rank << RANK_SHIFT | tag)
+        return UcxTicket(request, endpoint, self, peer, nbytes, False, table)
 
-    def recv(self, peer: int, span: Span, tag: int) -> Ticket:
-        return self._recv(peer, self._view(span), self._begin + span.offset, tag)
+    def recv(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
+        if len(spans) == 1:
+            (span,) = spans
+            return self._recv(peer, self._view(span), self._begin + span.offset, tag)
+        table, nbytes = self._table(spans)
+        request = self._binding.scatter(table, peer << RANK_SHIFT | tag)
+        return UcxTicket(request, self._endpoints[peer], self, peer, nbytes, True, table)
 
     def progress(self) -> bool:
         """A few UCX progress rounds, until nothing more moves."""
@@ -153,16 +179,28 @@ class UcxTransport(Transport):
     def _send(self, peer: int, view: Bytes, address: int, tag: int) -> UcxTicket:
         """``address`` is that of ``view``'s first byte: asking numpy for it takes longer than the call."""
         endpoint = self._endpoints[peer]
-        try:
+        with self._failing_at_once(peer, view.nbytes):
             request = self._binding.send(endpoint, view, address, self._rank << RANK_SHIFT | tag)
-        except Exception as error:  # to a peer already known to be dead
-            raise TransportError(f"sending {view.nbytes} bytes to rank {peer} failed at once: {error}") from error
-        return UcxTicket(request, endpoint, self, peer, view, incoming=False)
+        return UcxTicket(request, endpoint, self, peer, view.nbytes, False, view)
 
     def _recv(self, peer: int, view: Bytes, address: int, tag: int) -> UcxTicket:
         endpoint = self._endpoints[peer]
         request = self._binding.recv(endpoint, view, address, peer << RANK_SHIFT | tag)
-        return UcxTicket(request, endpoint, self, peer, view, incoming=True)
+        return UcxTicket(request, endpoint, self, peer, view.nbytes, True, view)
+
+    def _table(self, spans: Sequence[Span]) -> tuple[Table, int]:
+        """The stretches of memory of ``spans``, and their bytes."""
+        table = np.array(spans, np.uint64)
+        table[:, 0] += np.uint64(self._begin)
+        return table, int(table[:, 1].sum())
+
+    @contextmanager
+    def _failing_at_once(self, peer: int, nbytes: int) -> Iterator[None]:
+        """To a peer that is known to be dead, posting alone fails."""
+        try:
+            yield
+        except Exception as error:
+            raise TransportError(f"sending {nbytes} bytes to rank {peer} failed at once: {error}") from error
 
     def _warm(self, peers: Collection[int], nbytes: int) -> None:
         """Exchange a message with every one of ``peers``. Raises TransportError when none comes in time."""
@@ -186,6 +224,7 @@ class UcxxBinding:
     """ucxx's core API (``ucxx._lib``), the default; messages go past it, see ucx_messages."""
 
     name = "ucxx"
+    gathers = True
 
     def __init__(self, settings: Mapping[str, str], peer_errors: bool) -> None:
         import ucxx._lib.libucxx as api
@@ -208,6 +247,12 @@ class UcxxBinding:
 
     def recv(self, endpoint: Any, view: Bytes, address: int, tag: int) -> Message:
         return self._calls.recv(self._worker_handle, address, view.nbytes, tag)
+
+    def gather(self, endpoint: Any, table: Table, tag: int) -> Message:
+        return self._calls.gather(endpoint.handle, table, tag)
+
+    def scatter(self, table: Table, tag: int) -> Message:
+        return self._calls.scatter(self._worker_handle, table, tag)
 
     def close(self, endpoint: Any) -> None:
         endpoint.close_blocking()
@@ -248,6 +293,7 @@ class UcxPyBinding:
     """ucx-py's core API (``ucp._libs.ucx_api``, 0.45), for a site that still has it."""
 
     name = "ucx-py"
+    gathers = False  # it takes single arrays
 
     def __init__(self, settings: Mapping[str, str], peer_errors: bool) -> None:
         from ucp._libs import ucx_api as api
@@ -279,6 +325,12 @@ class UcxPyBinding:
             ended.completed = True
         ended.request = request
         return ended
+
+    def gather(self, endpoint: Any, table: Table, tag: int) -> CallbackRequest:
+        raise NotImplementedError("see gathers")
+
+    def scatter(self, table: Table, tag: int) -> CallbackRequest:
+        raise NotImplementedError("see gathers")
 
     def close(self, endpoint: Any) -> None:
         endpoint.abort()

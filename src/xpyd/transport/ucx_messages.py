@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import ctypes
 
+import numpy as np
+from numpy.typing import NDArray
+
+Table = NDArray[np.uint64]  # [stretches, 2]: first address and bytes of each, as ``ucp_dt_iov_t``
 # ucp/api/ucp.h, since UCX 1.10
+FIELD_DATATYPE = 1 << 3
 FIELD_MEMORY_TYPE = 1 << 6
 FLAG_NO_IMMEDIATE_COMPLETION = 1 << 16
 HOST_MEMORY = 0
+DATATYPE_IOV = 2
 IN_PROGRESS = 1
 EXACT_TAG = 2**64 - 1
 FIRST_ERROR_POINTER = 2**64 - 100  # UCS_ERR_LAST: errors come as pointers from here on
@@ -103,6 +109,8 @@ class MessageCalls:
         self._sending = _Parameters(mask=FIELD_MEMORY_TYPE, memory_type=HOST_MEMORY)
         self._receiving = _Parameters(mask=FIELD_MEMORY_TYPE | FLAG_NO_IMMEDIATE_COMPLETION, memory_type=HOST_MEMORY)
         self._sending_at, self._receiving_at = ctypes.addressof(self._sending), ctypes.addressof(self._receiving)
+        self._gathering, self._scattering = self._list_of(self._sending), self._list_of(self._receiving)
+        self._gathering_at, self._scattering_at = map(ctypes.addressof, (self._gathering, self._scattering))
         self.received = _Received()
         self.received_at = ctypes.addressof(self.received)
 
@@ -114,10 +122,23 @@ class MessageCalls:
         """Post a receive into host memory on a ``ucp_worker_h``."""
         return Message(self, self._recv(worker, address, nbytes, tag, EXACT_TAG, self._receiving_at), nbytes)
 
+    def gather(self, endpoint: int, table: Table, tag: int) -> Message:
+        """Post one send of many stretches of host memory; they and ``table`` must stay until completed."""
+        return Message(self, self._send(endpoint, table.ctypes.data, len(table), tag, self._gathering_at))
+
+    def scatter(self, worker: int, table: Table, tag: int) -> Message:
+        """Post one receive into many stretches of host memory, as in ``gather``."""
+        request = self._recv(worker, table.ctypes.data, len(table), tag, EXACT_TAG, self._scattering_at)
+        return Message(self, request, int(table[:, 1].sum()))
+
     def cancel(self, worker: int, message: Message) -> None:
         """Ask UCX to end a receive early; ``completed`` says when it has."""
         if message.request is not None:
             self._cancel(worker, message.request)
+
+    @staticmethod
+    def _list_of(single: _Parameters) -> _Parameters:
+        return _Parameters(mask=single.mask | FIELD_DATATYPE, datatype=DATATYPE_IOV, memory_type=HOST_MEMORY)
 
     def describe(self, status: int) -> str:
         """UCX's own word for a status, such as ``Connection reset by remote peer``."""

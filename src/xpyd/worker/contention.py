@@ -116,15 +116,16 @@ class ContentionProbe:
         """The source's end of a hand-off, or of none."""
         if load.prompt_tokens and not self._transport.capabilities.two_sided:
             return Served(self._comm, self._peer)
-        spans = self._plan(load).source if load.prompt_tokens else []
-        flow = SendFlow(self._transport, self._peer, spans, self._seq, self._sweep.pieces_in_flight)
-        flow.release(len(spans))
+        plan = self._plan(load) if load.prompt_tokens else Plan([], [], [])
+        window = self._sweep.pieces_in_flight
+        flow = SendFlow(self._transport, self._peer, plan.source, self._seq, window, plan.part_ends)
+        flow.release(len(plan.source))
         return flow
 
     def _arriving(self, plan: Plan) -> RecvFlow | ReadFlow:
         """The destination's end; what it reads itself is final already."""
         if self._transport.capabilities.two_sided:
-            return RecvFlow(self._transport, self._peer, plan.destination, self._seq)
+            return RecvFlow(self._transport, self._peer, plan.destination, self._seq, plan.part_ends)
         window = self._sweep.pieces_in_flight
         flow = ReadFlow(self._transport, self._peer, plan.source, plan.destination, window)
         flow.release(len(plan.source))

@@ -204,7 +204,8 @@ class DecodeWorker(UndoingDecode):
     def _post_receives(self, incoming: Incoming) -> None:
         plan = self.plan(incoming.source_table, incoming.table)
         incoming.plan = plan
-        incoming.flow = RecvFlow(self._transport, incoming.source, plan.destination, incoming.offer.transfer_seq)
+        seq = incoming.offer.transfer_seq
+        incoming.flow = RecvFlow(self._transport, incoming.source, plan.destination, seq, plan.part_ends)
 
     def _stage(self, incoming: Incoming) -> bool:
         """Whether to go through staging memory; under ``auto`` by the predicted costs, which are kept as a row."""

@@ -249,7 +249,7 @@ class PrefillWorker(UndoingPrefill):
         window, peer = self._config.pieces_in_flight, outgoing.submit.peer
         if self._one_sided_push:
             return WriteFlow(self._transport, peer, plan.source, plan.destination, window)
-        return SendFlow(self._transport, peer, plan.source, outgoing.transfer_seq, window)
+        return SendFlow(self._transport, peer, plan.source, outgoing.transfer_seq, window, plan.part_ends)
 
     def _ended(self, outgoing: Outgoing) -> None:
         """Everything has left. Whoever waits for staging slots gets these; a written request is told to its peer."""

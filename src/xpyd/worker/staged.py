@@ -57,7 +57,7 @@ class StagedSend(Flow):
                 self.begin_ns = perf_counter_ns()
             slot = self._free.popleft()
             nbytes = self._packer.pack(self._plan.pieces[self._posted].source, slot)
-            ticket = self._transport.send(self._peer, Span(slot, nbytes), tag_of(self._seq, self._posted))
+            ticket = self._transport.send(self._peer, [Span(slot, nbytes)], tag_of(self._seq, self._posted))
             self._flying.append((ticket, slot))
             self._posted += 1
             changed = True
@@ -114,6 +114,6 @@ class StagedReceive(Flow):
         if self._posted == len(self._plan.pieces):
             return
         nbytes = len(self._plan.pieces[self._posted].destination) * self._plan.cell_bytes
-        ticket = self._transport.recv(self._peer, Span(slot, nbytes), tag_of(self._seq, self._posted))
+        ticket = self._transport.recv(self._peer, [Span(slot, nbytes)], tag_of(self._seq, self._posted))
         self._flying.append((ticket, slot))
         self._posted += 1

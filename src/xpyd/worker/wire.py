@@ -62,7 +62,7 @@ def send_once(transport: Transport, comm: Any, peer: int, plan: Plan, seq: int, 
     if not transport.capabilities.two_sided:
         _serve(transport, comm, peer)
         return
-    flow = SendFlow(transport, peer, plan.source, seq, window)
+    flow = SendFlow(transport, peer, plan.source, seq, window, plan.part_ends)
     flow.release(len(plan.source))
     _finish(transport, flow, f"sending to rank {peer}")
 
@@ -70,7 +70,7 @@ def send_once(transport: Transport, comm: Any, peer: int, plan: Plan, seq: int, 
 def receive_once(transport: Transport, comm: Any, peer: int, plan: Plan, seq: int, window: int) -> float:
     """The destination's side; returns the seconds from "go" to the last byte."""
     if transport.capabilities.two_sided:
-        flow: RecvFlow | ReadFlow = RecvFlow(transport, peer, plan.destination, seq)
+        flow: RecvFlow | ReadFlow = RecvFlow(transport, peer, plan.destination, seq, plan.part_ends)
     else:
         flow = ReadFlow(transport, peer, plan.source, plan.destination, window)
         flow.release(len(plan.source))

@@ -39,7 +39,9 @@ def send(transport: Transport, comm: Any, pool: NDArray[np.uint8]) -> None:
     table = SOURCE_TABLES[comm.rank]
     plan = plan_request(LAYOUT, table, DESTINATION_TABLES[comm.rank], MAX_PIECE_BYTES)
     two_sided = transport.capabilities.two_sided
-    flow = SendFlow(transport, RECEIVER, plan.source if two_sided else [], transfer_seq=0, window=3)
+    flow = SendFlow(
+        transport, RECEIVER, plan.source if two_sided else [], transfer_seq=0, window=3, part_ends=plan.part_ends
+    )
     generator = np.random.default_rng(comm.rank)
     for layer, end in enumerate(plan.part_ends):
         first = layer * LAYOUT.layer_bytes
@@ -67,7 +69,7 @@ def receive(transport: Transport, comm: Any, pool: NDArray[np.uint8]) -> None:
         for source, destination in zip(SOURCE_TABLES, DESTINATION_TABLES, strict=True)
     ]
     flows: list[RecvFlow | ReadFlow] = [
-        RecvFlow(transport, peer, plan.destination, transfer_seq=0)
+        RecvFlow(transport, peer, plan.destination, transfer_seq=0, part_ends=plan.part_ends)
         if transport.capabilities.two_sided
         else ReadFlow(transport, peer, plan.source, plan.destination, window=3)
         for peer, plan in enumerate(plans)
@@ -122,7 +124,7 @@ def check_planted_faults(pool: NDArray[np.uint8], table: list[int], expected: ND
 def main() -> None:
     comm = MPI.COMM_WORLD
     loopback = {"tls": ("tcp",), "net_devices": ("lo",), "strict": True} if sys.argv[1] in HELD_TO_LOOPBACK else {}
-    fabric = FabricConfig("test", 10.0, **loopback)  # type: ignore[arg-type]
+    fabric = FabricConfig("test", 10.0, message_bytes=100_000, **loopback)  # type: ignore[arg-type]
     transport = TransportConfig(sys.argv[1]).build(fabric, comm)  # type: ignore[arg-type]
     pool = np.zeros(LAYOUT.nbytes, np.uint8)
     transport.register(pool, LAYOUT.block_bytes)

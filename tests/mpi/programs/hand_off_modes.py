@@ -80,7 +80,7 @@ def main() -> None:
         SCHEDULER,
         TransportConfig(sys.argv[2]),
         transfer,
-        FabricConfig("test", 10.0),
+        FabricConfig("test", 10.0, message_bytes=10_000),
         SamplingConfig(),
         RouterConfig(),
         20.0,

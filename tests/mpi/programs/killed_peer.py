@@ -38,7 +38,7 @@ def victim(pipe: mp.connection.Connection, name: str, doing: str) -> None:
     pipe.send(transport.address())
     transport.connect({0: pipe.recv()})
     if doing == "receiving":
-        transport.send(0, WHOLE[0], 1)
+        transport.send(0, WHOLE[:1], 1)
     transport.progress()
     os.kill(os.getpid(), signal.SIGKILL)
 
