@@ -21,6 +21,7 @@ from xpyd.model.attention import GroupedAttention
 from xpyd.model.layer import Layer
 from xpyd.model.mlp import DenseMlp
 from xpyd.model.runner import ModelRunner, Segment
+from xpyd.model.shapes import ExpertsShape, LatentShape
 from xpyd.model.spec import ModelSpec, Shard
 from xpyd.model.weights import Weights, load_weights
 
@@ -37,6 +38,15 @@ MICRO = ModelSpec(
 WIDTHS = [2, 4, 8]  # as many ranks as KV heads, and more
 PROMPTS = [[(13 * i + 5 * j) % 97 for i in range(length)] for j, length in enumerate((19, 33))]
 TABLES = [list(range(10)), list(range(40, 60))]
+
+
+EXPERTS = ExpertsShape(6, 2, 16, shared_intermediate_size=8, shared_expert_gate=True, first_k_dense_replace=1)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "normed": {"qk_norm": True, "qkv_bias": True, "tie_word_embeddings": True},
+    "experts": {"experts": EXPERTS},
+    "latent": {"num_kv_heads": 1, "head_dim": 12, "latent": LatentShape(16, 8, 4, 6, q_lora_rank=10)},
+}
 
 
 class Threads:
@@ -100,9 +110,9 @@ def greedy(runner: ModelRunner) -> list[int]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("variant", [{}, {"qk_norm": True, "qkv_bias": True, "tie_word_embeddings": True}])
-def test_logits_and_kv_are_those_of_one_rank(width: int, variant: dict[str, bool]) -> None:
-    spec = replace(MICRO, **variant)  # type: ignore[arg-type]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_and_kv_are_those_of_one_rank(width: int, variant: str) -> None:
+    spec = replace(MICRO, **VARIANTS[variant])
     alone = ModelRunner(spec, 64, 4)
     expected = mixed_steps(alone)
     ranks = on_ranks(width, spec, mixed_steps)
@@ -115,8 +125,8 @@ def test_logits_and_kv_are_those_of_one_rank(width: int, variant: dict[str, bool
 
 
 def kv(runner: ModelRunner, layer: int) -> list[torch.Tensor]:
-    """K and V of every token of the first table, each [num_tokens, num_kv_heads, head_dim]."""
-    return [half[:20].clone() for half in runner.cache.read(layer, torch.tensor(TABLES[0]))]
+    """Every token of the first table: the planes, each [num_tokens, num_kv_heads, kv_head_dim]."""
+    return [plane[:20].clone() for plane in runner.cache.read(layer, torch.tensor(TABLES[0]))]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -207,6 +217,8 @@ def test_shards_name_their_heads() -> None:
     [
         (replace(MICRO, num_heads=6), 4, r"model\.num_heads=6 of micro does not divide among 4 .*prefill_tp"),
         (replace(MICRO, intermediate_size=66), 4, r"model\.intermediate_size=66 .*among 4"),
+        (replace(MICRO, experts=EXPERTS), 3, r"model\.num_heads=8 .*among 3"),
+        (replace(MICRO, num_heads=16, experts=EXPERTS), 16, r"model\.experts\.shared_intermediate_size=8 .*among 16"),
         (replace(MICRO, num_heads=12, num_kv_heads=6), 4, r"model\.num_kv_heads=6 .*neither divides among 4"),
     ],
 )

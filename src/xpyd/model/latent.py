@@ -103,9 +103,9 @@ class LatentAttention:
         absorbed = torch.einsum("bhd,hdr->bhr", plain, self.k_up)
         # All heads read the one latent: they stand where SDPA expects successive queries.
         queries = torch.cat((absorbed, rotated), dim=-1)[:, None]  # [batch, 1, num_heads, cached_dim]
-        values = cached[..., : self.shape.kv_lora_rank]
-        out = F.scaled_dot_product_attention(queries, cached, values, attn_mask=group.mask, scale=self.scale)
-        return torch.einsum("bhr,hvr->bhv", out[:, 0], self.v_up)
+        # Fused kernels want values as wide as keys: the cached vectors serve as both, and what is too much is cut off.
+        out = F.scaled_dot_product_attention(queries, cached, cached, attn_mask=group.mask, scale=self.scale)
+        return torch.einsum("bhr,hvr->bhv", out[:, 0, :, : self.shape.kv_lora_rank], self.v_up)
 
     def _chunk(
         self, q: torch.Tensor, cached: torch.Tensor, cache: KVCache, layer: int, chunk: ChunkView
@@ -118,15 +118,16 @@ class LatentAttention:
         plain = latent @ self.k_up.transpose(1, 2)  # [num_heads, context, qk_nope_head_dim]
         k = torch.cat((plain, key.expand(self.num_heads, -1, -1)), dim=-1)
         v = latent @ self.v_up.transpose(1, 2)
+        wide = max(0, self.shape.qk_head_dim - self.shape.v_head_dim)  # zeros that a fused kernel wants, as above
         out = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None],
             k[None],
-            v[None],
+            F.pad(v, (0, wide))[None],
             attn_mask=chunk.mask,
             is_causal=chunk.mask is None,
             scale=self.scale,
         )
-        return out[0].transpose(0, 1)
+        return out[0, :, :, : self.shape.v_head_dim].transpose(0, 1)
 
 
 def _scale(spec: ModelSpec, shape: LatentShape) -> float:
