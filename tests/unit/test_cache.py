@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from xpyd.kv.cache import DTYPES, KVCache
 from xpyd.kv.layout import PoolOrder
+from xpyd.model.shapes import LatentShape
 from xpyd.model.spec import Dtype, ModelSpec
 
 ORDERS = [PoolOrder(blocks, heads) for blocks in (False, True) for heads in (False, True)]
@@ -80,6 +81,21 @@ def test_what_is_written_is_read_in_table_order(order: PoolOrder) -> None:
     assert torch.equal(swapped, torch.cat((k[0, 4:], k[0, :4])))
     assert not made.pool[0].any()
     assert not made.pool[2].any()
+
+
+@every_order
+def test_a_latent_is_one_plane(order: PoolOrder) -> None:
+    spec = ModelSpec("c", 3, 16, 4, 1, 6, 8, 11, latent=LatentShape(6, 4, 2, 4))  # 6 + 2 numbers a token and layer
+    made = KVCache(spec, num_blocks=10, block_size=4, order=order)
+    assert made.pool.shape == (3, 10, 1, 4, 1, 8)
+    assert made.layout.nbytes == 10 * 4 * spec.kv_bytes_per_token() == 10 * 4 * 3 * 8 * 4
+    written = torch.randn(8, 1, 8)
+    made.write(1, torch.tensor(made.slots([7, 2], 0, 8)), written)
+    (found,) = made.read(1, torch.tensor([7, 2]))
+    assert torch.equal(found, written)
+    begin = made.layout.offset(1, 2)
+    piece = made.buffer[begin : begin + made.layout.block_bytes].view(np.float32)
+    assert np.array_equal(piece, written[4:].numpy().ravel())
 
 
 @every_order

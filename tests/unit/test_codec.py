@@ -60,7 +60,7 @@ def any_bits(draw: st.DrawFn) -> tuple[BlockShape, torch.Tensor]:
     """Blocks of arbitrary bits: NaN payloads, infinities, denormals and both zeros are among them."""
     shape = draw(shapes())
     count = draw(st.integers(1, 3))
-    dims = (count, 2, shape.block_size, shape.num_kv_heads, shape.head_dim * shape.dtype.itemsize)
+    dims = (count, shape.num_planes, shape.block_size, shape.num_kv_heads, shape.head_dim * shape.dtype.itemsize)
     raw = draw(hnp.arrays(np.uint8, dims) | st.integers(0, 2**32).map(lambda seed: random_bytes(seed, dims)))
     return shape, torch.from_numpy(raw).view(shape.dtype)
 
@@ -72,7 +72,7 @@ def random_bytes(seed: int, dims: tuple[int, ...]) -> np.ndarray:
 @st.composite
 def shapes(draw: st.DrawFn) -> BlockShape:
     size, heads, half = draw(st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 4)))
-    return BlockShape(size, heads, 2 * half, draw(st.sampled_from(DTYPES)))
+    return BlockShape(size, heads, 2 * half, draw(st.sampled_from(DTYPES)), draw(st.integers(1, 2)))
 
 
 @st.composite
@@ -187,6 +187,13 @@ def test_values_without_a_scale_are_refused_by_place(config: CodecConfig, bad: f
     codec = build_codec(config, shape)
     with pytest.raises(CodecError, match=r"V of block 2 of 3 holds NaN or infinity.*codec=none"):
         codec.encode(blocks, torch.empty(codec.max_encoded_bytes(3), dtype=torch.uint8))
+
+
+def test_a_latent_without_a_scale_is_called_by_its_name() -> None:
+    codec = build_codec(CodecConfig("int8"), BlockShape(4, 1, 8, torch.float32, num_planes=1))
+    blocks = torch.full((2, *codec.shape.dims), float("nan"))
+    with pytest.raises(CodecError, match=r"the latent of block 0 of 2 holds NaN or infinity"):
+        codec.encode(blocks, torch.empty(codec.max_encoded_bytes(2), dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(

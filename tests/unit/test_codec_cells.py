@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,16 +13,19 @@ from xpyd.kv.checksum import checksums
 from xpyd.kv.codec.cells import CellCodec
 from xpyd.kv.codec.config import CodecConfig
 from xpyd.kv.layout import PoolOrder
+from xpyd.model.shapes import LatentShape
 from xpyd.model.spec import ModelSpec
 
 SPEC = ModelSpec("c", 3, 16, 4, 2, 4, 8, 11, dtype="bfloat16")  # 3 layers, 2 KV heads of 4
+LATENT = replace(SPEC, num_kv_heads=1, head_dim=6, latent=LatentShape(6, 4, 2, 4))  # one plane of 8
+SPECS = pytest.mark.parametrize("spec", [SPEC, LATENT], ids=["grouped", "latent"])
 ORDERS = [PoolOrder(blocks, heads) for blocks in (False, True) for heads in (False, True)]
 CONFIGS = [CodecConfig(), CodecConfig("int8", "head"), CodecConfig("fp8", "block"), CodecConfig("zstd")]
 SOURCE, DESTINATION = [7, 2, 3, 9], [0, 8, 4, 1]
 
 
-def filled(order: PoolOrder, seed: int) -> KVCache:
-    cache = KVCache(SPEC, num_blocks=10, block_size=4, order=order)
+def filled(order: PoolOrder, seed: int, spec: ModelSpec = SPEC) -> KVCache:
+    cache = KVCache(spec, num_blocks=10, block_size=4, order=order)
     cache.pool.copy_(torch.randn(cache.pool.shape, generator=torch.Generator().manual_seed(seed)))
     return cache
 
@@ -34,9 +39,10 @@ def last(cache: KVCache, table: list[int]) -> frozenset[int]:
     return frozenset(cells(cache, table[-1:]).tolist())
 
 
+@SPECS
 @pytest.mark.parametrize("order", ORDERS, ids=str)
-def test_cells_are_the_pool_in_memory_order(order: PoolOrder) -> None:
-    cache = filled(order, 0)
+def test_cells_are_the_pool_in_memory_order(order: PoolOrder, spec: ModelSpec) -> None:
+    cache = filled(order, 0, spec)
     for layer, block in ((0, 0), (1, 7), (2, 9)):
         cell = cache.layout.offset(layer, block) // cache.layout.block_bytes
         assert torch.equal(cache.cells[cell], cache.pool[layer, block])
@@ -44,10 +50,11 @@ def test_cells_are_the_pool_in_memory_order(order: PoolOrder) -> None:
     assert int((cache.pool == 3.0).sum()) == cache.layout.block_bytes // 2, "a view, not a copy"
 
 
+@SPECS
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.label)
-def test_tables_move_between_pools_of_any_order(config: CodecConfig, order: PoolOrder) -> None:
-    source, destination = filled(PoolOrder(), 0), filled(order, 1)
+def test_tables_move_between_pools_of_any_order(config: CodecConfig, order: PoolOrder, spec: ModelSpec) -> None:
+    source, destination = filled(PoolOrder(), 0, spec), filled(order, 1, spec)
     before = source.pool.clone(), destination.pool.clone()
     sender, receiver = CellCodec(config, source.cells), CellCodec(config, destination.cells)
     payload = np.empty(sender.codec.max_encoded_bytes(12), np.uint8)

@@ -18,28 +18,29 @@ HEAD_BYTES, LAYERS = 24, 3
 WIDTHS = st.sampled_from([1, 2, 4, 8])
 
 
-def rank_pool(rank: int, width: int, num_kv_heads: int, num_blocks: int, blocks_first: bool) -> RankPool:
-    heads = len(Shard(rank, width).kv_heads(num_kv_heads))
-    return RankPool(PoolLayout(LAYERS, num_blocks, 2 * heads * HEAD_BYTES, blocks_first), HEAD_BYTES)
+def rank_pool(shard: Shard, num_kv_heads: int, num_blocks: int, blocks_first: bool, planes: int) -> RankPool:
+    heads = len(shard.kv_heads(num_kv_heads))
+    return RankPool(PoolLayout(LAYERS, num_blocks, planes * heads * HEAD_BYTES, blocks_first), HEAD_BYTES, planes)
 
 
 def view(memory: NDArray[np.uint16], pool: RankPool) -> NDArray[np.uint16]:
-    """[layer, block, K or V, head, byte] of a pool, whichever way its blocks lie."""
+    """[layer, block, plane, head, byte] of a pool, whichever way its blocks lie."""
     layout = pool.layout
     outer = (layout.num_blocks, LAYERS) if layout.blocks_first else (LAYERS, layout.num_blocks)
-    shaped = memory.reshape(*outer, 2, pool.num_kv_heads, HEAD_BYTES)
+    shaped = memory.reshape(*outer, pool.num_planes, pool.num_kv_heads, HEAD_BYTES)
     return shaped.swapaxes(0, 1) if layout.blocks_first else shaped
 
 
-def content(layer: int, place: int, half: int, head: int) -> int:
-    """A number for each (layer, place in the block table, K or V, head of the whole model); never 0."""
-    return 1 + ((layer * 16 + place) * 2 + half) * 16 + head
+def content(layer: int, place: int, plane: int, head: int) -> int:
+    """A number for each (layer, place in the block table, plane, head of the whole model); never 0."""
+    return 1 + ((layer * 16 + place) * 2 + plane) * 16 + head
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     widths=st.tuples(WIDTHS, WIDTHS),
     num_kv_heads=st.sampled_from([1, 2, 4, 8]),
+    planes=st.integers(1, 2),
     num_blocks=st.integers(1, 9),
     blocks_first=st.booleans(),
     blocks_per_part=st.sampled_from([None, 1, 4]),
@@ -49,6 +50,7 @@ def content(layer: int, place: int, half: int, head: int) -> int:
 def test_every_destination_byte_is_written_once_and_right(
     widths: tuple[int, int],
     num_kv_heads: int,
+    planes: int,
     num_blocks: int,
     blocks_first: bool,
     blocks_per_part: int | None,
@@ -59,15 +61,15 @@ def test_every_destination_byte_is_written_once_and_right(
     sizes = [12, 17]  # pools of unequal size
     tables = tuple(generator.permutation(size)[:num_blocks].tolist() for size in sizes)
     pools = [
-        [rank_pool(rank, width, num_kv_heads, size, blocks_first) for rank in range(width)]
+        [rank_pool(Shard(rank, width), num_kv_heads, size, blocks_first, planes) for rank in range(width)]
         for width, size in zip(widths, sizes, strict=True)
     ]
     memories = [[np.zeros(pool.layout.nbytes, np.uint16) for pool in side] for side in pools]
     for rank, (memory, pool) in enumerate(zip(memories[0], pools[0], strict=True)):
         filled = view(memory, pool)
         for local, head in enumerate(Shard(rank, widths[0]).kv_heads(num_kv_heads)):
-            for layer, place, half in np.ndindex(LAYERS, num_blocks, 2):
-                filled[layer, tables[0][place], half, local] = content(layer, place, half, head)
+            for layer, place, plane in np.ndindex(LAYERS, num_blocks, planes):
+                filled[layer, tables[0][place], plane, local] = content(layer, place, plane, head)
     written = [np.zeros_like(memory) for memory in memories[1]]
     moved = 0
     for pull in pulls(*widths, num_kv_heads):
@@ -83,12 +85,12 @@ def test_every_destination_byte_is_written_once_and_right(
     for rank, (memory, count, pool) in enumerate(zip(memories[1], written, pools[1], strict=True)):
         found = view(memory, pool)
         for local, head in enumerate(Shard(rank, widths[1]).kv_heads(num_kv_heads)):
-            for layer, place, half in np.ndindex(LAYERS, num_blocks, 2):
-                assert (found[layer, tables[1][place], half, local] == content(layer, place, half, head)).all()
+            for layer, place, plane in np.ndindex(LAYERS, num_blocks, planes):
+                assert (found[layer, tables[1][place], plane, local] == content(layer, place, plane, head)).all()
         assert count.max() == 1
         assert count.sum() == LAYERS * num_blocks * pool.layout.block_bytes, "nothing outside the table is written"
-    # K and V of every head, once for every destination rank that holds it.
-    assert moved == LAYERS * num_blocks * 2 * HEAD_BYTES * max(num_kv_heads, widths[1])
+    # Every plane of every head, once for every destination rank that holds it.
+    assert moved == LAYERS * num_blocks * planes * HEAD_BYTES * max(num_kv_heads, widths[1])
 
 
 def test_bytes_are_those_of_the_cost_model() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from xpyd.model.shapes import LatentShape
 from xpyd.model.spec import ModelSpec, Shard
 from xpyd.placement import PlacementConfig, Role, place
 from xpyd.scheduler.base import SchedulerConfig
@@ -22,6 +23,19 @@ SPEC = ModelSpec("m", 2, 64, 8, 2, 16, 128, 256)
 SCHEDULER = SchedulerConfig("chunked", 4, 32, 8, num_kv_blocks=8)
 TABLES = [3, 1, 2, 7], [0, 4, 5, 6]
 WIDTHS = [(2, 1), (1, 2), (4, 1), (2, 4), (4, 4)]
+
+
+def test_every_rank_holds_the_whole_latent() -> None:
+    latent = ModelSpec("m", 2, 64, 8, 1, 24, 128, 256, latent=LatentShape(16, 16, 8, 16))
+    placement = place(PlacementConfig(1, 1, 0, 2, 1, allow_shared_node=True), ["a"] * 4)
+    shapes = Shapes(latent, placement, SCHEDULER, TransferConfig("layerwise"))
+    wide, alone = shapes.pool(2), shapes.pool(1)
+    assert wide == alone
+    assert (alone.num_kv_heads, alone.layout.nbytes) == (1, 8 * SCHEDULER.block_size * latent.kv_bytes_per_token())
+    moved = [
+        sum(plan.nbytes for plan in shapes.plans(rank, Move(5, 3, True, 0, *TABLES), True).values()) for rank in (1, 2)
+    ]
+    assert moved == [2 * SCHEDULER.block_size * latent.kv_bytes_per_token()] * 2, "of four blocks, each rank sends two"
 
 
 class HandOff:
