@@ -11,6 +11,7 @@ import pytest
 from xpyd.economics.roofline import Roofline, chunks
 from xpyd.economics.sweep import EconomicsConfig, sweep
 from xpyd.economics.verdict import Answer
+from xpyd.model.shapes import ExpertsShape, LatentShape
 from xpyd.model.spec import ModelSpec
 from xpyd.records import EconomicsRow
 
@@ -113,3 +114,19 @@ def test_roofline_by_hand() -> None:
 def test_chunks_cover_a_prompt_once() -> None:
     assert chunks(10, 4) == [(0, 4), (4, 4), (8, 2)]
     assert chunks(4, 4) == [(0, 4)]
+
+
+def test_a_step_reads_the_experts_it_hits_and_the_latent() -> None:
+    """By hand: 4 layers, 2 of 4 experts per token, hidden size 8; bytes decide, as arithmetic is next to free."""
+    experts = ExpertsShape(4, 2, moe_intermediate_size=10)
+    plain = ModelSpec("m", 4, 8, 2, 1, 6, 16, 32, latent=LatentShape(5, 4, 2, 3), experts=experts)
+    roof = Roofline(flops_per_s=1e30, memory_bytes_per_s=1e9)
+    attention = 8 * 2 * 6 + 8 * 7 + 5 * 2 * (4 + 3) + 2 * 3 * 8
+    rest = 4 * (attention + 8 * 4 + 2 * 8 + 5) + 2 * 32 * 8 + 8  # routers, norms, embedding and head
+    expert = 4 * 3 * 8 * 10
+    one = roof.step_s(plain, num_decode_seqs=1, context_len=100)
+    assert one * 1e9 == pytest.approx(4 * (rest + 2 * expert + 100 * 4 * 7))
+    three = roof.step_s(plain, num_decode_seqs=3, context_len=100)
+    assert three * 1e9 == pytest.approx(4 * (rest + 4 * (1 - 0.5**3) * expert + 3 * 100 * 4 * 7))
+    chunk = roof.step_s(plain, num_prefill_tokens=20, num_cached_tokens=80)
+    assert chunk * 1e9 == pytest.approx(4 * (rest + 4 * expert + 100 * 4 * 7), rel=1e-5)

@@ -26,7 +26,7 @@ WIDTHS = [(2, 1), (1, 2), (4, 1), (2, 4), (4, 4)]
 
 
 def test_every_rank_holds_the_whole_latent() -> None:
-    latent = ModelSpec("m", 2, 64, 8, 1, 24, 128, 256, latent=LatentShape(16, 16, 8, 16))
+    latent = ModelSpec("m", 2, 64, 8, 1, 24, 128, 256, latent=LatentShape(12, 16, 8, 16))
     placement = place(PlacementConfig(1, 1, 0, 2, 1, allow_shared_node=True), ["a"] * 4)
     shapes = Shapes(latent, placement, SCHEDULER, TransferConfig("layerwise"))
     wide, alone = shapes.pool(2), shapes.pool(1)
