@@ -1,4 +1,4 @@
-"""Stands in for torch where no tensor is ever made: importing the real one takes longer than a trial.
+"""Stands in for torch where no tensor is ever made: importing it, and pandas, takes longer than a trial.
 
 ``install`` comes before any other import. Whatever is asked of the module is again a stand-in; a tensor that is really
 used fails.
@@ -24,6 +24,15 @@ class Absent(ModuleType):
         return args[0] if len(args) == 1 and callable(args[0]) and not isinstance(args[0], Absent) else self
 
 
+class Refusal:
+    """Has pyarrow do without pandas, which it would load too."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name == "pandas":
+            raise ImportError(name)
+
+
 def install() -> None:
     for name in ("torch", "torch.nn", "torch.nn.functional", "torch.distributed"):
         sys.modules.setdefault(name, Absent(name))
+    sys.meta_path.insert(0, Refusal())

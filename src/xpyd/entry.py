@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from xpyd.compose import ROOT, USER_ERROR, compose, user_error
 from xpyd.config import ConfigError, Experiment, Ranked, Serve, load_config
-from xpyd.faults import EXIT_RANKS_LOST, ClientLost, RanksLost
+from xpyd.faults import EXIT_RANKS_LOST, EXIT_REQUESTS_FAILED, ClientLost, RanksLost
 from xpyd.follow import follow
 from xpyd.launcher import inside_mpi, rank_command, rank_environment, shell_script, supervise
 from xpyd.lock import InUseError
@@ -35,8 +35,8 @@ from xpyd.submit import Point, dry_run, print_points, submit
 from xpyd.transport.base import TransportError
 
 STOPPED_EMPTY = 3  # stopped before one block had ended: an attempt with as little time would get no further
-ABORT_TURN_S = 0.5
-ABORT_PATIENCE_S = 600.0  # for rank 0 to write the tables
+ABORT_TURN_S, LEAVE_TURN_S = 0.5, 0.1
+TABLES_PATIENCE_S, TABLES_POLL_S = 600.0, 0.1  # of the other ranks, for rank 0 to write the tables
 REQUEUE_PATIENCE_S = 60.0  # the attempt that Slurm has just ended may still be leaving
 
 
@@ -51,6 +51,7 @@ class Stop:
     requested: bool = False
     cut_short: bool = False  # blocks are left to play
     num_blocks: int = 0  # ended in this attempt
+    num_failed: int = 0  # requests, likewise
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def _start_ranks(config: Ranked, run_dir: RunDir) -> int:
     command = _command(config, run_dir.path)
     run_dir.write_text("command.sh", shell_script(command))
     print(f"run folder {run_dir.path}, {config.world_size} ranks", file=sys.stderr, flush=True)
-    code = supervise(command, config.launch.timeout_s, rank_environment(ROOT))
-    if code == EXIT_RANKS_LOST and run_dir.done:
+    code = supervise(command, config.launch.timeout_s, rank_environment(ROOT), lambda: run_dir.done)
+    if code and run_dir.done:  # without some of its ranks or requests
         report(run_dir, config)
         return code
     if code:
@@ -183,8 +184,8 @@ def _lead(comm: Any, phases: Phases, stop: Stop, run_dir: RunDir, with_report: b
             code = _run(comm, phases, stop, *job)
     except InUseError as error:
         return user_error(str(error))
-    if code == 0 and with_report:  # nobody in front of us will
-        return report(run_dir, load_config(job[0]))
+    if code in (0, EXIT_REQUESTS_FAILED) and with_report:  # nobody in front of us will
+        return max(code, report(run_dir, load_config(job[0])))
     return code
 
 
@@ -200,7 +201,7 @@ def _run(
     comm: Any, phases: Phases, stop: Stop, composed: dict[str, Any], run_dir: RunDir, completed: frozenset[int]
 ) -> int:
     """One job on one rank. A bad placement is every rank's finding; anything else ends the whole world."""
-    stop.cut_short, stop.num_blocks = False, 0
+    stop.cut_short, stop.num_blocks, stop.num_failed = False, 0, 0
     try:
         config = load_config(composed)
         if not isinstance(config, Ranked):
@@ -208,6 +209,8 @@ def _run(
         phases(Job(config, run_dir, completed, comm, stop))
         if stop.cut_short and not stop.num_blocks and comm.rank == 0:
             return user_error("stopped before one block had ended: give the run more time", STOPPED_EMPTY)
+        if stop.num_failed:
+            return user_error(f"{stop.num_failed} requests failed; the stages table says why", EXIT_REQUESTS_FAILED)
         return 0
     except (PlacementError, ConfigError) as error:
         return user_error(str(error)) if comm.rank == 0 else USER_ERROR
@@ -231,7 +234,8 @@ def _run(
 def _end_without(error: RanksLost, comm: Any, run_dir: RunDir) -> NoReturn:
     """All blocks are played, by the ranks that were left: write the tables, and end with a code that says so.
 
-    MPI_Abort: a lost rank would keep MPI_Finalize waiting. The others leave it to rank 0, which has tables to write.
+    Not through MPI_Finalize, which would wait for a lost rank. MPI_Abort ends all, but with ULFM its caller alone: so
+    the others leave too, when rank 0 has written the tables.
     """
     if comm.rank == 0:
         before = run_dir.read_json("environment.json")
@@ -241,7 +245,15 @@ def _end_without(error: RanksLost, comm: Any, run_dir: RunDir) -> NoReturn:
         print(f"error: the run went on without some of its ranks: {error}", file=sys.stderr, flush=True)
         comm.Abort(EXIT_RANKS_LOST)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # everything is written: to unwind would lead to MPI_Finalize
-    time.sleep(ABORT_PATIENCE_S)
+    deadline = time.monotonic() + TABLES_PATIENCE_S
+    while not run_dir.done and time.monotonic() < deadline:
+        time.sleep(TABLES_POLL_S)
+    leave_in_turn(comm.rank)
+
+
+def leave_in_turn(rank: int) -> NoReturn:
+    """End this rank of a run that went on without some."""
+    time.sleep(min(rank, 20) * LEAVE_TURN_S)
     os._exit(EXIT_RANKS_LOST)
 
 

@@ -15,6 +15,7 @@ from annotated_types import Gt
 Policy = Literal["end", "go_on", "retry"]
 MIN_BEATS = 4  # within detect_s: fewer, and one late beat would be a death
 EXIT_RANKS_LOST = 4  # the exit code of a run that went on without some of its ranks
+EXIT_REQUESTS_FAILED = 5  # of a run that is whole, but for requests that failed
 
 
 @dataclass(frozen=True)

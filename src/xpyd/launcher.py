@@ -9,11 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from xpyd.config import ConfigError, LaunchConfig
+from xpyd.faults import EXIT_RANKS_LOST
 
+POLL_S = 0.5
 GRACE_S = 15.0  # from a forwarded signal to SIGKILL: time for ranks to write what they have
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -45,8 +48,14 @@ def rank_environment(root: Path) -> dict[str, str]:
     return dict(os.fsdecode(entry).split("=", 1) for entry in shown.split(b"\0") if entry)
 
 
-def supervise(command: list[str], timeout_s: float, environment: dict[str, str]) -> int:
-    """Run a command to its end and return its exit code; forwards signals; ends it at ``timeout_s`` (code 124)."""
+def supervise(
+    command: list[str], timeout_s: float, environment: dict[str, str], done: Callable[[], bool] = lambda: False
+) -> int:
+    """Run a command to its end and return its exit code; forwards signals; ends it at ``timeout_s`` (code 124).
+
+    ``done``: the work is. What lingers then is a launcher that waits for stopped ranks: it is ended, with the code of a
+    run that went on without them.
+    """
     child = subprocess.Popen(command, start_new_session=True, env=environment)
     received: list[int] = []
 
@@ -56,34 +65,45 @@ def supervise(command: list[str], timeout_s: float, environment: dict[str, str])
 
     previous = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        return _wait(child, timeout_s, received)
+        return _wait(child, timeout_s, received, done)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _wait(child: subprocess.Popen[bytes], timeout_s: float, received: list[int]) -> int:
-    waited_s, ending_s = 0.0, 0.0
+def _wait(child: subprocess.Popen[bytes], timeout_s: float, received: list[int], done: Callable[[], bool]) -> int:
+    waited_s, ending_s, lingering_s = 0.0, 0.0, 0.0
     while True:
         try:
-            code = child.wait(timeout=0.5)
+            code = child.wait(timeout=POLL_S)
             fatal = [number for number in received if number != signal.SIGUSR1]
             return 128 + fatal[0] if fatal else code if code >= 0 else 128 - code
         except subprocess.TimeoutExpired:
-            waited_s += 0.5
+            waited_s += POLL_S
         if any(number != signal.SIGUSR1 for number in received):
-            ending_s += 0.5
+            ending_s += POLL_S
+        elif done():
+            lingering_s += POLL_S
         if ending_s > GRACE_S:
             child.kill()
+        if lingering_s > GRACE_S:
+            print("error: the run is done, and ranks that were lost keep the launcher; ending it", file=sys.stderr)
+            _end(child)
+            return EXIT_RANKS_LOST
         if waited_s > timeout_s and not ending_s:
             print(f"error: no end after launch.timeout_s={timeout_s} s; ending the ranks", file=sys.stderr)
-            child.terminate()
-            try:
-                child.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            _end(child)
             return 124
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """By SIGTERM, so that it ends its ranks; by SIGKILL where it does not."""
+    child.terminate()
+    try:
+        child.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _local_mpirun(launch: LaunchConfig) -> str:

@@ -25,4 +25,6 @@ preload_ucx()
 
 from mpi4py import MPI  # noqa: E402
 
-__all__ = ["MPI"]
+PROCESS_FAILED = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)  # raised by an MPI with ULFM only
+
+__all__ = ["MPI", "PROCESS_FAILED"]

@@ -121,6 +121,7 @@ class RowWriter:
         self._streams: dict[str, tuple[pa.OSFile, pa.RecordBatchStreamWriter]] = {}
         self._flushed_at = time.monotonic()
         self.muted = False  # warm-up rows are not kept
+        pa.array([])  # pyarrow's first one loads pandas, which takes a second: not in a block, where it is a silence
 
     def write(self, row: Any) -> None:
         if not self.muted:

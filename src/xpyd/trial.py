@@ -109,6 +109,7 @@ def play_all(session: Session, blocks: list[Block], job: Job) -> None:
         session.play(block)
     for block in todo:
         played = session.play(block)
+        job.stop.num_failed += played.num_failed if played is not None else 0
         if session.bcast(played.stopped if played is not None else None):
             job.say("stopped on request: no further blocks; the run folder stays partial")
             job.stop.cut_short = True

@@ -24,7 +24,7 @@ class MpiTicket(MessageTicket):
 
     def cancel(self) -> None:
         """A receive that has met no send can be taken back; MPI takes back no send."""
-        if self._incoming and not self._done:
+        if self._incoming and not self._done and self._request != self._mpi.REQUEST_NULL:
             self._request.Cancel()
 
     def quiet(self) -> bool:
@@ -58,10 +58,12 @@ class MpiTransport(Transport):
     )
 
     def __init__(self, comm: Any) -> None:
-        from xpyd.mpi import MPI  # only here: a front end asks this class for its capabilities, and must not start MPI
+        # only here: a front end asks this class for its capabilities, and must not start MPI
+        from xpyd.mpi import MPI, PROCESS_FAILED
 
         super().__init__()
         self.mpi = MPI
+        self._process_failed = PROCESS_FAILED
         self._comm = comm.Dup()
         self._tag_mask = tag_mask(MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or 0)  # an attribute of the world alone
 
@@ -98,7 +100,12 @@ class MpiTransport(Transport):
 
     def progress(self) -> bool:
         """A probe makes MPI move all pending messages; whether any moved is not told."""
-        self._comm.Iprobe()
+        try:
+            self._comm.Iprobe()
+        except self.mpi.Exception as error:  # a rank has ended (ULFM): who, and what now, the client finds out
+            if error.Get_error_class() not in self._process_failed:
+                raise
+            self._comm.Ack_failed()
         return False
 
     def route(self, peer: int) -> str:

@@ -36,6 +36,7 @@ class Played:
     end_ns: int
     unfinished: tuple[int, ...]
     stopped: bool
+    num_failed: int = 0
     verdict: str = ""
 
 
@@ -63,6 +64,7 @@ class Client:
         self._drain_timeout_s = drain_timeout_s
         self._should_stop = should_stop
         self._flights: dict[int, Flight] = {}
+        self._num_failed = 0
         self._load = dict.fromkeys(self._rescue.pool(*Role), 0)  # outstanding tokens by rank
 
     def play(self, requests: Sequence[Request], concurrency: int | None = None) -> Played:
@@ -107,7 +109,7 @@ class Client:
         verdict = self._rescue.verdict
         end = EndBlock(abort=bool(unfinished or verdict))
         self._desk.mailbox.send_all(self._rescue.pool(Role.COLOCATED, Role.PREFILL, Role.DECODE), end)
-        return Played(begin_ns, self._desk.clock.now_ns(), unfinished, stopped, verdict)
+        return Played(begin_ns, self._desk.clock.now_ns(), unfinished, stopped, self._num_failed, verdict)
 
     def _due(self, request: Request, begin_ns: int, now_ns: int, concurrency: int | None) -> bool:
         if concurrency is not None:
@@ -225,6 +227,7 @@ class Client:
     def _end(self, flight: Flight, stage: Stage, t_ns: int, reason: str = "") -> None:
         """Stamp the end, and take what was still expected of the request off the loads."""
         self._stamp(flight, stage, t_ns, reason)
+        self._num_failed += stage is Stage.FAILED
         self._unload(flight)
         del self._flights[flight.request.request_id]
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from xpyd.mpi import MPI
+from xpyd.mpi import MPI, PROCESS_FAILED
 from xpyd.worker.messages import AnyMessage, Message, decode, encode
 
 TAG = 7002
-PROCESS_FAILED = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)  # raised by an MPI with ULFM only
 
 
 class Mailbox:

@@ -8,14 +8,16 @@ a rank keeps a shard of the model, and a pool of the same size, for each.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from xpyd.clock import Clock, synchronise
-from xpyd.faults import FaultConfig, RanksLost
+from xpyd.faults import EXIT_RANKS_LOST, FaultConfig, RanksLost
 from xpyd.kv.coalesce import PieceCosts
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.parallel import reducer_of
@@ -95,6 +97,7 @@ class Session:
         self.rows = RowWriter(run_dir, self.rank)
         self.clock = Clock()
         self._should_stop = should_stop
+        self._launcher = os.getppid()
         self._mailbox = Mailbox(comm)
         self.crew = Crew(comm, setup.drain_timeout_s)
         self._quarantine: dict[tuple[int, ...], frozenset[int]] = {}  # blocks by the ranks of the instance
@@ -120,10 +123,7 @@ class Session:
         try:
             return self._play(block)
         except Outcast as error:
-            self.rows.flush()
-            print(f"{error}; it waits for the end of the job", file=sys.stderr, flush=True)
-            while True:  # leaving would end the job under some MPIs; the client ends it with MPI_Abort
-                time.sleep(1.0)
+            self._outlive(error)
 
     def _play(self, block: Block) -> Played | None:
         placement = self.placement_of(block.arm)
@@ -172,6 +172,15 @@ class Session:
             self.crew.wait()  # every row is written before rank 0 merges
         elif kind is None and not self.crew.lost and self.links is not None:
             self.links.close()
+
+    def _outlive(self, error: Outcast) -> NoReturn:
+        """Wait for the end of the job, or of its launcher: to leave before would end it for all under some MPIs."""
+        with suppress(OSError):  # nobody may be there to read it
+            self.rows.flush()
+            print(f"{error}; it waits for the end of the job", file=sys.stderr, flush=True)
+        while os.getppid() == self._launcher:
+            time.sleep(1.0)
+        os._exit(EXIT_RANKS_LOST)
 
     def _desk(self, block: Block, followers: tuple[int, ...] = ()) -> Desk:
         return Desk(self.rank, block.number, self._mailbox, self.rows, self.clock, followers, self.setup.faults)

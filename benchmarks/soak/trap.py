@@ -1,0 +1,89 @@
+"""The traps of a rank: it fails in mid-transfer, and every offer that finds its decode pool exhausted is counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.soak.trial import Order, fault_file
+from xpyd.kv.layout import Span
+from xpyd.transport.base import Ticket, Transport
+from xpyd.worker.decode import DecodeWorker
+from xpyd.worker.handoff import Incoming
+
+BLOCK_BYTES = 32768  # of the pool: real pieces on the wire, whatever the model says
+PIECE_S = 1e-3  # a slow wire: hand-offs take long enough to be cut
+CUT_PATIENCE_S = 5.0
+
+
+class Trap:
+    """Slows a rank's transport, and makes the rank fail after so many bytes of a block have gone through it."""
+
+    def __init__(self, transport: Transport, folder: Path, rank: int, order: Order) -> None:
+        self._transport, self._folder, self._rank, self._order = transport, folder, rank, order
+        self._limit_bytes: int | None = None
+        self._generator = np.random.default_rng((order.seed, rank))
+        self._progress, self._send = transport.progress, transport.send
+        transport.progress = self.progress  # type: ignore[method-assign]
+        transport.send = self.send  # type: ignore[method-assign]
+
+    def arm(self) -> None:
+        """For the block that begins: from a few pieces to several requests into it."""
+        self._limit_bytes = self._moved() + int(self._generator.integers(3, 60)) * BLOCK_BYTES
+
+    def disarm(self) -> None:
+        """The block is over, and little has gone this way: no fault then."""
+        self._limit_bytes = None
+
+    def send(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
+        time.sleep(PIECE_S)
+        return self._send(peer, spans, tag)
+
+    def progress(self) -> bool:
+        moved = self._progress()
+        if self._limit_bytes is not None and self._moved() >= self._limit_bytes:
+            self._limit_bytes = None
+            self._fail()
+        return moved
+
+    def _fail(self) -> None:
+        if self._order.fault == "cut":
+            (self._folder / f"ready.{self._rank}").touch()
+            deadline = time.monotonic() + CUT_PATIENCE_S  # the driver cuts the link, and says when
+            while not fault_file(self._folder, self._rank).exists() and time.monotonic() < deadline:
+                time.sleep(PIECE_S)
+            return
+        fault_file(self._folder, self._rank).write_text(f"{time.perf_counter_ns()} {os.getpid()}")
+        os.kill(os.getpid(), signal.SIGKILL if self._order.fault == "kill" else signal.SIGSTOP)
+
+    def _moved(self) -> int:
+        t = self._transport
+        return t.sent_bytes + t.received_bytes + t.written_bytes
+
+
+class WaitCount:
+    """Counts the offers that found no free blocks in this rank's decode pool: every one of them is an exhaustion."""
+
+    def __init__(self) -> None:
+        self.num_waits = 0
+        self._waiting: set[int] = set()
+        accept = DecodeWorker._accept
+
+        def counting(worker: Any, incoming: Incoming) -> bool:
+            taken = accept(worker, incoming)
+            request_id = incoming.offer.request_id
+            scheduler = worker.engine.scheduler
+            if not taken and incoming.offer.num_blocks > scheduler.num_free_blocks and request_id not in self._waiting:
+                self._waiting.add(request_id)
+                self.num_waits += 1
+            elif taken:
+                self._waiting.discard(request_id)
+            return taken
+
+        DecodeWorker._accept = counting  # type: ignore[method-assign, assignment]
