@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from xpyd.model.experts import Experts
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.sampling import sample
 from xpyd.model.sampling_config import SamplingConfig
+from xpyd.model.shapes import ExpertsShape, LatentShape
 from xpyd.model.spec import ModelSpec
 
 MICRO = ModelSpec(
@@ -27,8 +29,15 @@ PROMPTS = [[(13 * i + 5 * j) % 97 for i in range(length)] for j, length in enume
 TABLES = [list(range(10)), [31, 12], [20, 50, 22, 48, 24, 46, 26, 44, 28]]
 
 
-def runner() -> ModelRunner:
-    return ModelRunner(MICRO, num_blocks=64, block_size=4)
+EXPERTS = ExpertsShape(8, 3, 16, topk_method="noaux_tc", n_group=4, topk_group=2, shared_intermediate_size=8)
+LATENT = replace(MICRO, num_kv_heads=1, head_dim=12, latent=LatentShape(16, 8, 4, 6, q_lora_rank=10))
+every_kind = pytest.mark.parametrize(
+    "spec", [MICRO, replace(MICRO, experts=EXPERTS), LATENT], ids=["grouped", "experts", "latent"]
+)
+
+
+def runner(spec: ModelSpec = MICRO) -> ModelRunner:
+    return ModelRunner(spec, num_blocks=64, block_size=4)
 
 
 def segment(tokens: list[int], start: int, table: list[int]) -> Segment:
@@ -39,11 +48,12 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@every_kind
 @pytest.mark.parametrize("cuts", [[7], [1, 2], [4, 8, 16], [32]])
-def test_prefill_in_chunks_is_prefill_whole(cuts: list[int]) -> None:
+def test_prefill_in_chunks_is_prefill_whole(cuts: list[int], spec: ModelSpec) -> None:
     prompt, table = PROMPTS[2], TABLES[2]
-    whole = runner().logits([segment(prompt, 0, table)])
-    chunked = runner()
+    whole = runner(spec).logits([segment(prompt, 0, table)])
+    chunked = runner(spec)
     for begin, end in zip([0, *cuts], [*cuts, len(prompt)], strict=True):
         last = chunked.logits([segment(prompt[begin:end], begin, table)])
     close(last, whole)
@@ -60,8 +70,9 @@ def test_paged_is_contiguous() -> None:
     )
 
 
-def test_a_batch_of_unequal_lengths_is_each_alone() -> None:
-    together, alone = runner(), runner()
+@every_kind
+def test_a_batch_of_unequal_lengths_is_each_alone(spec: ModelSpec) -> None:
+    together, alone = runner(spec), runner(spec)
     for engine in (together, alone):
         for prompt, table in zip(PROMPTS, TABLES, strict=True):
             engine.run([segment(prompt, 0, table)])
@@ -69,8 +80,9 @@ def test_a_batch_of_unequal_lengths_is_each_alone() -> None:
     close(together.logits(steps), torch.cat([alone.logits([step]) for step in steps]))
 
 
-def test_a_mixed_step_is_its_parts() -> None:
-    mixed, parts = runner(), runner()
+@every_kind
+def test_a_mixed_step_is_its_parts(spec: ModelSpec) -> None:
+    mixed, parts = runner(spec), runner(spec)
     for engine in (mixed, parts):
         engine.run([segment(PROMPTS[0], 0, TABLES[0])])
     decode = segment([3], len(PROMPTS[0]), TABLES[0])
@@ -106,11 +118,26 @@ def test_same_seed_same_weights() -> None:
     assert torch.equal(runner().logits([step]), runner().logits([step]))
 
 
-def test_every_tensor_of_a_step_is_on_the_device() -> None:
-    """The meta device computes nothing, but refuses to mix with tensors that were left on the CPU."""
-    engine = ModelRunner(MICRO, num_blocks=64, block_size=4, device="meta")
+@pytest.mark.parametrize("spec", [MICRO, LATENT], ids=["grouped", "latent"])
+def test_every_tensor_of_a_step_is_on_the_device(spec: ModelSpec) -> None:
+    """The meta device computes nothing, but refuses to mix with tensors that were left on the CPU.
+
+    Experts cannot run there: how many tokens each gets is a matter of numbers.
+    """
+    engine = ModelRunner(spec, num_blocks=64, block_size=4, device="meta")
     decode, chunk = segment([3], 19, TABLES[0]), segment(PROMPTS[2][8:], 8, TABLES[2])
     assert engine.logits([decode, chunk]).device.type == "meta"
+
+
+def test_a_router_is_in_float32_whatever_the_model_is() -> None:
+    engine = runner(replace(MICRO, experts=EXPERTS, dtype="bfloat16"))
+    logits = engine.logits([segment(PROMPTS[0], 0, TABLES[0])])
+    mlp = engine._weights.layers[0].mlp
+    assert isinstance(mlp, Experts)
+    assert (mlp.experts[0].down.dtype, mlp.router.weight.dtype) == (torch.bfloat16, torch.float32)
+    assert mlp.router.route(torch.ones(1, 32, dtype=torch.bfloat16))[0].dtype == torch.float32
+    exact = runner(replace(MICRO, experts=EXPERTS)).logits([segment(PROMPTS[0], 0, TABLES[0])])
+    assert float(torch.corrcoef(torch.cat((logits, exact)))[0, 1]) > 0.99
 
 
 def test_a_shape_that_cannot_run_is_refused_by_name() -> None:
