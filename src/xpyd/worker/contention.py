@@ -21,6 +21,7 @@ from xpyd.transport.base import Transport, TransportError
 from xpyd.transport.flow import ReadFlow, RecvFlow, SendFlow
 from xpyd.units import NS_PER_S
 from xpyd.worker.interference import decode_batch
+from xpyd.worker.mover import while_moving
 from xpyd.worker.sweeps import ContentionSweep
 
 READY_TAG, GO_TAG, LANDED_TAG = 7006, 7007, 7008
@@ -55,8 +56,11 @@ class Served:
         self._landed = comm.irecv(source=peer, tag=LANDED_TAG)
         self.done = False
 
-    def advance(self) -> None:
+    def advance(self) -> bool:
+        """True once, when all has landed."""
+        before = self.done
         self.done = self.done or bool(self._landed.test()[0])
+        return self.done and not before
 
 
 class ContentionProbe:
@@ -97,8 +101,8 @@ class ContentionProbe:
             if flow is None and go.test()[0]:
                 flow = self._leaving(load)
             if flow is not None:
-                self._transport.progress()
-                flow.advance()
+                leaving = flow
+                while_moving(lambda: self._transport.progress() | leaving.advance())
 
         prefill = self._prefill(load) if load.prefill_tokens else []
         deadline = time.monotonic() + TIMEOUT_S

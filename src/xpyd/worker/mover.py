@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,15 @@ from xpyd.worker.base import Desk, Worker, WorkerError
 from xpyd.worker.engine import Engine
 from xpyd.worker.packing import CodedPacker, CopyPacker, Packer
 from xpyd.worker.transfer_config import TransferConfig
+
+PUSH_NS = 5_000_000  # between two layers at most: a prompt waits for it
+
+
+def while_moving(move: Callable[[], bool]) -> None:
+    """Call ``move`` until nothing moves: what the wire takes now need not wait for the next layer."""
+    end_ns = time.perf_counter_ns() + PUSH_NS
+    while move() and time.perf_counter_ns() < end_ns:
+        pass
 
 
 class MovingWorker(Worker):

@@ -30,6 +30,7 @@ from xpyd.worker.messages import (
     Submit,
     unpack_prompt,
 )
+from xpyd.worker.mover import while_moving
 from xpyd.worker.staged import StagedSend
 from xpyd.worker.transfer_config import TransferConfig
 from xpyd.worker.undo import UndoingPrefill
@@ -97,7 +98,7 @@ class PrefillWorker(UndoingPrefill):
         for outgoing, num_parts in self._finals(layer):
             self._parts_done(outgoing, num_parts)
         self.receive()
-        self.move()
+        while_moving(self._move_kv)
 
     def committed(self, outputs: list[Output], finished: list[Sequence], end_ns: int) -> None:
         self._step = []
@@ -119,6 +120,10 @@ class PrefillWorker(UndoingPrefill):
                 self.engine.scheduler.release(output.sequence)
 
     def move(self) -> bool:
+        served = self._one_sided_pull and any(o.accept is not None for o in self._outgoing.values())
+        return self._move_kv() or served  # a read moves only while this end progresses
+
+    def _move_kv(self) -> bool:
         busy = self._transport.progress()
         for outgoing in list(self._outgoing.values()):
             lost = outgoing.undo is not None and outgoing.undo.lost
@@ -126,7 +131,6 @@ class PrefillWorker(UndoingPrefill):
                 busy |= self._advance(outgoing)
             if outgoing.undo is not None:
                 self.move_undone(outgoing, outgoing.undo)
-            busy |= self._one_sided_pull and outgoing.accept is not None  # a read moves only while this end progresses
         return busy
 
     def _advance(self, outgoing: Outgoing) -> bool:
