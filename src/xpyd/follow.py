@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from xpyd.slurm import JobState, SlurmError, exit_code, job_states
@@ -94,10 +95,8 @@ def _table(seen: Sequence[Progress]) -> Table:
     table = Table("point", "job", "state", "elapsed", "done", "run folder")
     for progress in seen:
         point = progress.point
-        folder = str(point.run_dir.path)
-        table.add_row(
-            progress.label, point.job_id or "-", progress.status, progress.state.elapsed, progress.blocks, folder
-        )
+        words = (progress.label, point.job_id or "-", progress.status, progress.state.elapsed, progress.blocks)
+        table.add_row(*map(escape, (*words, str(point.run_dir.path))))
     return table
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from xpyd.compose import ROOT
@@ -101,7 +102,7 @@ def print_points(points: Sequence[Point]) -> None:
         return
     table = Table("point", "job", "", "run folder")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # [eth0] in a label is no markup
     console.print(table)
 
 

@@ -20,7 +20,7 @@ from xpyd.records import BlockRow
 from xpyd.resume import digest, open_run, run_name
 from xpyd.run_dir import RowWriter, RunDir
 from xpyd.slurm import SlurmConfig, SlurmError, job_script, job_states, sbatch_options
-from xpyd.submit import Point, dry_run, labels, submit
+from xpyd.submit import Point, dry_run, labels, print_points, submit
 
 ROOT = Path(__file__).parents[2]
 SBATCH = """#!/bin/bash
@@ -280,3 +280,16 @@ def test_an_interrupt_leaves_the_jobs_alone(slurm: Path) -> None:
 def _start(overrides: Sequence[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "experiments.compare", *overrides]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_brackets_in_a_label_are_shown_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    overrides = (("fabric.net_devices=[eth0]",), ("fabric.net_devices=[ib0]",))
+    points = [Point(each, config(root=tmp_path), RunDir(tmp_path), "7", "submitted") for each in overrides]
+    print_points(points)
+    shown = capsys.readouterr().out
+    assert "net_devices=[eth0]" in shown
+    assert "net_devices=[ib0]" in shown
