@@ -20,7 +20,8 @@ from xpyd.economics.verdict import MIN_BLOCK_PAIRS
 from xpyd.faults import FaultConfig
 from xpyd.model.checkpoint_config import resolve_spec, runnable_spec
 from xpyd.model.sampling_config import SamplingConfig
-from xpyd.model.spec import ModelSpec, Shard
+from xpyd.model.shard import Shard
+from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig
 from xpyd.preflight.options import CheckConfig
 from xpyd.router import RouterConfig

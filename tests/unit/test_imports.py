@@ -18,6 +18,7 @@ FLOORS = {
     "xpyd.placement": 0,
     "xpyd.mpi": 0,
     "xpyd.model.shapes": 0,
+    "xpyd.model.shard": 0,
     "xpyd.model.spec": 0,
     "xpyd.records": 1,
     "xpyd.metrics": 1,

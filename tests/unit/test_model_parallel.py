@@ -22,7 +22,8 @@ from xpyd.model.layer import Layer
 from xpyd.model.mlp import DenseMlp
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.shapes import ExpertsShape, LatentShape
-from xpyd.model.spec import ModelSpec, Shard
+from xpyd.model.shard import Shard
+from xpyd.model.spec import ModelSpec
 from xpyd.model.weights import Weights, load_weights
 
 MICRO = ModelSpec(

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from xpyd.kv.layout import PoolLayout
 from xpyd.kv.reshard import RankPool, plan_pull, pulls
-from xpyd.model.spec import ModelSpec, Shard
+from xpyd.model.shard import Shard
+from xpyd.model.spec import ModelSpec
 
 HEAD_BYTES, LAYERS = 24, 3
 WIDTHS = st.sampled_from([1, 2, 4, 8])

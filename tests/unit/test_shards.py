@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from xpyd.model.shapes import LatentShape
-from xpyd.model.spec import ModelSpec, Shard
+from xpyd.model.shard import Shard
+from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig, Role, place
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.transport.loopback import Hub, LoopbackTransport

@@ -14,7 +14,7 @@ import numpy as np
 
 from xpyd.kv.layout import PoolLayout
 from xpyd.kv.plan import Cells, Plan, merge
-from xpyd.model.spec import Shard
+from xpyd.model.shard import Shard
 
 
 @dataclass(frozen=True)

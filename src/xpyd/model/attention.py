@@ -14,7 +14,8 @@ from xpyd.kv.cache import KVCache
 from xpyd.model.batch import Batch, ChunkView, DecodeGroup
 from xpyd.model.layer import Projected
 from xpyd.model.rope import Angles, rotate
-from xpyd.model.spec import ModelSpec, Shard
+from xpyd.model.shard import Shard
+from xpyd.model.spec import ModelSpec
 from xpyd.model.tensors import Take, fuse, rms_norm, rows_of
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from xpyd.model.mlp import DenseMlp, swiglu
 from xpyd.model.shapes import ExpertsShape
-from xpyd.model.spec import Shard
+from xpyd.model.shard import Shard
 from xpyd.model.tensors import Take
 
 

@@ -19,7 +19,8 @@ from xpyd.model.batch import Batch, ChunkView, DecodeGroup
 from xpyd.model.layer import Projected
 from xpyd.model.rope import Angles, rotate, yarn_mscale
 from xpyd.model.shapes import LatentShape
-from xpyd.model.spec import ModelSpec, Shard
+from xpyd.model.shard import Shard
+from xpyd.model.spec import ModelSpec
 from xpyd.model.tensors import Take, fuse, rms_norm, rows_of
 
 NORM_EPS = 1e-6  # of the two inner norms: fixed in DeepSeek's own code, whatever the model's rms_norm_eps is

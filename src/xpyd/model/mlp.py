@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from xpyd.model.spec import Shard
+from xpyd.model.shard import Shard
 from xpyd.model.tensors import Take, fuse, rows_of
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from xpyd.model.spec import Shard
+from xpyd.model.shard import Shard
 
 
 class Reducer(Protocol):

@@ -15,7 +15,8 @@ from xpyd.model.rope import Rope
 from xpyd.model.sampling import Sampled, sample
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.segment import Segment
-from xpyd.model.spec import ModelSpec, Shard
+from xpyd.model.shard import Shard
+from xpyd.model.spec import ModelSpec
 from xpyd.model.transformer import forward
 from xpyd.model.weights import load_weights
 

@@ -5,7 +5,7 @@ Floor 0: plain numbers, so that the cost model and the schedulers can use it wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
@@ -128,20 +128,19 @@ class ModelSpec:
 
     def num_params(self) -> int:
         """Parameters of the decoder: embeddings, attention and MLP of every layer, norms, biases and head."""
-        return self._params(self.experts.num_experts if self.experts else 0)
+        return int(self._params(self.experts.num_experts if self.experts else 0))
 
     def num_active_params(self) -> int:
         """Those that one token meets: all but the experts that it is not sent to."""
-        return self._params(self.experts.num_experts_per_tok if self.experts else 0)
+        return int(self._params(self._num_chosen))
 
     def step_weight_bytes(self, num_tokens: int) -> float:
         """Weights that a step of ``num_tokens`` tokens reads, in bytes: of the experts, as many as it is likely to hit.
 
         Routing is taken as even (``ExpertsShape.expected_hit``): skewed routing hits fewer.
         """
-        return self._params(0) * self.dtype_bytes + self._expert_params() * self.dtype_bytes * (
-            self.experts.expected_hit(num_tokens) if self.experts else 0
-        )
+        num_hit = self.experts.expected_hit(num_tokens) if self.experts else 0
+        return self._params(num_hit) * self.dtype_bytes
 
     def flops(self, num_tokens: int, context_len: int) -> float:
         """Forward FLOPs for ``num_tokens`` new tokens that end at ``context_len``.
@@ -152,57 +151,56 @@ class ModelSpec:
         values of the whole context for a prompt chunk; a decode (one token) reads the latent as it is, and its query
         and its result go through the same weights instead (arXiv:2405.04434, section 2.1.2).
         """
-        chosen = self.experts.num_experts_per_tok if self.experts else 0
-        linear = 2.0 * num_tokens * self._layer_weights(chosen) + 2.0 * self.hidden_size * self.vocab_size
-        pair_flops = 4.0 * self.num_heads * self.head_dim
-        if self.latent is not None:
-            size = self.latent.qk_head_dim + self.latent.v_head_dim
-            if num_tokens == 1:
-                size = self.latent.cached_dim + self.latent.kv_lora_rank
-            else:
-                expanded = self.num_layers * self.latent.expansion_weights(self.num_heads)
-                linear += 2.0 * (context_len - num_tokens) * expanded
-            pair_flops = 2.0 * self.num_heads * size
-        windowed = self._num_windowed_layers()
+        linear = 2.0 * num_tokens * self._layer_weights(self._num_chosen) + 2.0 * self.hidden_size * self.vocab_size
+        sizes = 2 * self.head_dim  # of a query and a value
+        if self.latent is not None and num_tokens == 1:
+            sizes = self.latent.cached_dim + self.latent.kv_lora_rank
+        elif self.latent is not None:
+            sizes = self.latent.qk_head_dim + self.latent.v_head_dim
+            expanded = self.num_layers * self.latent.expansion_weights(self.num_heads)
+            linear += 2.0 * (context_len - num_tokens) * expanded
+        windowed = self._num_windowed_layers
         pairs = (self.num_layers - windowed) * _pairs(num_tokens, context_len, None)
-        return linear + pair_flops * (pairs + windowed * _pairs(num_tokens, context_len, self.sliding_window))
+        pairs += windowed * _pairs(num_tokens, context_len, self.sliding_window)
+        return linear + 2.0 * self.num_heads * sizes * pairs
 
     def kv_read_bytes(self, num_tokens: int, context_len: int) -> float:
         """KV that ``num_tokens`` new tokens of one sequence, ending at ``context_len``, attend to."""
-        windowed = self._num_windowed_layers()
+        windowed = self._num_windowed_layers
         seen = min(context_len, (self.sliding_window or context_len) + num_tokens - 1)
         tokens = (self.num_layers - windowed) * context_len + windowed * seen
         return tokens * self.kv_bytes_per_token() / self.num_layers
 
+    @property
+    def _num_chosen(self) -> int:
+        return self.experts.num_experts_per_tok if self.experts else 0
+
+    @property
     def _num_windowed_layers(self) -> int:
         return 0 if self.sliding_window is None else -(-self.num_layers // self.sliding_window_every)
 
-    def _layer_weights(self, num_experts: int) -> float:
+    def _layer_weights(self, num_experts: float) -> float:
         """Weights of the matrices of all layers, with ``num_experts`` experts in each layer that has some."""
         hidden, dense = self.hidden_size, self.num_dense_layers
-        weights = self.num_layers * self._attention_weights() + dense * 3 * hidden * self.intermediate_size
+        weights: float = self.num_layers * self._attention_weights() + dense * 3 * hidden * self.intermediate_size
         if self.experts is not None:
             weights += (self.num_layers - dense) * self.experts.weights(hidden, num_experts)
         return weights
 
-    def _attention_weights(self) -> float:
+    def _attention_weights(self) -> int:
         """Of one layer's matrices."""
         if self.latent is not None:
             return self.latent.weights(self.hidden_size, self.num_heads)
         return self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
 
-    def _expert_params(self) -> float:
-        """One expert in each layer that has some."""
-        return self._layer_weights(1) - self._layer_weights(0)
-
-    def _params(self, num_experts: int) -> int:
+    def _params(self, num_experts: float) -> float:
         vectors = 2 * self.hidden_size  # norms and biases of a layer
         if self.latent is not None:
             vectors += self.latent.kv_lora_rank + (self.latent.q_lora_rank or 0)
         vectors += 2 * self.head_dim * self.qk_norm
         vectors += (self.num_heads + 2 * self.num_kv_heads) * self.head_dim * self.qkv_bias
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return int(self._layer_weights(num_experts)) + self.num_layers * vectors + embeddings + self.hidden_size
+        return self._layer_weights(num_experts) + self.num_layers * vectors + embeddings + self.hidden_size
 
 
 def _pairs(num_tokens: int, context_len: int, window: int | None) -> float:
@@ -212,63 +210,3 @@ def _pairs(num_tokens: int, context_len: int, window: int | None) -> float:
         return pairs
     last, before = max(0, context_len - window), max(0, context_len - num_tokens - window)
     return pairs - (last * (last + 1) - before * (before + 1)) / 2
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Which part of a model rank ``rank`` of an instance of ``width`` tensor-parallel ranks holds.
-
-    Query heads and MLP columns, those of every expert too, are divided (arXiv:1909.08053). KV heads are divided; where
-    there are more ranks than KV heads, ``width / num_kv_heads`` neighbouring ranks hold the same one: all ranks the one
-    latent. The embedding, norms and routers are whole on every rank; the head's vocabulary is divided.
-    """
-
-    rank: int = 0
-    width: int = 1
-
-    def part(self, total: int) -> range:
-        """This rank's share of ``total`` things in order: equal shares, or as near as whole numbers get."""
-        return range(total * self.rank // self.width, total * (self.rank + 1) // self.width)
-
-    def kv_heads(self, num_kv_heads: int) -> range:
-        """The KV heads of this rank: its share, or the one that it has a copy of."""
-        if self.width <= num_kv_heads:
-            return self.part(num_kv_heads)
-        head = self.rank * num_kv_heads // self.width
-        return range(head, head + 1)
-
-    def of(self, spec: ModelSpec) -> ModelSpec:
-        """The model that this rank computes: fewer heads and columns. Raises ValueError where they do not divide."""
-        if self.width == 1:
-            return spec
-        self._check_divides(spec)
-        if spec.num_kv_heads % self.width and self.width % spec.num_kv_heads:
-            raise ValueError(
-                f"model.num_kv_heads={spec.num_kv_heads} of {spec.name} neither divides among {self.width} "
-                f"tensor-parallel ranks nor repeats evenly; choose placement.prefill_tp, decode_tp and colocated_tp "
-                "that divide it or are multiples of it"
-            )
-        experts = spec.experts and replace(
-            spec.experts,
-            moe_intermediate_size=spec.experts.moe_intermediate_size // self.width,
-            shared_intermediate_size=spec.experts.shared_intermediate_size // self.width,
-        )
-        return replace(
-            spec,
-            experts=experts,
-            num_heads=spec.num_heads // self.width,
-            num_kv_heads=len(self.kv_heads(spec.num_kv_heads)),
-            intermediate_size=spec.intermediate_size // self.width,
-        )
-
-    def _check_divides(self, spec: ModelSpec) -> None:
-        divided = {"num_heads": spec.num_heads, "intermediate_size": spec.intermediate_size}
-        if spec.experts is not None:
-            divided["experts.moe_intermediate_size"] = spec.experts.moe_intermediate_size
-            divided["experts.shared_intermediate_size"] = spec.experts.shared_intermediate_size
-        for key, value in divided.items():
-            if value % self.width:
-                raise ValueError(
-                    f"model.{key}={value} of {spec.name} does not divide among {self.width} "
-                    "tensor-parallel ranks; choose placement.prefill_tp, decode_tp and colocated_tp that divide it"
-                )

@@ -20,7 +20,8 @@ from xpyd.model.experts import Experts
 from xpyd.model.latent import LatentAttention
 from xpyd.model.layer import Attention, Layer, Mlp
 from xpyd.model.mlp import DenseMlp
-from xpyd.model.spec import ModelSpec, Shard
+from xpyd.model.shard import Shard
+from xpyd.model.spec import ModelSpec
 from xpyd.model.tensors import Part, Shape, Take, rows_of
 
 Get = Callable[[str, Shape, Part], torch.Tensor]  # (Hugging Face name, shape of the whole, part) -> that part

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from xpyd.kv.layout import PoolLayout, Span
 from xpyd.kv.plan import Plan
 from xpyd.kv.reshard import RankPool, plan_pull, pulls
-from xpyd.model.spec import ModelSpec, Shard
+from xpyd.model.shard import Shard
+from xpyd.model.spec import ModelSpec
 from xpyd.placement import Placement
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.transport.base import Transport
