@@ -12,6 +12,7 @@ from analysis.ledger import LEDGER_LINES, OVERALL, Comparison, Line
 from analysis.plots import draw_gaps, draw_ttft, draw_whiskers
 from analysis.results import Plot
 from analysis.style import ARM_COLOURS, COST, GAIN, INK, MUTED, SERIES, seconds_axis
+from analysis.timeline import draw_timeline, height_in
 from xpyd.records import COLOCATED, DISAGGREGATED, NULL
 
 
@@ -35,6 +36,13 @@ def comparison_plots(comparison: Comparison) -> list[Plot]:
             "Where the two share a rank, gaps grow inside the shade: that is the interference.",
             lambda figure: draw_gaps(figure, comparison.run, comparison.tokens, blocks_of(comparison, pair)),
             height_in=4.6,
+        ),
+        Plot(
+            f"Every request's way, pair {pair}",
+            "One bar per request, from its arrival to its last token, in order of arrival; the same requests in both "
+            "panels. What moved from one colour to another is what splitting changed.",
+            lambda figure: draw_timeline(figure, comparison.requests, blocks_of(comparison, pair)),
+            height_in=height_in(comparison.requests, blocks_of(comparison, pair)),
         ),
         Plot(
             "Net saving, pair by pair",
