@@ -6,12 +6,14 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from xpyd.placement import Placement
+from xpyd.transport.counters import is_software
 
 PACKAGES = (
     "xpyd",
@@ -70,13 +72,16 @@ def machine() -> dict[str, Any]:
     }
 
 
-def labels(placement: Placement, emulated: bool) -> list[str]:
-    """What every table of a run must carry beside its figures."""
+def labels(placement: Placement, emulated: bool, routes: Collection[str] = ()) -> list[str]:
+    """What every table of a run must carry beside its figures; ``routes``: the wires that KV took."""
     found = ["CPU"]
     if placement.shared_node:
         found.append("shared node")
     if emulated or VIRTUAL_NODE.is_symlink():
         found.append("emulated link")
+    lanes = [lane for route in routes for lane in route.split("+")]
+    if any(is_software(lane.rpartition("/")[2].split(":")[0]) for lane in lanes if "_verbs/" in lane):
+        found.append("emulated verbs")
     return found
 
 
@@ -92,7 +97,7 @@ def environment(
     return {
         "commit": commit(root),
         "started_at": datetime.now().isoformat(),
-        "labels": labels(placement, emulated),
+        "labels": labels(placement, emulated, routes.values()),
         "hosts": list(dict.fromkeys(placement.nodes)),
         "ranks": [
             {"rank": rank, "role": role.value, "node": node, "cores": facts[rank][0]}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xpyd.transport.counters import crossed_interfaces, interface_bytes
+from xpyd.transport.counters import crossed_interfaces, interface_bytes, is_software
 
 NET_DEV = """\
 Inter-|   Receive                                                |  Transmit
@@ -28,6 +28,20 @@ def test_infiniband_ports_count_words_of_four_bytes(tmp_path: Path) -> None:
     counter.parent.mkdir(parents=True)
     counter.write_text("1000\n")
     assert interface_bytes(tmp_path / "none", tmp_path) == {"mlx5_0:2": 4000}
+
+
+def test_a_port_of_soft_roce_counts_what_its_interface_does(tmp_path: Path) -> None:
+    (tmp_path / "dev").write_text(NET_DEV)
+    for device, behind in (("rxe0", "devices/virtual/infiniband"), ("mlx5_0", "devices/pci0000:00/infiniband")):
+        ports = tmp_path / behind / device / "ports" / "1" / "gid_attrs" / "ndevs"
+        ports.mkdir(parents=True)
+        (ports / "0").write_text("eth0\n")
+        (tmp_path / "class").mkdir(exist_ok=True)
+        (tmp_path / "class" / device).symlink_to(tmp_path / behind / device)
+    counts = interface_bytes(tmp_path / "dev", tmp_path / "class")
+    assert counts["rxe0:1"] == counts["eth0"] == 98765432109
+    assert "mlx5_0:1" not in counts, "hardware does not pass through the interface"
+    assert [is_software(device, tmp_path / "class") for device in ("rxe0", "mlx5_0")] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+from pathlib import Path
+
 import pytest
 
 from xpyd.transport.base import TransportError
-from xpyd.transport.fabric import FabricConfig, local_devices
+from xpyd.transport.fabric import FabricConfig, local_devices, locked_memory_limit
 from xpyd.transport.ucx_route import opened_resources
 
 
@@ -101,3 +104,24 @@ INFO = """\
 
 def test_opened_resources_are_read_from_what_ucx_prints() -> None:
     assert opened_resources(INFO) == ["rc_mlx5/mlx5_0:1", "self/memory", "tcp/eth0"]
+
+
+def test_infiniband_is_refused_where_its_pool_cannot_be_locked() -> None:
+    with pytest.raises(TransportError, match=r"the KV pool of 1 MiB, .* may lock 64 KiB; raise the memlock limit"):
+        fabric(tls=("rc", "ud")).check_locked_memory(1 << 20, 64 << 10)
+    fabric(tls=("rc", "ud")).check_locked_memory(1 << 20, 1 << 20)
+    fabric(tls=("rc", "ud")).check_locked_memory(1 << 20, None)
+    fabric(tls=("tcp",)).check_locked_memory(1 << 20, 64 << 10)
+
+
+def test_the_limit_of_locked_memory_does_not_hold_for_who_may_lock_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = tmp_path / "status"
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (65536, 65536))
+    status.write_text("Name:\tpython\nCapEff:\t0000000000000000\n")
+    assert locked_memory_limit(status) == 65536
+    status.write_text("Name:\tpython\nCapEff:\t000001ffffffffff\n")
+    assert locked_memory_limit(status) is None
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert locked_memory_limit(tmp_path / "none") is None

@@ -23,13 +23,25 @@ def crossed_interfaces(lanes: Iterable[str], unknown_between_nodes: bool, presen
 
 
 def interface_bytes(net_counters: Path = NET_COUNTERS, infiniband: Path = INFINIBAND) -> dict[str, int]:
-    """Received bytes so far by interface (``eth0``) and InfiniBand port (``mlx5_0:1``) of this network namespace."""
+    """Received bytes so far by interface (``eth0``) and InfiniBand port (``mlx5_0:1``) of this network namespace.
+
+    A port of Soft-RoCE (``rxe0:1``) keeps no count: its packets are UDP, counted by the interface that it sits on.
+    """
     counts = {}
     lines = net_counters.read_text().splitlines()[NUM_HEADER_LINES:] if net_counters.exists() else []
     for line in lines:
         name, _, values = line.partition(":")
         counts[name.strip()] = int(values.split()[0])
-    for path in infiniband.glob("*/ports/*/counters/port_rcv_data"):
-        device, port = path.parts[-5], path.parts[-3]
-        counts[f"{device}:{port}"] = int(path.read_text()) * IB_WORD_BYTES
+    for port in infiniband.glob("*/ports/*"):
+        name = f"{port.parts[-3]}:{port.name}"
+        counter, interface = port / "counters" / "port_rcv_data", port / "gid_attrs" / "ndevs" / "0"
+        if counter.exists():
+            counts[name] = int(counter.read_text()) * IB_WORD_BYTES
+        elif is_software(port.parts[-3], infiniband) and interface.exists():
+            counts[name] = counts.get(interface.read_text().strip(), 0)
     return counts
+
+
+def is_software(device: str, infiniband: Path = INFINIBAND) -> bool:
+    """Whether an InfiniBand device (``rxe0``) is a driver without hardware, such as Soft-RoCE."""
+    return "virtual" in (infiniband / device).resolve().parts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import resource
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -11,8 +13,11 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from xpyd.transport.base import TransportError
+from xpyd.units import format_bytes
 
 INFINIBAND = Path("/sys/class/infiniband")
+PROCESS_STATUS = Path("/proc/self/status")
+CAP_IPC_LOCK = 14  # linux/capability.h
 SHARED_MEMORY = ("posix", "sysv", "cma", "knem", "xpmem")
 # UCX aliases: what `tls` may say, and the transports that it stands for.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -92,6 +97,20 @@ class FabricConfig:
                 f"{', '.join(here) or 'none'}"
             )
 
+    def check_locked_memory(self, pool_bytes: int, limit_bytes: int | None) -> None:
+        """Raises TransportError where InfiniBand is asked for and may lock less than the pool that it must register.
+
+        UCX says nothing then: it tries to register its first buffers again and again, for ever (1.20, Soft-RoCE).
+        """
+        transports = {transport for name in self.tls for transport in ALIASES.get(name, (name,))}
+        if not transports & set(ALIASES["ib"]) or limit_bytes is None or limit_bytes >= pool_bytes:
+            return
+        raise TransportError(
+            f"fabric.tls={list(self.tls)}: InfiniBand locks the KV pool of {format_bytes(pool_bytes)}, and this "
+            f"process may lock {format_bytes(limit_bytes)}; raise the memlock limit (ulimit -l unlimited; in Slurm "
+            "LimitMEMLOCK=infinity for slurmd, PropagateResourceLimitsExcept=MEMLOCK)"
+        )
+
     def check_usable(self, devices: Collection[str]) -> None:
         """Raises TransportError for a device that the node has but UCX does not use; it would warn and pick another.
 
@@ -130,6 +149,14 @@ def local_devices() -> list[str]:
     infiniband = list(INFINIBAND.iterdir()) if INFINIBAND.exists() else []
     ports = [f"{device.name}:{port.name}" for device in infiniband for port in (device / "ports").iterdir()]
     return sorted([*(name for _, name in socket.if_nameindex()), *(device.name for device in infiniband), *ports])
+
+
+def locked_memory_limit(status: Path = PROCESS_STATUS) -> int | None:
+    """Bytes that this process may lock; None where nothing limits it, as with the right CAP_IPC_LOCK (root)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    rights = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE) if status.exists() else None
+    unlimited = limit == resource.RLIM_INFINITY or (rights and int(rights[1], 16) >> CAP_IPC_LOCK & 1)
+    return None if unlimited else limit
 
 
 def _is_open_ended(name: str) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from xpyd.placement import Placement, Role
 from xpyd.transport.base import UNKNOWN, Transport
 from xpyd.transport.counters import crossed_interfaces, interface_bytes
-from xpyd.transport.fabric import FabricConfig
+from xpyd.transport.fabric import FabricConfig, locked_memory_limit
 from xpyd.transport.registry import TransportConfig
 
 OPPOSITE = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
@@ -19,7 +19,8 @@ OPPOSITE = {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}
 class Links:
     """The transport of one rank and its routes, ``source->destination``. Collective to create.
 
-    Raises TransportError where a device is missing, a peer cannot be reached, or strict mode finds a fallback.
+    Raises TransportError where a device is missing, InfiniBand may lock too little memory, a peer cannot be reached, or
+    strict mode finds a fallback.
     """
 
     def __init__(
@@ -32,6 +33,8 @@ class Links:
         unit_bytes: int = 0,
     ) -> None:
         """``buffer``: the memory of this rank's spans, most of them multiples of ``unit_bytes``, a KV block."""
+        if buffer is not None:
+            fabric.check_locked_memory(buffer.nbytes, locked_memory_limit())
         self.transport: Transport = config.build(fabric, comm)
         if buffer is not None:
             self.transport.register(buffer, unit_bytes)
