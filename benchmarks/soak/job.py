@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks.soak.stamps import Stamps
 from benchmarks.soak.stand_in import PatternPool, PatternRunner, poison_what_is_freed
 from benchmarks.soak.trap import BLOCK_BYTES, Trap, WaitCount
-from benchmarks.soak.trial import Order, Outcome, RankReport, write_outcomes
-from xpyd.entry import Terminated, leave_in_turn, wait_for_turn
+from benchmarks.soak.trial import Order, Outcome, RankReport, error_file, over_file, write_outcomes
+from xpyd.entry import Terminated, leave_if_survived, leave_in_turn, wait_for_turn
 from xpyd.faults import EXIT_RANKS_LOST, EXIT_REQUESTS_FAILED, ClientLost, FaultConfig
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
@@ -91,7 +91,7 @@ def setup_of(order: Order) -> Setup:
 def play(session: Session, order: Order, folder: Path) -> bool:
     """Every block; the outcomes are on disk after each, as the job may end in any. Whether a request failed."""
     trap = Trap(session.links.transport, folder, session.rank, order) if session.links is not None else None
-    stamps, outcomes = Stamps(session), list[Outcome]()
+    stamps, outcomes = Stamps(session, folder), list[Outcome]()
     for number, victims in enumerate(order.victims):
         if trap is not None and session.rank in victims:
             trap.arm()
@@ -102,7 +102,7 @@ def play(session: Session, order: Order, folder: Path) -> bool:
             if trap is not None:
                 trap.disarm()
             if session.rank == CLIENT_RANK:
-                outcomes.append(stamps.outcome(block, victims, folder))
+                outcomes.append(stamps.outcome(block, victims))
                 write_outcomes(folder, outcomes)
     return bool(session.bcast(any(outcome.num_failed for outcome in outcomes)))
 
@@ -129,9 +129,10 @@ def main() -> None:
         except ClientLost:
             session.rows.close()
             wait_for_turn(session.rank)
+            leave_if_survived()
             raise
         except Exception:  # with ULFM the others would go on, and nobody would know
-            (folder / f"error.{session.rank}").write_text(traceback.format_exc())
+            error_file(folder, session.rank).write_text(traceback.format_exc())
             raise
         report_rank(session, folder, waits)
         lost = bool(session.crew.lost)
@@ -139,6 +140,7 @@ def main() -> None:
     if lost:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if session.rank == CLIENT_RANK:
+            over_file(folder).touch()
             MPI.COMM_WORLD.Abort(EXIT_RANKS_LOST)
         leave_in_turn(session.rank)
     sys.exit(EXIT_REQUESTS_FAILED if failed else 0)

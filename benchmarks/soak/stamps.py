@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.soak.trial import Outcome, Strike, fault_file
+from benchmarks.soak.trial import Outcome, Strike, fault_file, lost_file
 from xpyd.records import LossRow, StageRow
 from xpyd.request import Stage
 from xpyd.units import NS_PER_S
@@ -16,7 +16,8 @@ from xpyd.worker.session import Block, Session
 class Stamps:
     """The stage rows and losses of the block that is being played, taken from the client's row writer."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, folder: Path) -> None:
+        self._folder = folder
         self.stages: list[StageRow] = []
         self.losses: list[LossRow] = []
         write = session.rows.write
@@ -26,18 +27,19 @@ class Stamps:
                 self.stages.append(row)
             elif isinstance(row, LossRow):
                 self.losses.append(row)
+                lost_file(folder, row.rank).touch()
             write(row)
 
         session.rows.write = keep  # type: ignore[method-assign]
 
-    def outcome(self, block: Block, victims: tuple[int, ...], folder: Path) -> Outcome:
+    def outcome(self, block: Block, victims: tuple[int, ...]) -> Outcome:
         """What became of the block's requests; forgets it."""
         ends = {row.request_id: row for row in self.stages if row.stage in (Stage.FINISHED, Stage.FAILED)}
         hit = [row for row in self.stages if row.stage in (Stage.FAILED, Stage.RETRIED)]
-        struck = [rank for rank in victims if fault_file(folder, rank).exists()]
+        struck = [rank for rank in victims if fault_file(self._folder, rank).exists()]
         found = Outcome(
             block.number,
-            tuple(self._strike(rank, folder) for rank in struck),
+            tuple(self._strike(rank) for rank in struck),
             tuple(f"rank {row.rank}: {row.reason}" for row in self.losses if row.rank not in struck),
             sum(row.stage == Stage.FINISHED for row in ends.values()),
             sum(row.stage == Stage.FAILED for row in ends.values()),
@@ -50,11 +52,11 @@ class Stamps:
         self.losses.clear()
         return found
 
-    def _strike(self, rank: int, folder: Path) -> Strike:
+    def _strike(self, rank: int) -> Strike:
         loss = next((row for row in self.losses if row.rank == rank), None)
         if loss is None:
             return Strike(rank, None, "")
-        dealt_ns = int(fault_file(folder, rank).read_text().split()[0])
+        dealt_ns = int(fault_file(self._folder, rank).read_text().split()[0])
         return Strike(rank, (loss.t_ns - dealt_ns) / NS_PER_S, loss.reason)
 
 

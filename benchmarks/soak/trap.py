@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.soak.trial import Order, fault_file
+from benchmarks.soak.trial import Order, fault_file, ready_file
 from xpyd.kv.layout import Span
 from xpyd.transport.base import Ticket, Transport
 from xpyd.worker.decode import DecodeWorker
@@ -54,7 +54,7 @@ class Trap:
 
     def _fail(self) -> None:
         if self._order.fault == "cut":
-            (self._folder / f"ready.{self._rank}").touch()
+            ready_file(self._folder, self._rank).touch()
             deadline = time.monotonic() + CUT_PATIENCE_S  # the driver cuts the link, and says when
             while not fault_file(self._folder, self._rank).exists() and time.monotonic() < deadline:
                 time.sleep(PIECE_S)

@@ -86,6 +86,26 @@ def fault_file(folder: Path, rank: int) -> Path:
     return folder / f"fault.{rank}"
 
 
+def ready_file(folder: Path, rank: int) -> Path:
+    """The rank is in mid-transfer: its link may be cut."""
+    return folder / f"ready.{rank}"
+
+
+def lost_file(folder: Path, rank: int) -> Path:
+    """The client has declared the rank lost."""
+    return folder / f"lost.{rank}"
+
+
+def over_file(folder: Path) -> Path:
+    """The ranks that are left have ended, or are about to."""
+    return folder / "over"
+
+
+def error_file(folder: Path, rank: int) -> Path:
+    """What made a rank fail that was not to."""
+    return folder / f"error.{rank}"
+
+
 def write_outcomes(folder: Path, outcomes: list[Outcome]) -> None:
     (folder / OUTCOMES).write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
 

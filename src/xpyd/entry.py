@@ -227,6 +227,7 @@ def _run(
             print(f"error: rank {comm.rank} failed; ending all ranks", file=sys.stderr, flush=True)
         if isinstance(error, ClientLost):
             wait_for_turn(comm.rank)
+            leave_if_survived()
         comm.Abort(1)
         raise
 
@@ -255,6 +256,14 @@ def leave_in_turn(rank: int) -> NoReturn:
     """End this rank of a run that went on without some."""
     time.sleep(min(rank, 20) * LEAVE_TURN_S)
     os._exit(EXIT_RANKS_LOST)
+
+
+def leave_if_survived() -> None:
+    """Of a rank that was cut off: the others may well go on, where their job survives that."""
+    from xpyd.mpi import survives_ends
+
+    if survives_ends():
+        os._exit(EXIT_RANKS_LOST)
 
 
 def wait_for_turn(rank: int) -> None:

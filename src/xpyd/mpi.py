@@ -27,4 +27,10 @@ from mpi4py import MPI  # noqa: E402
 
 PROCESS_FAILED = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)  # raised by an MPI with ULFM only
 
-__all__ = ["MPI", "PROCESS_FAILED"]
+
+def survives_ends() -> bool:
+    """Whether this job goes on when a rank ends: Open MPI's launcher says so to ranks started ``--with-ft ulfm``."""
+    return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - its name is Open MPI's
+
+
+__all__ = ["MPI", "PROCESS_FAILED", "survives_ends"]

@@ -27,6 +27,7 @@ class Mailbox:
         self._sending: list[tuple[Any, bytes, int]] = []  # a buffer lives until its send is complete
         self._given_up: list[tuple[Any, bytes, int]] = []  # to lost ranks: MPI may read these buffers for ever
         self._status = MPI.Status()
+        self._lost: set[int] = set()  # so that a stopped rank which comes back, blocks later, disturbs nobody
         self.ended: set[int] = set()
 
     def send(self, rank: int, message: Message) -> None:
@@ -50,11 +51,12 @@ class Mailbox:
             self._sending = [each for each in self._sending if not self._sent(each[0])]
         while (source := self._probe()) is not None:
             data = bytearray(self._status.Get_count(MPI.BYTE))
-            self._comm.Recv([data, MPI.BYTE], source=source, tag=TAG)
-            yield source, decode(data)
+            if self._receive(source, data) and source not in self._lost:
+                yield source, decode(data)
 
     def give_up(self, ranks: Collection[int]) -> None:
-        """Nobody waits for sends to these ranks any more."""
+        """These ranks are lost: nobody waits for sends to them any more, and what still comes of them is dropped."""
+        self._lost |= set(ranks)
         self._given_up += [each for each in self._sending if each[2] in ranks]
         self._sending = [each for each in self._sending if each[2] not in ranks]
 
@@ -75,6 +77,15 @@ class Mailbox:
             self._note(error)
             return self._probe()
         return int(self._status.Get_source())
+
+    def _receive(self, source: int, data: bytearray) -> bool:
+        """False where the sender has ended since it was probed, and the rest of its message with it."""
+        try:
+            self._comm.Recv([data, MPI.BYTE], source=source, tag=TAG)
+        except MPI.Exception as error:
+            self._note(error)
+            return False
+        return True
 
     def _sent(self, request: Any) -> bool:
         try:

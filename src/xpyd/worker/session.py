@@ -24,6 +24,7 @@ from xpyd.model.parallel import reducer_of
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
+from xpyd.mpi import survives_ends
 from xpyd.placement import CLIENT_RANK, Placement, PlacementConfig, Role, node_names, place
 from xpyd.records import DISAGGREGATED, BlockRow, RequestRow
 from xpyd.request import Request
@@ -174,11 +175,11 @@ class Session:
             self.links.close()
 
     def _outlive(self, error: Outcast) -> NoReturn:
-        """Wait for the end of the job, or of its launcher: to leave before would end it for all under some MPIs."""
+        """Leave where the job survives that; else wait for its end, or that of its launcher."""
         with suppress(OSError):  # nobody may be there to read it
             self.rows.flush()
-            print(f"{error}; it waits for the end of the job", file=sys.stderr, flush=True)
-        while os.getppid() == self._launcher:
+            print(error, file=sys.stderr, flush=True)
+        while not survives_ends() and os.getppid() == self._launcher:
             time.sleep(1.0)
         os._exit(EXIT_RANKS_LOST)
 
