@@ -9,7 +9,7 @@ PY_M = $(BIN)/python -m
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer handoff interference bench-analysis check-cluster codecs cluster slurm-demo test lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer handoff interference tune-colocated bench-analysis soak check-cluster codecs cluster slurm-demo test test-rdma lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -43,8 +43,14 @@ handoff: $(SETUP) ## what of each transfer is exposed, in every mode of the hand
 interference: $(SETUP) ## gaps of a decode batch alone and beside prefill chunks of each size
 	$(PY_M) experiments.interference
 
+tune-colocated: $(SETUP) ## the colocated rival's best chunk size and batch limit; `make demo` and compare then use it: ARGS=
+	$(PY_M) experiments.tune_colocated placement.allow_shared_node=true $(ARGS)
+
 bench-analysis: $(SETUP) ## seconds and memory of the analysis of ten million token rows
 	$(PY_M) benchmarks.analysis
+
+soak: $(SETUP) ## every kind of fault a hundred times in real sessions, with a table of what became of the requests: ARGS=...
+	$(PY_M) benchmarks.soak $(ARGS)
 
 check-cluster: $(SETUP) ## is this machine ready: MPI, UCX, wires, clocks, memory, versions; a remedy for each finding
 	$(PY_M) experiments.check_cluster placement.allow_shared_node=true
@@ -59,9 +65,12 @@ slurm-demo: $(SETUP) ## the same Slurm job on a slow and a fast link of a virtua
 	$(PY_M) launch.slurm_demo
 
 # Tests of the virtual cluster measure its links, so they run after all others and one by one.
-test: $(SETUP_DEV) ## the whole test suite; what needs root, Slurm or a GPU skips with the reason
-	$(PY_M) pytest -n $(TEST_JOBS) --ignore=tests/slurm
+test: $(SETUP_DEV) ## the test suite but for test-rdma; what needs root, Slurm or a GPU skips with the reason
+	$(PY_M) pytest -n $(TEST_JOBS) --ignore=tests/slurm --ignore=tests/rdma
 	$(PY_M) pytest tests/slurm
+
+test-rdma: $(SETUP_DEV) ## the ucx transport and a comparison over InfiniBand verbs, in an emulated guest (QEMU)
+	$(PY_M) pytest tests/rdma
 
 lint: $(SETUP_DEV) ## ruff, format check, shellcheck
 	$(BIN)/ruff check .
