@@ -26,6 +26,7 @@ from analysis.invariance import check_invariance
 from analysis.ledger import OVERALL, ClassVerdict, Comparison
 from analysis.load import Run, differences
 from analysis.results import Results, Table, Tone
+from analysis.rivals import rivals_table
 from analysis.tables import checks_table, config_columns, request_table, traffic_table
 from xpyd.economics.verdict import Answer
 from xpyd.records import COLOCATED, DISAGGREGATED, NULL
@@ -38,11 +39,12 @@ def analyse(run: Run, by_class: bool = False) -> Results:
     """Everything that a comparison says; ``by_class`` puts every length class's ledger among the main tables."""
     comparison = Comparison(run)
     overall = comparison.verdicts[0]
-    arms = [arm for arm in (DISAGGREGATED, NULL) if comparison.pairs[arm]]
+    arms = [*comparison.rivals[1:], *(arm for arm in (DISAGGREGATED, NULL) if comparison.pairs[arm])]
     invariance = [check_invariance(run, comparison.requests, comparison.tokens, COLOCATED, arm) for arm in arms]
     per_class = [make(comparison, n) for n in comparison.lengths[1:] for make in (ledger_table, metric_table)]
     tables = [
         verdict_table(comparison),
+        rivals_table(comparison),
         ledger_table(comparison, OVERALL),
         metric_table(comparison, OVERALL),
         *(per_class if by_class else []),

@@ -13,7 +13,7 @@ from analysis.plots import draw_gaps, draw_ttft, draw_whiskers
 from analysis.results import Plot
 from analysis.style import ARM_COLOURS, COST, GAIN, INK, MUTED, SERIES, seconds_axis
 from analysis.timeline import draw_timeline, height_in
-from xpyd.records import COLOCATED, DISAGGREGATED, NULL
+from xpyd.records import DISAGGREGATED, NULL
 
 
 def comparison_plots(comparison: Comparison) -> list[Plot]:
@@ -64,7 +64,7 @@ def comparison_plots(comparison: Comparison) -> list[Plot]:
 def blocks_of(comparison: Comparison, pair: int) -> dict[str, int]:
     """The block number of each arm of a pair."""
     blocks = comparison.run.tables["blocks"]
-    played = blocks[(blocks["pair"] == pair) & blocks["arm"].isin([COLOCATED, DISAGGREGATED])]
+    played = blocks[(blocks["pair"] == pair) & blocks["arm"].isin([comparison.rival, DISAGGREGATED])]
     return {str(arm): int(block) for arm, block in sorted(zip(played["arm"], played["block"], strict=True))}
 
 

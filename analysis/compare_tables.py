@@ -58,14 +58,14 @@ def ledger_table(comparison: Comparison, length: str) -> Table:
         )
         for line in lines
     ]
-    columns = ("line", "colocated", "disaggregated", "measured", "modeled", "model error", "null control")
+    columns = ("line", comparison.rival, "disaggregated", "measured", "modeled", "model error", "null control")
     title = titled(f"Ledger, {_words(length)}", comparison.run.labels)
     return Table(title, columns, rows, [f"{STAGES} {SECONDS}", _pairs_note(comparison)])
 
 
 def metric_table(comparison: Comparison, length: str) -> Table:
     lines = [line for line in comparison.lines if line.length == length and line.section == "metric"]
-    columns = ("metric", "colocated", "disaggregated", "change by splitting", "null control")
+    columns = ("metric", comparison.rival, "disaggregated", "change by splitting", "null control")
     title = titled(f"Latency and goodput, {_words(length)}, measured", comparison.run.labels)
     slo = comparison.run.config["slo"]
     note = (
@@ -120,6 +120,7 @@ def tidy_lines(comparison: Comparison) -> pd.DataFrame:
             "quantity": line.quantity,
             "unit": line.unit,
             "num_pairs": line.num_pairs,
+            "rival": comparison.rival,
             "colocated": line.colocated,
             "disaggregated": line.disaggregated,
             "measured": line.measured.mid,

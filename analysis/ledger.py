@@ -6,7 +6,7 @@ compare requests that finished in both arms of a pair; attainment and goodput co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal
@@ -22,7 +22,7 @@ from analysis.tokens import order_tokens
 from xpyd import metrics
 from xpyd.economics.ledger import ArmTimes, make_ledger
 from xpyd.economics.verdict import Interval, Verdict, decide, pools_note
-from xpyd.records import COLOCATED, DISAGGREGATED, NULL
+from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, NULL
 
 OVERALL = "all"
 LEDGER_LINES = ("bill_s", "win_s", "ledger_s", "pools_s", "net_s")
@@ -32,7 +32,7 @@ NOTHING = Interval(np.nan, np.nan, np.nan)
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity of one length class. The arms' values are means over block pairs.
+    """One quantity of one length class. The arms' values are means over block pairs; ``colocated`` is the rival's.
 
     ``measured`` is disaggregated - colocated, except for ledger lines (their own sign, see ``xpyd.economics.ledger``)
     and for quantities that only a hand-off has. ``null`` is the same with the null arm in disaggregated's place.
@@ -95,16 +95,29 @@ class Sides:
 
 
 class Comparison:
-    """Everything that one ``compare`` run, or several pooled ones, says. Raises RunError without a complete pair."""
+    """Everything that one ``compare`` run, or several pooled ones, says. Raises RunError without a complete pair.
+
+    ``rivals`` are the colocated arms that were played, ``rival`` the one that splitting is held against: the better.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.tokens = order_tokens(run)
         self.requests = request_frame(run, self.tokens)
-        self.pairs = {arm: complete_pairs(run, arm) for arm in (DISAGGREGATED, NULL)}
+        played = set(run.tables["blocks"]["arm"])
+        self.rivals = [arm for arm in (COLOCATED, COLOCATED_TUNED) if arm in played] or [COLOCATED]
+        split, null = ([*self.rivals, DISAGGREGATED], [self.rivals[-1], NULL])
+        self.pairs = {DISAGGREGATED: complete_pairs(run, split), NULL: complete_pairs(run, null)}
         if not self.pairs[DISAGGREGATED]:
             where = ", ".join(str(path) for path in run.paths)
             raise RunError(f"{where}: no block pair has ended in both arms; let the run go on, or measure again")
+
+    @cached_property
+    def rival(self) -> str:
+        """The rival whose requests took less time end to end: the one that is harder to beat."""
+        chosen = self.requests[self.requests["pair"].isin(self.pairs[DISAGGREGATED])]
+        times = {arm: chosen.loc[chosen["arm"] == arm, "e2e_s"].mean() for arm in self.rivals}
+        return min(self.rivals, key=lambda arm: (np.isnan(times[arm]), times[arm]))
 
     @cached_property
     def lengths(self) -> list[str]:
@@ -123,16 +136,23 @@ class Comparison:
         return next(line for line in self.lines if (line.length, line.quantity) == (length, quantity))
 
     def sides(self, length: str, other: str = DISAGGREGATED) -> Sides:
-        """Both arms' statistics for one length class, from the pairs that ended in both."""
-        chosen = self.requests[self.requests["pair"].isin(self.pairs[other])]
+        """Both arms' statistics for one length class, from the pairs that ended in both.
+
+        The null control is held against the arm that it repeats, any other against the better rival.
+        """
+        return self.sides_of(length, self.rivals[-1] if other == NULL else self.rival, other)
+
+    def sides_of(self, length: str, base: str, other: str) -> Sides:
+        """The same for any two arms; the pairs are those of ``sides``."""
+        chosen = self.requests[self.requests["pair"].isin(self.pairs[NULL if other == NULL else DISAGGREGATED])]
         if length != OVERALL:
             chosen = chosen[chosen["length"] == length]
         finished = chosen[chosen["status"] == "finished"]
-        played = {arm: finished[finished["arm"] == arm] for arm in (COLOCATED, other)}
+        played = {arm: finished[finished["arm"] == arm] for arm in (base, other)}
         both = [pd.MultiIndex.from_frame(requests[["pair", "request_id"]]) for requests in played.values()]
         found = []
         for arm, requests in played.items():
-            timed = requests[both[0].isin(both[1])] if arm == COLOCATED else requests[both[1].isin(both[0])]
+            timed = requests[both[0].isin(both[1])] if arm == base else requests[both[1].isin(both[0])]
             found.append(
                 block_statistics(
                     offered=chosen[chosen["arm"] == arm],
@@ -144,6 +164,10 @@ class Comparison:
                 )
             )
         return Sides(*found)
+
+    def net_against(self, base: str, other: str) -> Interval:
+        """End-to-end seconds per request that ``other`` saves against ``base``, over all lengths."""
+        return bootstrap_mean(self.sides_of(OVERALL, base, other).ledgers()["net_s"])
 
     def _lines_of(self, length: str) -> Iterator[Line]:
         sides, null = self.sides(length), self.sides(length, NULL)
@@ -168,7 +192,8 @@ class Comparison:
         shares = {length: 1.0}
         if length == OVERALL:
             shares = {str(name): float(share) for name, share in offered.value_counts(normalize=True).items()}
-        if not set(shares) <= set(self.run.predicted):
+        arms = self.rival, DISAGGREGATED
+        if not all(arm in self.run.predicted.get(name, {}) for name in shares for arm in arms):
             return None
         colocated, disaggregated = (
             ArmTimes(
@@ -177,7 +202,7 @@ class Comparison:
                     for f in fields(ArmTimes)
                 )
             )
-            for arm in (COLOCATED, DISAGGREGATED)
+            for arm in arms
         )
         return colocated, disaggregated
 
@@ -192,11 +217,11 @@ class Comparison:
         return ClassVerdict(length, num_requests, lines, verdict, pools_note(net, verdict.answer))
 
 
-def complete_pairs(run: Run, arm: str) -> list[int]:
-    """Pairs whose blocks ended in the colocated arm and in ``arm``."""
+def complete_pairs(run: Run, arms: Sequence[str]) -> list[int]:
+    """Pairs whose blocks ended in all of ``arms``."""
     blocks = run.tables["blocks"]
-    ended, others = (set(blocks.loc[blocks["arm"] == name, "pair"]) for name in (COLOCATED, arm))
-    return sorted(int(pair) for pair in ended & others)
+    ended = [set(blocks.loc[blocks["arm"] == arm, "pair"]) for arm in arms]
+    return sorted(int(pair) for pair in set.intersection(*ended))
 
 
 def lower_edge(length: str) -> int:

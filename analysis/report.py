@@ -31,6 +31,7 @@ from analysis import (
     serve,
     transfer,
     tune,
+    tune_colocated,
 )
 from analysis.load import Run, RunError, load_runs
 from analysis.render import print_terminal
@@ -43,6 +44,7 @@ ANALYSES: dict[str, Callable[[Run], Results]] = {
     "serve": serve.analyse,
     "transfer": transfer.analyse,
     "tune": tune.analyse,
+    "tune_colocated": tune_colocated.analyse,
     "handoff": handoff.analyse,
     "interference": interference.analyse,
     "contention": contention.analyse,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from xpyd.config import SCHEMAS, ConfigError, Experiment, allowed_keys, load_config, suggest
+from xpyd.config import SCHEMAS, Compare, ConfigError, Experiment, allowed_keys, load_config, suggest
 from xpyd.lock import InUseError
 from xpyd.placement import PlacementError
+from xpyd.rival import RivalConfig, find_rival
 from xpyd.slurm import SlurmError
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +45,7 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, li
     def task(composed: Any) -> None:
         try:
             plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-            codes.append(act(load_config(plain), list(HydraConfig.get().overrides.task)))
+            codes.append(act(settled(load_config(plain)), list(HydraConfig.get().overrides.task)))
         except USER_ERRORS as error:  # caught here, so that the other points of a sweep go on
             codes.append(user_error(str(error)))
         except OmegaConfBaseException as error:
@@ -54,6 +56,18 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, li
     except (HydraException, OmegaConfBaseException) as error:
         return user_error(_explain_override(error, experiment))
     return max(codes)
+
+
+def settled(config: Experiment) -> Experiment:
+    """``rival.use=auto`` decided, once and for the whole run: what is frozen says which rival was played."""
+    if not isinstance(config, Compare) or config.rival.use != "auto":
+        return config
+    found = find_rival(Path(config.run.root), config.colocated_fingerprint)
+    if found is None:
+        return replace(config, rival=RivalConfig("configured"))
+    path, rival = found
+    print(f"tuned rival: {path} (rival=configured leaves it out)", file=sys.stderr, flush=True)
+    return replace(config, rival=rival)
 
 
 def user_error(text: str, code: int = USER_ERROR) -> int:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 from annotated_types import Gt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from xpyd.colocated_search import ColocatedSearch
 from xpyd.economics.sweep import EconomicsConfig
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS
 from xpyd.faults import FaultConfig
@@ -22,8 +23,11 @@ from xpyd.model.checkpoint_config import resolve_spec, runnable_spec
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
+from xpyd.parity import Arm, check_parity
 from xpyd.placement import PlacementConfig
 from xpyd.preflight.options import CheckConfig
+from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, NULL
+from xpyd.rival import RivalConfig, fingerprint
 from xpyd.router import RouterConfig
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.slurm import SlurmConfig
@@ -333,6 +337,32 @@ class Serve(Ranked):
     def planned_blocks(self) -> int:
         return self.num_blocks
 
+    @property
+    def colocated_fingerprint(self) -> dict[str, str]:
+        """What the settings of a colocated rival are tuned on."""
+        return fingerprint(self.model, self.placement, self.scheduler, self.workload, self.slo)
+
+
+@dataclass(frozen=True)
+class TuneColocated(Serve):
+    """Scheduler settings of the colocated arm that ``compare`` makes of the same options, alone."""
+
+    search: ColocatedSearch = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_blocks != 1 or self.faults.goes_on:
+            raise ValueError(
+                f"num_blocks={self.num_blocks}, faults.policy={self.faults.policy}: the search counts its own blocks, "
+                "and compares equal numbers of ranks; leave num_blocks out and choose faults=end"
+            )
+        others = len(self.search.candidates(self.scheduler)) - 1
+        self.workload.check(self.search.total_repeats(others))
+
+    @property
+    def planned_blocks(self) -> int:
+        return 0
+
 
 @dataclass(frozen=True)
 class Compare(Serve):
@@ -340,6 +370,7 @@ class Compare(Serve):
 
     num_pairs: Annotated[int, Gt(0)] = MIN_BLOCK_PAIRS
     null_control: bool = True  # play every pair's requests once more colocated: the A/A interval
+    rival: RivalConfig = field(default_factory=RivalConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -356,10 +387,34 @@ class Compare(Serve):
             )
         if self.num_blocks != 1:
             raise ValueError(f"num_blocks={self.num_blocks} is read by serve only; compare counts pairs, set num_pairs")
+        self.rival.check(self.colocated_fingerprint)
+        check_parity({name: self.arm(name) for name in self.arms})
+
+    @property
+    def tuned(self) -> SchedulerConfig | None:
+        """The tuned rival's scheduler; None where there is none, or where it is the configured one."""
+        return self.rival.scheduler if self.rival.scheduler != self.scheduler else None
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms of every pair, in the order of even pairs."""
+        tuned = [COLOCATED_TUNED] if self.tuned is not None else []
+        return (COLOCATED, *tuned, DISAGGREGATED, *([NULL] if self.null_control else []))
+
+    def scheduler_of(self, arm: str) -> SchedulerConfig:
+        """The scheduler of an arm; the null control repeats the tuned rival where there is one."""
+        return self.tuned or self.scheduler if arm in (COLOCATED_TUNED, NULL) else self.scheduler
+
+    def arm(self, name: str) -> Arm:
+        """The resources of an arm."""
+        moves = name == DISAGGREGATED
+        placement = self.placement if moves else self.placement.colocated()
+        codec = self.transfer.codec.name if moves else None
+        return Arm(placement, self.model, self.scheduler_of(name), self.sampling, codec)
 
     @property
     def planned_blocks(self) -> int:
-        return self.num_pairs * (3 if self.null_control else 2)
+        return self.num_pairs * len(self.arms)
 
 
 SCHEMAS: dict[str, type[Experiment]] = {
@@ -367,6 +422,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "codecs": Codecs,
     "transfer": Transfer,
     "tune": Tune,
+    "tune_colocated": TuneColocated,
     "interference": Interference,
     "contention": Contention,
     "scaling": Scaling,

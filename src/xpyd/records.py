@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SCHEMA_VERSION = 2
-COLOCATED, DISAGGREGATED, NULL = "colocated", "disaggregated", "null"  # arms; null: colocated again, the A/A control
+# Arms. ``colocated_tuned``: colocated with a tuned scheduler. ``null``: the A/A control, which is the tuned arm once
+# more, or without one the colocated arm.
+COLOCATED, COLOCATED_TUNED, DISAGGREGATED, NULL = "colocated", "colocated_tuned", "disaggregated", "null"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,26 @@ class TuneRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ColocatedTrialRow:
+    """One block of one candidate of ``tune_colocated``; all blocks of a ``repeat`` play the same requests."""
+
+    round: int
+    final: bool  # the last round, on requests that the search has not seen
+    candidate: str
+    start: bool  # the settings that the search began with
+    policy: str
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    repeat: int
+    block: int
+    goodput_rps: float
+    attainment: float
+    itl_p99_s: float
+    ttft_p99_s: float
+    e2e_mean_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class GapRow:
     """One decode gap of the ``interference`` experiment: a fixed decode batch, with or without prefill beside it."""
 
@@ -310,6 +332,7 @@ TABLES: dict[str, type] = {
     "losses": LossRow,
     "transfer_points": TransferPointRow,
     "tune": TuneRow,
+    "tune_colocated": ColocatedTrialRow,
     "gaps": GapRow,
     "receipts": ReceiptRow,
     "receiving_gaps": ReceivingGapRow,

@@ -1,13 +1,14 @@
 """How a run is put together: the order of blocks, warm-up, the frozen prediction, the environment, the end.
 
-Arms alternate A B B A, so that a drift of the machine falls on both alike; the null control (colocated once more) sits
-at the far end of each pair, mirrored likewise.
+Arms alternate A B B A, so that a drift of the machine falls on both alike; a tuned rival sits beside the configured
+one, and the null control (colocated once more) at the far end of each pair, mirrored likewise.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
 from statistics import median
 from typing import Any
@@ -21,7 +22,8 @@ from xpyd.entry import Job, mpi_library
 from xpyd.environment import environment, machine
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import Placement
-from xpyd.records import COLOCATED, DISAGGREGATED, NULL
+from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED
+from xpyd.scheduler.base import SchedulerConfig
 from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
 from xpyd.worker.calibrate import calibrate
 from xpyd.worker.session import Block, Session, Setup, warm_up_blocks
@@ -83,16 +85,18 @@ def with_attempts(before: dict[str, Any], now: dict[str, Any], attempt: int) -> 
     }
 
 
-def interleave(num_pairs: int, null_control: bool) -> list[tuple[int, str]]:
-    """(pair, arm) of every block in playing order: A B [N], then its mirror, and so on."""
-    arms = [COLOCATED, DISAGGREGATED, *([NULL] if null_control else [])]
+def interleave(num_pairs: int, arms: Sequence[str]) -> list[tuple[int, str]]:
+    """(pair, arm) of every block in playing order: all arms, then their mirror, and so on."""
     return [(pair, arm) for pair in range(num_pairs) for arm in (arms if pair % 2 == 0 else arms[::-1])]
 
 
 def compare_blocks(config: Compare) -> list[Block]:
     """Every block of a comparison; the blocks of a pair play the same requests at the same arrival times."""
-    order = interleave(config.num_pairs, config.null_control)
-    return [_block(config, number, pair, arm) for number, (pair, arm) in enumerate(order)]
+    order = interleave(config.num_pairs, config.arms)
+    return [
+        replace(_block(config, number, pair, arm), scheduler=config.scheduler_of(arm))
+        for number, (pair, arm) in enumerate(order)
+    ]
 
 
 def serve_blocks(config: Serve) -> list[Block]:
@@ -118,7 +122,7 @@ def play_all(session: Session, blocks: list[Block], job: Job) -> None:
         if played is not None:
             seconds = (played.end_ns - played.begin_ns) / NS_PER_S
             job.say(
-                f"block {block.number + 1}/{len(blocks)}  pair {block.pair}  {block.arm:<13}  "
+                f"block {block.number + 1}/{len(blocks)}  pair {block.pair}  {block.arm:<15}  "
                 f"{len(block.requests)} requests in {seconds:.2f} s"
             )
     session.check_whole()
@@ -139,12 +143,12 @@ def write_prediction(session: Session, config: Compare, job: Job) -> None:
     if points is None:
         return
     calibration = fit_points(*points, config.fabric.rate_gbps, job)
-    prediction = predict(calibration, scenario_of(config, session.spec))
-    content = {
-        "written_at": datetime.now().isoformat(),
-        "calibration": asdict(calibration),
-        "classes": to_json(prediction),
-    }
+    classes = to_json(predict(calibration, scenario_of(config, session.spec, config.scheduler)))
+    if config.tuned is not None:
+        tuned = predict(calibration, scenario_of(config, session.spec, config.tuned))
+        for length, (colocated, _) in tuned.items():
+            classes[length][COLOCATED_TUNED] = asdict(colocated)
+    content = {"written_at": datetime.now().isoformat(), "calibration": asdict(calibration), "classes": classes}
     job.run_dir.write_json(PREDICTED, content)
 
 
@@ -159,7 +163,7 @@ def fit_points(steps: list[ComputePoint], transfers: list[LinkPoint], rate_gbps:
     return Calibration(fit_compute(steps), LinkFit(link, score_link(link, transfers)))
 
 
-def scenario_of(config: Compare, spec: ModelSpec) -> Scenario:
+def scenario_of(config: Compare, spec: ModelSpec, scheduler: SchedulerConfig) -> Scenario:
     """What the prediction may know: the planned lengths and rate, and the limits of the ranks; no measured request."""
     arrival = config.workload.arrival
     planned = [request for pair in range(config.num_pairs) for request in config.workload.build(pair)]
@@ -172,11 +176,11 @@ def scenario_of(config: Compare, spec: ModelSpec) -> Scenario:
         num_requests=config.workload.num_requests,
         num_prefill=config.placement.num_prefill,
         num_decode=config.placement.num_decode,
-        policy=config.scheduler.policy,
-        max_num_seqs=config.scheduler.max_num_seqs,
-        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
-        block_size=config.scheduler.block_size,
-        num_kv_blocks=config.scheduler.num_kv_blocks,
+        policy=scheduler.policy,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        block_size=scheduler.block_size,
+        num_kv_blocks=scheduler.num_kv_blocks,
         mode=config.transfer.mode,
         max_piece_bytes=config.transfer.max_piece_bytes,
         router=config.router.policy,

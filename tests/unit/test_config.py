@@ -14,7 +14,8 @@ from xpyd.config import SCHEMAS, Compare, ConfigError, Economics, dump_config, l
 CONF = Path(__file__).parents[2] / "conf"
 SERVING = ("model", "placement", "scheduler", "transport", "transfer", "codec", "fabric", "workload", "slo", "launch")
 EXPERIMENT_GROUPS = {
-    "compare": SERVING,
+    "compare": (*SERVING, "rival"),
+    "tune_colocated": ("scheduler", "workload"),
     "serve": SERVING,
     "transfer": ("placement", "transport", "fabric", "launch"),
     "tune": ("fabric", "search", "launch"),

@@ -21,7 +21,7 @@ def compare(*overrides: str) -> Compare:
 
 
 def test_arms_alternate_a_b_b_a() -> None:
-    assert [arm for _, arm in interleave(2, null_control=False)] == [
+    assert [arm for _, arm in interleave(2, compare("null_control=false").arms)] == [
         "colocated",
         "disaggregated",
         "disaggregated",
@@ -30,9 +30,10 @@ def test_arms_alternate_a_b_b_a() -> None:
 
 
 def test_the_null_control_is_mirrored_too() -> None:
-    order = [arm for _, arm in interleave(2, null_control=True)]
+    arms = compare().arms
+    order = [arm for _, arm in interleave(2, arms)]
     assert order == ["colocated", "disaggregated", "null", "null", "disaggregated", "colocated"]
-    assert [pair for pair, _ in interleave(2, null_control=True)] == [0, 0, 0, 1, 1, 1]
+    assert [pair for pair, _ in interleave(2, arms)] == [0, 0, 0, 1, 1, 1]
 
 
 def test_blocks_of_a_pair_play_the_same_requests() -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from xpyd.faults import FaultConfig
 from xpyd.placement import Placement, Role
@@ -29,7 +29,8 @@ IDLE_SLEEP_S = 50e-6
 class Played:
     """What the client saw of a block. ``unfinished`` lists requests that had not ended when it gave up.
 
-    ``verdict``: why the block ended early, with every request failed; empty where it did not.
+    ``verdict``: why the block ended early, with every request failed; empty where it did not. ``times`` (ns): by
+    request id, when it was due, then when each of its tokens came, in the order of coming.
     """
 
     begin_ns: int
@@ -38,6 +39,7 @@ class Played:
     stopped: bool
     num_failed: int = 0
     verdict: str = ""
+    times: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
 class Client:
@@ -64,6 +66,7 @@ class Client:
         self._drain_timeout_s = drain_timeout_s
         self._should_stop = should_stop
         self._flights: dict[int, Flight] = {}
+        self._times: dict[int, list[int]] = {}
         self._num_failed = 0
         self._load = dict.fromkeys(self._rescue.pool(*Role), 0)  # outstanding tokens by rank
 
@@ -109,7 +112,8 @@ class Client:
         verdict = self._rescue.verdict
         end = EndBlock(abort=bool(unfinished or verdict))
         self._desk.mailbox.send_all(self._rescue.pool(Role.COLOCATED, Role.PREFILL, Role.DECODE), end)
-        return Played(begin_ns, self._desk.clock.now_ns(), unfinished, stopped, self._num_failed, verdict)
+        end_ns = self._desk.clock.now_ns()
+        return Played(begin_ns, end_ns, unfinished, stopped, self._num_failed, verdict, self._times)
 
     def _due(self, request: Request, begin_ns: int, now_ns: int, concurrency: int | None) -> bool:
         if concurrency is not None:
@@ -119,6 +123,7 @@ class Client:
     def _send(self, request: Request, prompt: bytes, due_ns: int) -> None:
         flight = Flight(request, prompt, *self._route(), time.monotonic())
         self._flights[request.request_id] = flight
+        self._times[request.request_id] = [due_ns]
         self._submit(flight)
         self._stamp(flight, Stage.ARRIVED, due_ns)
         self._stamp(flight, Stage.ROUTED, self._desk.clock.now_ns())
@@ -208,6 +213,7 @@ class Client:
             self._load[flight.decode_rank] -= 1
             if emitted.index in flight.indices:
                 continue  # an earlier attempt had come so far
+            self._times[emitted.request_id].append(now_ns)
             flight.indices.add(emitted.index)  # not a count: token 1 can overtake token 0, which another rank sends
             self._desk.rows.write(
                 TokenRow(

@@ -72,7 +72,7 @@ class Setup:
 class Block:
     """One stretch of one arm: ``requests`` are the same in all blocks of a ``pair``. ``number`` < 0: warm-up.
 
-    ``transfer`` replaces the session's for this block, all but what the pool was built with.
+    ``transfer`` and ``scheduler`` replace the session's for this block, all but what the pool was built with.
     """
 
     number: int
@@ -81,6 +81,7 @@ class Block:
     requests: Sequence[Request]
     concurrency: int | None = None
     transfer: TransferConfig | None = None
+    scheduler: SchedulerConfig | None = None
 
 
 class Session:
@@ -223,11 +224,12 @@ class Session:
         setup, instance = self.setup, placement.instance_of(self.rank)
         runner, role, timeout_s = self._runner_in(placement), instance.role, setup.drain_timeout_s
         transport = self.links.transport if self.links is not None and role is not Role.COLOCATED else None
-        shapes = Shapes(self.spec, placement, setup.scheduler, block.transfer or setup.transfer)
+        scheduler = block.scheduler or setup.scheduler
+        shapes = Shapes(self.spec, placement, scheduler, block.transfer or setup.transfer)
         if self.rank != instance.leader:
             return Follower(runner, self._desk(block), instance.leader, transport, shapes)
         num_blocks = instance_blocks(self.spec, instance.width, setup.scheduler.num_kv_blocks)
-        engine = Engine(runner, build_scheduler(replace(setup.scheduler, num_kv_blocks=num_blocks), role))
+        engine = Engine(runner, build_scheduler(replace(scheduler, num_kv_blocks=num_blocks), role))
         engine.scheduler.withhold(self._quarantine.get(instance.ranks, frozenset()))
         desk = self._desk(block, instance.ranks[1:])
         if role is Role.COLOCATED:
