@@ -55,7 +55,7 @@ def test_both_arms_of_the_main_job_give_the_same_tokens_over_verbs(session: Sess
     assert transfers["verified"].all()
     block = blocks.loc["disaggregated"]
     assert block["ledger_bytes"] == block["transport_bytes"] == transfers["payload_bytes"].sum() > 1e5
-    assert block["ledger_bytes"] <= block["interface_bytes"] <= 1.5 * block["ledger_bytes"]
+    assert block["ledger_bytes"] <= block["interface_bytes"] <= FRAMING * block["ledger_bytes"]
 
 
 def test_the_run_names_the_ports_and_every_table_says_that_they_are_emulated(session: Session) -> None:

@@ -17,7 +17,7 @@ export PYTHONPATH=$root/src:$root
 step() {
   local name=$1 begin=$EPOCHSECONDS code=0
   shift
-  timeout -k 5 300 "$@" >"/tmp/$name" 2>&1 || code=$?
+  timeout -k 5 420 "$@" >"/tmp/$name" 2>&1 || code=$?
   echo $code >"$folder/$name.code"
   echo $((EPOCHSECONDS - begin)) >"$folder/$name.seconds"
   mv "/tmp/$name" "$folder/$name.out" # written at once: small writes to a shared folder are slow
