@@ -54,7 +54,10 @@ def _notes(comparison: Comparison) -> list[str]:
             "options finds a better one, which compare then plays as a second rival."
         ]
     tuned = comparison.net_against(COLOCATED, COLOCATED_TUNED)
-    notes = [f"Tuning saves {interval(tuned, 's')} end to end. The ledger takes the rival that is faster end to end."]
+    notes = [
+        f"Tuning saves {interval(tuned, 's')} end to end (negative: it costs). The ledger takes the rival that is "
+        "faster end to end."
+    ]
     if not comparison.run.config["rival"].get("made_for"):
         notes.append("The tuned rival carries no fingerprint: whether it was tuned on this workload is not known.")
     return notes
