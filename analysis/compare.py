@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run_analysis(run: Run, options: argparse.Namespace) -> Results:
         return analyse(run, options.by_class)
 
-    return command.main(made, ["compare"], run_analysis, overview, argv)
+    return command.main(made, ["compare", "simulate"], run_analysis, overview, argv)
 
 
 def _setting(run: Run, key: str) -> str:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from analysis import (
+    calibrate,
     check_cluster,
     codecs,
     command,
@@ -29,6 +30,7 @@ from analysis import (
     interference,
     scaling,
     serve,
+    simulate,
     transfer,
     tune,
     tune_colocated,
@@ -51,6 +53,8 @@ ANALYSES: dict[str, Callable[[Run], Results]] = {
     "scaling": scaling.analyse,
     "check_cluster": check_cluster.analyse,
     "economics": economics.analyse,
+    "simulate": simulate.analyse,
+    "calibrate": calibrate.analyse,
     "codecs": codecs.analyse,
 }
 

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run_analysis(run: Run, options: argparse.Namespace) -> Results:
         return analyse(run)
 
-    return command.main(command.parser("serve", __doc__ or ""), ["serve"], run_analysis, argv=argv)
+    return command.main(command.parser("serve", __doc__ or ""), ["serve", "simulate"], run_analysis, argv=argv)
 
 
 if __name__ == "__main__":

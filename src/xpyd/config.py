@@ -30,6 +30,7 @@ from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, NULL
 from xpyd.rival import RivalConfig, fingerprint
 from xpyd.router import RouterConfig
 from xpyd.scheduler.base import SchedulerConfig
+from xpyd.simulate.config import MachineConfig, SimulateConfig
 from xpyd.slurm import SlurmConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import Need, TransportConfig, placement_needs
@@ -365,6 +366,25 @@ class TuneColocated(Serve):
 
 
 @dataclass(frozen=True)
+class Calibrate(Serve):
+    """Step times and link of the user's own ranks, alone; of the workload nothing is played."""
+
+    num_rounds: Annotated[int, Gt(0)] = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.placement.num_colocated or max(self.placement.widths) > 1:
+            raise ValueError(
+                f"placement {self.placement.name}: calibrate times single ranks and the link between two pools; choose "
+                "xPyD with prefill_tp=1 and decode_tp=1, such as placement=1p1d"
+            )
+
+    @property
+    def planned_blocks(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
 class Compare(Serve):
     """Both arms, paired. The colocated arm has as many workers as the placement."""
 
@@ -417,8 +437,61 @@ class Compare(Serve):
         return self.num_pairs * len(self.arms)
 
 
+@dataclass(frozen=True)
+class SimulatedTransport:
+    """There is none; tables name it."""
+
+    name: Literal["simulated"] = "simulated"
+
+
+@dataclass(frozen=True)
+class Simulate(Experiment):
+    """Runs in the calling process: a compare or serve run in simulated time."""
+
+    placement: PlacementConfig
+    scheduler: SchedulerConfig
+    transfer: TransferConfig
+    fabric: FabricConfig
+    workload: WorkloadConfig
+    slo: SloConfig
+    simulate: SimulateConfig
+    machine: MachineConfig
+    num_pairs: Annotated[int, Gt(0)] = MIN_BLOCK_PAIRS
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
+    transport: SimulatedTransport = field(default_factory=SimulatedTransport)
+
+    def __post_init__(self) -> None:
+        spec = resolve_spec(self.model)
+        _check_widths(self.placement.widths, spec)
+        self.transfer.check(self.scheduler, spec.block_bytes(self.scheduler.block_size))
+        if self.transfer.staging != "off":
+            raise ValueError(
+                f"transfer.staging={self.transfer.staging}: staging and codecs are not simulated; set "
+                "transfer.staging=off and codec=none"
+            )
+        if self.simulate.arms == "compare" and self.placement.num_colocated:
+            raise ValueError(
+                f"placement.num_colocated={self.placement.num_colocated} with simulate.arms=compare: it derives the "
+                "colocated arm itself; choose xPyD, such as placement=1p1d, or simulate.arms=serve"
+            )
+        if self.simulate.outages and not self.faults.goes_on:
+            raise ValueError(
+                f"simulate.outages with faults.policy={self.faults.policy}: the run would end there; choose "
+                "faults=retry or faults=go_on"
+            )
+        for outage in self.simulate.outages:
+            if outage.to_s <= outage.from_s + self.faults.detect_s:
+                raise ValueError(
+                    f"simulate.outages: from_s={outage.from_s} to_s={outage.to_s} is over before it is noticed, "
+                    f"faults.detect_s={self.faults.detect_s}; make it longer or lower the latter"
+                )
+        self.workload.check(self.num_pairs if self.simulate.num_requests is None else 1)
+
+
 SCHEMAS: dict[str, type[Experiment]] = {
     "economics": Economics,
+    "simulate": Simulate,
     "codecs": Codecs,
     "transfer": Transfer,
     "tune": Tune,
@@ -429,6 +502,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "check_cluster": CheckCluster,
     "handoff": Handoff,
     "serve": Serve,
+    "calibrate": Calibrate,
     "compare": Compare,
 }
 

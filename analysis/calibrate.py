@@ -1,0 +1,86 @@
+"""A calibration: every fitted coefficient with its interval, and how well the fits hold.
+
+python -m analysis.calibrate runs/calibrate/20260101-120000-000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from analysis import command
+from analysis.format import interval, number
+from analysis.load import Run, RunError
+from analysis.results import Results, Table, titled
+from analysis.tables import config_columns
+from xpyd.economics.verdict import Interval
+
+FILE = "calibration.yaml"
+WORDS = {
+    "base_s": "a step, before any token",
+    "prefill_token_s": "a prompt token",
+    "prefill_pair_s": "a (query, key) pair of a prompt",
+    "decode_seq_s": "a decoding sequence",
+    "context_token_s": "a token of its context",
+    "alpha_s": "a transfer",
+    "gamma_s": "a piece of it",
+    "bytes_per_s": "bytes per second",
+}
+
+
+def analyse(run: Run) -> Results:
+    """Raises RunError for pooled runs, and for one without a calibration file."""
+    path = run.paths[0] / FILE
+    if len(run.paths) > 1 or not path.exists():
+        raise RunError(f"{run.paths[0]}: give one run that wrote {FILE}; calibrations are not pooled")
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    rows = [
+        {**config_columns(run), "part": part, "coefficient": name, **found}
+        for part in ("compute", "link")
+        for name, found in content[part].items()
+    ]
+    return Results(
+        name=run.name,
+        experiment=run.experiment,
+        answer=f"Calibrated: {content['conditions']['model']}, {content['conditions']['placement']}.",
+        because=f"python -m experiments.simulate simulate.calibration={path}",
+        tables=[coefficient_table(run, rows), score_table(run, content)],
+        frame=pd.DataFrame(rows),
+    )
+
+
+def coefficient_table(run: Run, rows: list[dict[str, Any]]) -> Table:
+    cells = []
+    for row in rows:
+        unit = "" if row["coefficient"] == "bytes_per_s" else "s"
+        found = interval(Interval(row["low"], row["value"], row["high"]), unit)
+        cells.append((row["part"], WORDS[row["coefficient"]], found))
+    note = "[low, high]: 95 % interval, a bootstrap over the repeats of every setting."
+    return Table(titled("Fitted costs, measured", run.labels), ("", "cost of", "value"), cells, [note], num_left=2)
+
+
+def score_table(run: Run, content: dict[str, Any]) -> Table:
+    found = {**content["scores"], "interference": content["interference"]}
+    rows = [
+        (name, str(score["num_points"]), number(score["rms_error"], "share"), number(score["max_error"], "share"))
+        for name, score in found.items()
+        if score is not None
+    ]
+    notes = ["Relative errors on the fitted points; interference: steps with a chunk beside decodes, not fitted."]
+    return Table(titled("How well the fits hold", run.labels), ("", "points", "rms error", "worst"), rows, notes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    def run_analysis(run: Run, options: argparse.Namespace) -> Results:
+        return analyse(run)
+
+    return command.main(command.parser("calibrate", __doc__ or ""), ["calibrate"], run_analysis, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

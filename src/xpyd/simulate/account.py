@@ -1,0 +1,206 @@
+"""What becomes of simulated requests: rows as a real run writes them, and sums that need none.
+
+Sums are kept online in histograms of fixed size, so memory does not grow with the number of requests.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from xpyd.records import StageRow, StepRow, TokenRow
+from xpyd.request import Request, Stage
+from xpyd.simulate.costs import PS_PER_S, Stretch, to_ns
+from xpyd.workload.slo import SloConfig
+
+BUCKET_WIDTH = math.log(1.01)  # a quantile is right to one per cent
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A request under way. Times in ps; ``max_gap_ps`` is the longest gap so far that ``peaks`` does not hold."""
+
+    request: Request
+    due_ps: int
+    recorded: bool
+    prefill: int = -1  # instance numbers
+    decode: int = -1
+    attempt: int = 0
+    num_seen: int = 0  # tokens of this attempt
+    num_tokens: int = 0  # that the client has
+    first_ps: int = -1
+    last_ps: int = -1
+    max_gap_ps: int = 0
+    since_step: int = 0  # the peaks of its decode instance count from this step on
+    begun: bool = False  # prefill, in this attempt
+    in_batch: bool = False  # of a decode or colocated instance
+    moving: Any = None  # its hand-off
+
+
+class Histogram:
+    """Counts of durations in buckets that are one per cent wide, with exact sum, number and maximum."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self.num = 0
+        self.sum_ps = 0
+        self.max_ps = 0
+
+    def add(self, duration_ps: int, num: int = 1) -> None:
+        bucket = _bucket(duration_ps)
+        self._counts[bucket] = self._counts.get(bucket, 0) + num
+        self.num += num
+        self.sum_ps += duration_ps * num
+        self.max_ps = max(self.max_ps, duration_ps)
+
+    def add_steps(self, stretch: Stretch, first: int, last: int, num: int) -> None:
+        """The duration of each step of ``stretch`` from ``first`` to ``last``, ``num`` times."""
+        shortest, longest = stretch.step_ps(first), stretch.step_ps(last)
+        if _bucket(shortest) != _bucket(longest) and last > first:
+            middle = (first + last) // 2
+            self.add_steps(stretch, first, middle, num)
+            self.add_steps(stretch, middle + 1, last, num)
+            return
+        steps = last - first + 1
+        self.add(longest, num * steps)
+        self.sum_ps -= num * (longest * steps - (shortest + longest) * steps // 2)
+
+    def quantile_s(self, share: float) -> float:
+        """The value that ``share`` of all do not exceed, to one per cent; NaN of none."""
+        if not self.num:
+            return math.nan
+        left = max(1, math.ceil(share * self.num))
+        for bucket in sorted(self._counts):
+            left -= self._counts[bucket]
+            if left <= 0:
+                return min(math.exp((bucket + 0.5) * BUCKET_WIDTH), self.max_ps) / PS_PER_S
+        raise AssertionError("counts do not add up")
+
+    @property
+    def mean_s(self) -> float:
+        return self.sum_ps / self.num / PS_PER_S if self.num else math.nan
+
+
+def _bucket(duration_ps: int) -> int:
+    return int(math.log(duration_ps) / BUCKET_WIDTH) if duration_ps > 0 else 0
+
+
+class Peaks:
+    """The longest gap of an instance's decode steps since any earlier step: a stack that only falls."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._gaps: list[int] = []
+
+    def push(self, step: int, gap_ps: int) -> None:
+        while self._gaps and self._gaps[-1] <= gap_ps:
+            self._steps.pop()
+            self._gaps.pop()
+        self._steps.append(step)
+        self._gaps.append(gap_ps)
+
+    def since(self, step: int) -> int:
+        """The longest gap of ``step`` and all after it; 0 where none was."""
+        place = bisect_left(self._steps, step)
+        return self._gaps[place] if place < len(self._steps) else 0
+
+    def clear(self) -> None:
+        self._steps.clear()
+        self._gaps.clear()
+
+
+@dataclass
+class Totals:
+    """A block in sums. Durations in ps."""
+
+    num_requests: int = 0
+    num_finished: int = 0
+    num_failed: int = 0
+    num_retries: int = 0
+    num_tokens: int = 0
+    num_met: int = 0  # finished within both limits
+    num_preempted: int = 0
+    kv_bytes: int = 0
+    ttft: Histogram = field(default_factory=Histogram)
+    itl: Histogram = field(default_factory=Histogram)
+    e2e: Histogram = field(default_factory=Histogram)
+    transfer: Histogram = field(default_factory=Histogram)
+    exposed: Histogram = field(default_factory=Histogram)
+
+
+class Sink(Protocol):
+    """Where rows go: a ``run_dir.RowWriter`` or a list in a test."""
+
+    def write(self, row: Any) -> None: ...
+
+
+class Account:
+    """One block's account. ``sink`` None: no rows at all; ``with_steps``: a row for every step too."""
+
+    def __init__(self, block: int, slo: SloConfig, sink: Sink | None, with_steps: bool, begin_ns: int) -> None:
+        self.totals = Totals()
+        self.with_steps = with_steps
+        self.block = block
+        self._slo = slo
+        self._sink = sink
+        self._begin_ns = begin_ns
+
+    def ns(self, time_ps: int) -> int:
+        return self._begin_ns + to_ns(time_ps)
+
+    def write(self, row: Any) -> None:
+        assert self._sink is not None
+        self._sink.write(row)
+
+    def stamp(self, flight: Flight, stage: Stage, rank: int, time_ps: int, reason: str = "") -> None:
+        if flight.recorded:
+            number = flight.request.request_id
+            self.write(StageRow(self.block, number, stage.value, rank, self.ns(time_ps), reason))
+
+    def step(self, rank: int, role: str, begin_ps: int, end_ps: int, counts: tuple[int, ...]) -> None:
+        """One engine step; ``counts`` are the last eight columns of ``StepRow``."""
+        self.write(StepRow(self.block, rank, role, self.ns(begin_ps), self.ns(end_ps), *counts))
+
+    def token(self, flight: Flight, rank: int, time_ps: int) -> bool:
+        """One token of an attempt is out; False where an earlier attempt had brought it already."""
+        flight.num_seen += 1
+        if flight.num_seen <= flight.num_tokens:
+            return False
+        if flight.recorded:
+            t_ns = self.ns(time_ps)
+            number, index = flight.request.request_id, flight.num_tokens
+            self.write(TokenRow(self.block, number, index, 0, t_ns, t_ns, rank, 1.0))
+        flight.num_tokens += 1
+        return True
+
+    def first(self, flight: Flight, rank: int, time_ps: int) -> None:
+        """Token 0 of an attempt, or the first after a preemption."""
+        if not self.token(flight, rank, time_ps):
+            return
+        if flight.first_ps < 0:
+            flight.first_ps = time_ps
+            self.totals.ttft.add(time_ps - flight.due_ps)
+        else:
+            self.gap(flight, time_ps)
+        flight.last_ps = time_ps
+
+    def gap(self, flight: Flight, time_ps: int) -> None:
+        """A gap that is this request's own, and no step of a batch."""
+        gap_ps = time_ps - flight.last_ps
+        self.totals.itl.add(gap_ps)
+        flight.max_gap_ps = max(flight.max_gap_ps, gap_ps)
+
+    def finished(self, flight: Flight, rank: int, time_ps: int) -> None:
+        totals = self.totals
+        totals.num_finished += 1
+        totals.num_tokens += flight.request.output_len
+        totals.e2e.add(time_ps - flight.due_ps)
+        in_time = (flight.first_ps - flight.due_ps) <= self._slo.ttft_s * PS_PER_S
+        totals.num_met += in_time and flight.max_gap_ps <= self._slo.itl_s * PS_PER_S
+        self.stamp(flight, Stage.FINISHED, 0, time_ps)
+
+    def failed(self, flight: Flight, time_ps: int, reason: str) -> None:
+        self.totals.num_failed += 1
+        self.stamp(flight, Stage.FAILED, 0, time_ps, reason)

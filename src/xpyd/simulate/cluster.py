@@ -1,0 +1,251 @@
+"""The event loop: arrivals, steps, hand-offs and outages of one block, in the order of simulated time.
+
+What happens at the same moment happens in this order: arrivals, messages and transfers, then the ends of steps. So a
+step that begins at t sees everything that came until t, as a worker does that receives before it schedules.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import cast
+
+from xpyd.placement import Role
+from xpyd.request import Request, Stage
+from xpyd.scheduler.base import NeverFits, Scheduler, Sequence
+from xpyd.simulate.account import Account, Flight
+from xpyd.simulate.costs import PS_PER_NS, StepCosts
+from xpyd.simulate.fast import simulated_scheduler
+from xpyd.simulate.handoff import Handoffs
+from xpyd.simulate.instance import Instance
+from xpyd.simulate.loads import Loads
+from xpyd.simulate.outages import Outages
+from xpyd.simulate.pool import tally
+from xpyd.simulate.setup import Setup
+
+Call = Callable[[int], None]
+MESSAGE, STEP_END = 0, 1
+
+
+class Cluster:
+    """One block of one arm. ``recorded`` says of which requests rows are wanted."""
+
+    def __init__(self, setup: Setup, account: Account, recorded: Callable[[int], bool]) -> None:
+        self.setup = setup
+        self.account = account
+        self.flights: dict[int, Flight] = {}
+        self.now_ps = 0
+        self._recorded = recorded
+        self._events: list[tuple[int, int, int, Call]] = []
+        self._num_events = 0
+        self._parked: deque[Flight] = deque()  # no instance is up to take them
+        self._requests: Iterator[Request] = iter(())
+        self._concurrency: int | None = None
+        self.instances: list[Instance] = []
+        self.pools: list[list[Instance]] = []
+        rank = 1
+        for role, num, width in setup.pools():
+            pool = []
+            for index in range(num):
+                number = len(self.instances)
+                costs = StepCosts.of(setup.compute, setup.slowness(number, width))
+                pool.append(Instance(number, index, role, rank, width, costs))
+                pool[-1].begin_block(self._scheduler(pool[-1]), account)
+                self.instances.append(pool[-1])
+                rank += width
+            self.pools.append(pool)
+        self.loads = [Loads(len(pool), setup.router) for pool in self.pools]
+        self.handoffs = Handoffs(self)
+        Outages(self).plan()
+
+    def play(self, requests: Iterator[Request], concurrency: int | None = None) -> int:
+        """Play ``requests``, in arrival order, to their end; returns when the last one ended, in ps."""
+        self._requests, self._concurrency = requests, concurrency
+        upcoming = None
+        if concurrency is None:
+            upcoming = next(requests, None)
+        else:
+            self._refill(0)
+        events, last_ps = self._events, 0
+        while upcoming is not None or self.flights:
+            due_ps = upcoming.arrival_offset_ns * PS_PER_NS if upcoming is not None else None
+            if due_ps is not None and (not events or (due_ps, MESSAGE) <= events[0][:2]):
+                assert upcoming is not None
+                self.now_ps = due_ps
+                self._arrive(upcoming, due_ps)
+                upcoming = next(requests, None)
+                continue
+            assert events, f"requests {list(self.flights)[:8]} wait for something that never comes"
+            self.now_ps, _, _, call = heapq.heappop(events)
+            call(self.now_ps)
+            last_ps = self.now_ps
+        return last_ps
+
+    def at(self, time_ps: int, call: Call, priority: int = MESSAGE) -> None:
+        """Call ``call(time_ps)`` at that time."""
+        self._num_events += 1
+        heapq.heappush(self._events, (time_ps, priority, self._num_events, call))
+
+    def route(self, flight: Flight, now_ps: int) -> None:
+        """Give a request to the instances that the routers pick; it waits where a whole pool is down."""
+        first = self.loads[0].pick(now_ps)
+        second = self.loads[1].pick(now_ps) if len(self.loads) > 1 else first
+        if first is None or second is None:
+            self._parked.append(flight)
+            return
+        source, last = self.pools[0][first], self.pools[-1][second]
+        flight.prefill, flight.decode = source.number, last.number
+        flight.num_seen, flight.begun = 0, False
+        request = flight.request
+        self.loads[0].settled[source.index] += request.input_len
+        self.loads[-1].settled[last.index] += request.output_len
+        self._submit(flight, source, now_ps)
+
+    def unpark(self, now_ps: int) -> None:
+        """An instance is up again."""
+        waiting, self._parked = self._parked, deque()
+        for flight in waiting:
+            self.route(flight, now_ps)
+
+    def unload(self, flight: Flight) -> None:
+        """Take what was still expected of an attempt off the loads."""
+        source, last = self.instances[flight.prefill], self.instances[flight.decode]
+        if not flight.num_seen:
+            self.loads[0].settled[source.index] -= flight.request.input_len
+        self.loads[-1].settled[last.index] -= flight.request.output_len - flight.num_seen
+
+    def kick(self, instance: Instance, now_ps: int) -> None:
+        """Let an idle instance take its next step, if there is one to take."""
+        if not instance.start(now_ps):
+            return
+        for chunk in instance.plan.prefills:
+            flight = instance.flights[chunk.sequence.request_id]
+            if not flight.begun:
+                flight.begun = True
+                self.account.stamp(flight, Stage.PREFILL_BEGIN, instance.rank, now_ps)
+        if instance.role is Role.PREFILL:
+            self.handoffs.step_begins(instance, now_ps)
+        self.expect_end(instance)
+
+    def expect_end(self, instance: Instance) -> None:
+        """The stretch of an instance is new, or has become shorter."""
+        assert instance.stretch is not None
+        instance.version += 1
+        version = instance.version
+        if instance.batch:
+            self.loads[-1].run(instance.index, instance.stretch, instance.batch)
+        self.at(instance.stretch.end_ps, lambda now_ps: self._step_ends(instance, version, now_ps), STEP_END)
+
+    def fail(self, flight: Flight, now_ps: int, reason: str) -> None:
+        """The request ends here; it is no longer anywhere."""
+        self.account.failed(flight, now_ps, reason)
+        self._ended(flight, now_ps)
+
+    def first_token(self, flight: Flight, instance: Instance, now_ps: int) -> None:
+        """A token that no decode step brings: the first of an attempt, or of a prompt computed again."""
+        if flight.num_seen == 0:
+            self.loads[0].settled[self.instances[flight.prefill].index] -= flight.request.input_len
+        self.loads[-1].settled[self.instances[flight.decode].index] -= 1
+        self.account.first(flight, instance.rank, now_ps)
+
+    def boundary(self, instance: Instance, now_ps: int) -> None:
+        """Between two steps: admit what has landed, take offers, and go on."""
+        if instance.role is Role.DECODE:
+            self.handoffs.admit_landed(instance, now_ps)
+            self.handoffs.take_offers(instance, now_ps)
+        self.kick(instance, now_ps)
+
+    def renew(self, instance: Instance) -> None:
+        """An instance comes back, empty."""
+        instance.begin_block(self._scheduler(instance), self.account)
+
+    def _scheduler(self, instance: Instance) -> Scheduler:
+        num_kv_blocks = self.setup.num_kv_blocks(instance.port.width)
+        return simulated_scheduler(self.setup.scheduler, instance.role, num_kv_blocks, self.setup.fast)
+
+    def _arrive(self, request: Request, now_ps: int) -> None:
+        flight = Flight(request, now_ps, self._recorded(request.request_id))
+        self.flights[request.request_id] = flight
+        self.account.totals.num_requests += 1
+        self.account.stamp(flight, Stage.ARRIVED, 0, now_ps)
+        self.account.stamp(flight, Stage.ROUTED, 0, now_ps)
+        self.route(flight, now_ps)
+
+    def _refill(self, now_ps: int) -> None:
+        """Closed loop: the next request is due when one ends."""
+        while self._concurrency is not None and len(self.flights) < self._concurrency:
+            request = next(self._requests, None)
+            if request is None:
+                return
+            self._arrive(request, now_ps)
+
+    def _submit(self, flight: Flight, instance: Instance, now_ps: int) -> None:
+        request, colocated = flight.request, instance.role is Role.COLOCATED
+        num_output = request.output_len if colocated else 1
+        prompt = cast(list[int], range(request.input_len))  # of a prompt only its length matters
+        try:
+            self.pools[-1][0].scheduler.check_fits(request.request_id, request.input_len, request.output_len)
+            if colocated and instance.cut(now_ps):
+                self.expect_end(instance)
+            instance.scheduler.add(Sequence(request.request_id, prompt, num_output, tally()))
+        except NeverFits as error:
+            self.unload(flight)
+            self.fail(flight, now_ps, str(error))
+            return
+        instance.flights[request.request_id] = flight
+        if not colocated:
+            self.handoffs.submitted(flight, now_ps)
+        if instance.idle:
+            self.boundary(instance, now_ps)
+
+    def _step_ends(self, instance: Instance, version: int, now_ps: int) -> None:
+        if version != instance.version:
+            return
+        ended = instance.finish()
+        if ended.num_decoded:
+            self.loads[-1].ended(instance.index, ended.num_decoded)
+        dropped = {flight.request.request_id for flight in instance.cancels}
+        for sequence in ended.sampled:
+            if sequence.request_id not in dropped:
+                self._sampled(instance, sequence, now_ps)
+        if instance.role is Role.PREFILL:
+            self.handoffs.chunks_done(instance, ended.plan, now_ps)
+        for sequence in ended.finished:
+            flight = instance.flights.pop(sequence.request_id)
+            instance.scheduler.release(sequence)
+            self._finished(flight, instance, now_ps)
+        cancels, instance.cancels = instance.cancels, []
+        for flight in cancels:
+            instance.scheduler.abort(flight.request.request_id)
+            del instance.flights[flight.request.request_id]
+            if flight.request.request_id in self.flights:
+                self.route(flight, now_ps)
+        self.boundary(instance, now_ps)
+
+    def _sampled(self, instance: Instance, sequence: Sequence, now_ps: int) -> None:
+        """A prompt is computed, or computed again after preemption."""
+        flight = instance.flights[sequence.request_id]
+        if flight.num_seen == 0 and instance.role is not Role.DECODE:
+            self.account.stamp(flight, Stage.PREFILL_END, instance.rank, now_ps)
+            if instance.role is Role.COLOCATED:
+                self.account.stamp(flight, Stage.DECODE_ADMIT, instance.rank, now_ps)
+            elif flight.request.output_len > 1:
+                self.handoffs.computed(flight, now_ps)
+                return
+        self.first_token(flight, instance, now_ps)
+        if sequence.finished:
+            del instance.flights[sequence.request_id]
+            instance.scheduler.release(sequence)
+            self._finished(flight, instance, now_ps)
+        else:
+            instance.join(flight)
+
+    def _finished(self, flight: Flight, instance: Instance, now_ps: int) -> None:
+        self.account.finished(flight, instance.rank, now_ps)
+        self._ended(flight, now_ps)
+
+    def _ended(self, flight: Flight, now_ps: int) -> None:
+        del self.flights[flight.request.request_id]
+        if self._concurrency is not None:
+            self.at(now_ps, self._refill)

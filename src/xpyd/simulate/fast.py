@@ -1,0 +1,125 @@
+"""The real schedulers with their decode batch in a lump: the same decisions, without a turn for every token.
+
+Policy stays where it is: ``ChunkedScheduler`` and its siblings fill steps, admit and reserve. What is replaced is
+bookkeeping per decoding sequence. When blocks run out, the sequences are laid out and the real code chooses whom to
+preempt. Tests hold both against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+from xpyd.placement import Role
+from xpyd.scheduler.base import Chunk, Scheduler, SchedulerConfig, Sequence, StepPlan
+from xpyd.scheduler.decode_only import DecodeOnlyScheduler
+from xpyd.scheduler.registry import SCHEDULERS, build_scheduler
+from xpyd.simulate.lump import Lump
+from xpyd.simulate.pool import CountedBlocks
+
+
+class LumpedScheduler(Scheduler):
+    """Mixed in before a real scheduler. ``_running`` holds the sequences that compute prompts, the lump the others."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        super().__init__(config)
+        self._blocks: CountedBlocks = CountedBlocks(config.num_kv_blocks, config.block_size)
+        self.lump = Lump(config.block_size)
+        self._orders: dict[int, int] = {}  # when each running sequence was admitted, in this scheduler's count
+        self._num_admitted = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running) + len(self.lump)
+
+    @property
+    def can_admit(self) -> bool:
+        return self.num_running < self.config.max_num_seqs
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        return (*(member.sequence for member in self.lump.members.values()), *self._running)
+
+    def num_steps(self) -> int:
+        """Steps that the decode batch can run in one go, its blocks for the first one taken."""
+        return self.lump.num_steps(self._blocks.num_free)
+
+    def advance(self, num_steps: int) -> None:
+        """``num_steps`` steps of a stretch have ended, and the one after them has begun, with its blocks."""
+        self._blocks.count -= self.lump.growth(2, num_steps + 1)
+        self.lump.advance(num_steps)
+
+    def admit(self, sequence: Sequence) -> None:
+        super().admit(sequence)
+        self._running.remove(sequence)
+        self.lump.join(sequence, self._next_order())
+
+    def commit(self, plan: StepPlan, new_tokens: Mapping[int, int]) -> list[Sequence]:
+        """As ever for prompts; of the decodes, one step ends here (those before it: ``advance``)."""
+        finished = []
+        if plan.decodes:
+            self.lump.advance(1)
+            finished = self.lump.pop_finished()
+        finished += super().commit(StepPlan(plan.prefills, [], []), new_tokens)
+        for sequence in (chunk.sequence for chunk in plan.prefills if chunk.sequence.decoding):
+            order = self._orders.pop(sequence.request_id)
+            if not sequence.finished:
+                self._running.remove(sequence)
+                self.lump.join(sequence, order)
+        return finished
+
+    def _next_admitted(self) -> Sequence | None:
+        sequence = super()._next_admitted()
+        if sequence is not None:
+            self._orders[sequence.request_id] = self._next_order()
+        return sequence
+
+    def _plan_decodes(self) -> tuple[list[Chunk], list[Sequence]]:
+        preempted: list[Sequence] = []
+        if self.lump.growth(1, 1) > self._blocks.num_free:
+            preempted = self._preempt()
+        else:
+            self._blocks.count -= self.lump.growth(1, 1)
+        return cast(list[Chunk], self.lump), preempted  # of the decodes a scheduler reads the number only
+
+    def _preempt(self) -> list[Sequence]:
+        """Lay the batch out and let the real code find blocks for this step; then lump the rest again."""
+        members, computing = self.lump.take_all(), self._running
+        orders = {member.sequence.request_id: member.order for member in members} | self._orders
+        laid_out = [member.sequence for member in members] + computing
+        self._running = sorted(laid_out, key=lambda sequence: orders[sequence.request_id])
+        _, preempted = super()._plan_decodes()
+        left, self._running = self._running, []
+        for sequence in left:
+            if sequence.decoding:
+                self.lump.join(sequence, orders[sequence.request_id])
+            else:
+                self._running.append(sequence)
+        for sequence in preempted:
+            self._orders.pop(sequence.request_id, None)
+        return preempted
+
+    def _seat_free(self) -> bool:
+        return self.num_running + self._num_reserved < self.config.max_num_seqs
+
+    def _headroom(self) -> int:
+        return len(self.lump) + super()._headroom()
+
+    def _next_order(self) -> int:
+        self._num_admitted += 1
+        return self._num_admitted
+
+
+_FAST: dict[type[Scheduler], type[Scheduler]] = {}
+
+
+def simulated_scheduler(config: SchedulerConfig, role: Role, num_kv_blocks: int, fast: bool) -> Scheduler:
+    """The scheduler of an instance: the real one, or with ``fast`` the real one over a lump."""
+    config = replace(config, num_kv_blocks=num_kv_blocks)
+    if not fast:
+        return build_scheduler(config, role)
+    real = DecodeOnlyScheduler if role is Role.DECODE else SCHEDULERS[config.policy]
+    if real not in _FAST:
+        _FAST[real] = type(f"Lumped{real.__name__}", (LumpedScheduler, real), {})
+    return _FAST[real](config)

@@ -1,0 +1,235 @@
+"""Hand-offs in simulated time: offers and back-pressure, parts that become final, and what lands.
+
+As ``worker.prefill`` and ``worker.decode`` do it, without messages. Pull: an offer waits at the decode instance for a
+seat and blocks. Push: blocks are asked for when the request arrives, and what has landed may wait for a seat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from xpyd.records import TransferRow
+from xpyd.request import Stage
+from xpyd.scheduler.base import Sequence, StepPlan
+from xpyd.simulate.account import Flight
+from xpyd.simulate.instance import Instance
+from xpyd.simulate.links import Flow, Links
+from xpyd.simulate.pool import tally
+
+if TYPE_CHECKING:
+    from xpyd.simulate.cluster import Cluster
+
+
+@dataclass(slots=True, eq=False)
+class Moving:
+    """One request's hand-off. ``share`` of its KV, from the begin, is final at the source."""
+
+    num_blocks: int
+    offered: bool = False
+    table: list[int] | None = None  # at the destination
+    reserved_ps: int = 0
+    flow: Flow | None = None
+    share: float = 0.0
+    computed_ps: int = 0
+    landed: bool = False
+
+
+class Handoffs:
+    def __init__(self, cluster: Cluster) -> None:
+        setup = cluster.setup
+        self._cluster = cluster
+        self._setup = setup
+        self._config = setup.handover
+        self._links = Links(setup.link, cluster.at)
+        self._push = self._config.direction == "push"
+
+    def submitted(self, flight: Flight, now_ps: int) -> None:
+        """A request has arrived at its prefill instance."""
+        if flight.request.output_len == 1:  # never moves
+            return
+        flight.moving = Moving(-(-flight.request.input_len // self._setup.scheduler.block_size))
+        if self._push:
+            self._offer(flight, now_ps)
+
+    def step_begins(self, instance: Instance, now_ps: int) -> None:
+        """Pieces that will be final within this step: their hand-off is offered before."""
+        if self._config.mode == "whole":
+            return
+        stretch, num_layers = instance.stretch, self._setup.spec.num_layers
+        assert stretch is not None
+        for chunk in instance.plan.prefills:
+            flight = instance.flights[chunk.sequence.request_id]
+            moving, layerwise = cast(Moving | None, flight.moving), self._config.mode == "layerwise"
+            if moving is None or not (chunk.samples if layerwise else chunk.start == 0):
+                continue
+            self._offer(flight, now_ps)
+            if layerwise and num_layers > 1:
+                first_ps = now_ps + stretch.first_ps // num_layers
+                share = (num_layers - 1) / num_layers
+                self._cluster.at(first_ps, partial(self._final_later, flight, flight.attempt, share))
+
+    def chunks_done(self, instance: Instance, plan: StepPlan, now_ps: int) -> None:
+        """A step has ended: under ``chunkwise`` the full blocks of its chunks are final."""
+        if self._config.mode != "chunkwise":
+            return
+        for chunk in plan.prefills:
+            flight = instance.flights.get(chunk.sequence.request_id)
+            moving = None if flight is None else cast(Moving | None, flight.moving)
+            if flight is not None and moving is not None and not moving.computed_ps:
+                full = (chunk.start + chunk.num_tokens) // self._setup.scheduler.block_size
+                self._final(flight, full / moving.num_blocks, now_ps)
+
+    def computed(self, flight: Flight, now_ps: int) -> None:
+        """The prompt is computed: all of its KV may leave."""
+        moving = cast(Moving, flight.moving)
+        moving.computed_ps = now_ps
+        self._offer(flight, now_ps)
+        self._final(flight, 1.0, now_ps)
+        if self._config.first_token == "prefill":
+            self._cluster.first_token(flight, self._cluster.instances[flight.prefill], now_ps)
+
+    def take_offers(self, instance: Instance, now_ps: int) -> None:
+        """Accept what fits, first come first served."""
+        if not instance.up or not instance.offers:
+            return
+        instance.settle(now_ps)
+        taken = False
+        while instance.offers:
+            flight = instance.offers[0]
+            moving = cast(Moving, flight.moving)
+            table = instance.scheduler.reserve(moving.num_blocks, ahead=self._push)
+            if table is None:
+                break
+            taken = True
+            instance.offers.popleft()
+            moving.table, moving.reserved_ps = table, now_ps
+            self._open(flight, instance, now_ps)
+        if taken and instance.refit():
+            self._cluster.expect_end(instance)
+
+    def admit_landed(self, instance: Instance, now_ps: int) -> None:
+        """Let what has landed join the batch, as far as there are seats."""
+        while instance.landed and instance.scheduler.can_admit:
+            flight = instance.landed.popleft()
+            request, moving = flight.request, cast(Moving, flight.moving)
+            assert moving.table is not None
+            prompt = cast(list[int], range(request.input_len))
+            sequence = Sequence(
+                request.request_id, prompt, request.output_len, tally(1), request.input_len, moving.table
+            )
+            instance.scheduler.admit(sequence)
+            flight.moving = None
+            self._cluster.account.stamp(flight, Stage.DECODE_ADMIT, instance.rank, now_ps)
+            if self._config.first_token == "decode":
+                self._cluster.first_token(flight, instance, now_ps)
+            instance.join(flight)
+
+    def undo(self, flight: Flight, now_ps: int) -> None:
+        """Take a hand-off back at its destination, and off the wire; an instance that is down has forgotten it."""
+        moving = cast(Moving | None, flight.moving)
+        if moving is None:
+            return
+        destination = self._cluster.instances[flight.decode]
+        if moving.flow is not None and not moving.landed:
+            self._links.cancel(moving.flow, now_ps)
+        if destination.up and destination.cut(now_ps):  # there is room again: look at what waits when the step ends
+            self._cluster.expect_end(destination)
+        for queue in (destination.offers, destination.landed):
+            if flight in queue:
+                queue.remove(flight)
+        if moving.table is not None and destination.up:
+            destination.scheduler.unreserve(moving.table)
+        flight.moving = None
+
+    def stall(self, flight: Flight, now_ps: int) -> None:
+        """One of its ends is down: nothing moves any more."""
+        moving = cast(Moving | None, flight.moving)
+        if moving is not None and moving.flow is not None and not moving.landed:
+            self._links.cancel(moving.flow, now_ps)
+
+    def _offer(self, flight: Flight, now_ps: int) -> None:
+        moving = cast(Moving, flight.moving)
+        if moving.offered:
+            return
+        moving.offered = True
+        instance = self._cluster.instances[flight.decode]
+        instance.flights[flight.request.request_id] = flight
+        instance.offers.append(flight)
+        self.take_offers(instance, now_ps)
+
+    def _open(self, flight: Flight, instance: Instance, now_ps: int) -> None:
+        moving, attempt = cast(Moving, flight.moving), flight.attempt
+        source = self._cluster.instances[flight.prefill]
+        num_bytes = self._setup.kv_bytes(moving.num_blocks)
+        num_descriptors = self._setup.num_descriptors(moving.num_blocks)
+        moving.flow = self._links.open(
+            flight.request.request_id,
+            source.port,
+            instance.port,
+            num_bytes,
+            num_descriptors,
+            lambda at_ps: self._landed(flight, attempt, at_ps),
+        )
+        self._cluster.account.totals.kv_bytes += round(num_bytes)
+        if moving.share:
+            self._links.release(moving.flow, now_ps, moving.share)
+
+    def _final_later(self, flight: Flight, attempt: int, share: float, now_ps: int) -> None:
+        if flight.attempt == attempt and flight.moving is not None and self._cluster.instances[flight.prefill].up:
+            self._final(flight, share, now_ps)
+
+    def _final(self, flight: Flight, share: float, now_ps: int) -> None:
+        moving = cast(Moving, flight.moving)
+        if share > moving.share:
+            moving.share = share
+            if moving.flow is not None:
+                self._links.release(moving.flow, now_ps, share)
+
+    def _landed(self, flight: Flight, attempt: int, now_ps: int) -> None:
+        source, destination = (self._cluster.instances[n] for n in (flight.prefill, flight.decode))
+        if flight.attempt != attempt or not (source.up and destination.up):
+            return
+        moving = cast(Moving, flight.moving)
+        moving.landed = True
+        self._bill(flight, moving, source, destination, now_ps)
+        request_id = flight.request.request_id
+        sequence = source.scheduler.find(request_id)
+        assert sequence is not None
+        source.scheduler.release(sequence)
+        del source.flights[request_id]
+        if source.idle:
+            self._cluster.kick(source, now_ps)
+        destination.landed.append(flight)
+        if destination.idle:
+            self._cluster.boundary(destination, now_ps)
+        elif destination.cut(now_ps):
+            self._cluster.expect_end(destination)
+
+    def _bill(self, flight: Flight, moving: Moving, source: Instance, destination: Instance, now_ps: int) -> None:
+        account, flow, config = self._cluster.account, moving.flow, self._config
+        assert flow is not None
+        account.totals.transfer.add(now_ps - flow.begin_ps)
+        account.totals.exposed.add(now_ps - moving.computed_ps)
+        account.stamp(flight, Stage.TRANSFER_BEGIN, source.rank, flow.begin_ps)
+        account.stamp(flight, Stage.TRANSFER_END, destination.rank, now_ps)
+        if flight.recorded:
+            account.write(
+                TransferRow(
+                    block=account.block,
+                    request_id=flight.request.request_id,
+                    src_rank=source.rank,
+                    dst_rank=destination.rank,
+                    mode=config.mode,
+                    direction=config.direction,
+                    staged=False,
+                    num_pieces=self._setup.num_descriptors(moving.num_blocks),
+                    payload_bytes=round(self._setup.kv_bytes(moving.num_blocks)),
+                    reserved_ns=account.ns(moving.reserved_ps),
+                    begin_ns=account.ns(flow.begin_ps),
+                    end_ns=account.ns(now_ps),
+                    num_inflight=flow.num_inflight,
+                    verified=False,
+                )
+            )

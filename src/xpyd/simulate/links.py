@@ -1,0 +1,132 @@
+"""Links with fair share: every rank has one, and transfers under way at the same end share it equally.
+
+A flow gets the smaller of its shares at the source and at the destination, as ``LinkModel`` has it for one link; what
+a slow other end leaves unused is not given away (that would be max-min fairness). ``alpha`` is added at the end,
+descriptors count as the bytes that they delay. A flow may only send what is computed: it is released in parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from xpyd.economics.cost import LinkModel
+from xpyd.simulate.costs import PS_PER_S, to_ps
+
+
+@dataclass(slots=True, eq=False)
+class Port:
+    """One instance's links, one per rank: the flows that cross them now, by direction."""
+
+    width: int
+    outgoing: list[Flow] = field(default_factory=list)
+    incoming: list[Flow] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """One hand-off on the wire. ``total`` counts bytes, descriptors as bytes too; so do ``sent`` and ``released``."""
+
+    request_id: int
+    source: Port
+    destination: Port
+    total: float
+    landed: Callable[[int], None]
+    released: float = 0.0
+    sent: float = 0.0
+    rate: float = 0.0  # bytes per picosecond
+    since_ps: int = 0
+    version: int = 0
+    num_inflight: int = 0
+    begin_ps: int = -1
+
+    @property
+    def active(self) -> bool:
+        return self in self.source.outgoing
+
+
+class Links:
+    """All flows. ``at`` schedules a call: (time, call)."""
+
+    def __init__(self, link: LinkModel, at: Callable[[int, Callable[[int], None]], None]) -> None:
+        self._per_ps = link.bytes_per_s / PS_PER_S
+        self._alpha_ps = to_ps(link.alpha_s)
+        self._bytes_per_descriptor = link.gamma_s * link.bytes_per_s
+        self._at = at
+
+    def open(
+        self,
+        request_id: int,
+        source: Port,
+        destination: Port,
+        num_bytes: float,
+        num_descriptors: int,
+        landed: Callable[[int], None],
+    ) -> Flow:
+        """A flow of which nothing is released yet. ``landed`` is called when the last byte has arrived."""
+        total = num_bytes + num_descriptors * self._bytes_per_descriptor
+        num_inflight = len(destination.incoming)
+        return Flow(request_id, source, destination, total, landed, num_inflight=num_inflight)
+
+    def release(self, flow: Flow, now_ps: int, share: float) -> None:
+        """``share`` of the flow, from its begin, may leave; it starts or goes on if it had nothing to send."""
+        self._settle(flow, now_ps)
+        flow.released = max(flow.released, share * flow.total)
+        if flow.active:
+            self._plan(flow)
+        elif flow.released > flow.sent:
+            if flow.begin_ps < 0:
+                flow.begin_ps = now_ps
+            flow.source.outgoing.append(flow)
+            flow.destination.incoming.append(flow)
+            self._share_anew(flow, now_ps)
+
+    def cancel(self, flow: Flow, now_ps: int) -> None:
+        """Take a flow off the wire; it never lands."""
+        flow.version += 1
+        flow.landed = _nobody
+        if flow.active:
+            self._stop(flow, now_ps)
+
+    def _stop(self, flow: Flow, now_ps: int) -> None:
+        flow.source.outgoing.remove(flow)
+        flow.destination.incoming.remove(flow)
+        self._share_anew(flow, now_ps)
+
+    def _share_anew(self, flow: Flow, now_ps: int) -> None:
+        """The number of flows at both ends of ``flow`` has changed: so do the rates of all of them."""
+        for other in dict.fromkeys((*flow.source.outgoing, *flow.destination.incoming)):
+            self._settle(other, now_ps)
+            crowd = max(
+                1 / min(other.source.width, other.destination.width),
+                len(other.source.outgoing) / other.source.width,
+                len(other.destination.incoming) / other.destination.width,
+            )
+            other.rate = self._per_ps / crowd
+            self._plan(other)
+
+    def _settle(self, flow: Flow, now_ps: int) -> None:
+        if flow.active:
+            flow.sent = min(flow.released, flow.sent + flow.rate * (now_ps - flow.since_ps))
+        flow.since_ps = now_ps
+
+    def _plan(self, flow: Flow) -> None:
+        """When it will have sent what is released, if nothing changes."""
+        flow.version += 1
+        version = flow.version
+        left_ps = round((flow.released - flow.sent) / flow.rate)
+        self._at(flow.since_ps + left_ps, lambda now_ps: self._drained(flow, version, now_ps))
+
+    def _drained(self, flow: Flow, version: int, now_ps: int) -> None:
+        if version != flow.version:
+            return
+        flow.sent = flow.released
+        flow.since_ps = now_ps
+        self._stop(flow, now_ps)
+        if flow.released >= flow.total:
+            landed = flow.landed
+            self._at(now_ps + self._alpha_ps, landed)
+
+
+def _nobody(now_ps: int) -> None:
+    """Where a cancelled flow lands."""

@@ -1,0 +1,108 @@
+"""The decode batch of one instance as one thing: many steps at once, where nothing but the batch's own growth changes.
+
+Between two events every decoding sequence gains one token a step, so a stretch of steps is arithmetic: the context
+grows by the batch, a block is taken wherever a sequence crosses a block's border, and the next sequence to end is the
+top of a heap. A lump knows these and is exact; ``simulate.fast`` puts it under the real schedulers.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+from xpyd.scheduler.base import Sequence
+from xpyd.simulate.pool import tally
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A decoding sequence: the step after which it joined, and what it had then. ``order``: older is smaller."""
+
+    sequence: Sequence
+    order: int
+    joined_step: int
+    joined_tokens: int
+    finish_step: int
+    phase: int  # it needs a block in every step that is this number modulo the block size
+
+
+class Lump:
+    """Decoding sequences of one instance. ``step`` counts the decode steps that have ended."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._heap: list[tuple[int, int, Member]] = []
+        self._phases = [0] * block_size
+        self.members: dict[int, Member] = {}
+        self.step = 0
+        self.context = 0  # tokens of all members in the next step, as StepRow counts them
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def join(self, sequence: Sequence, order: int) -> None:
+        """A sequence that decodes from the next step on; its table covers all its tokens but the newest."""
+        num_tokens = sequence.num_tokens
+        left = sequence.max_output_tokens - len(sequence.outputs)
+        phase = (2 + self.step - num_tokens) % self._block_size
+        member = Member(sequence, order, self.step, num_tokens, self.step + left, phase)
+        self.members[sequence.request_id] = member
+        heapq.heappush(self._heap, (member.finish_step, order, member))
+        self._phases[phase] += 1
+        self.context += num_tokens
+
+    def growth(self, first: int, last: int) -> int:
+        """Blocks that steps ``first`` to ``last`` take, counted from the next one, which is 1."""
+        size = self._block_size
+        cycles, rest = divmod(last - first + 1, size)
+        begin = self.step + first
+        return cycles * len(self.members) + sum(self._phases[(begin + i) % size] for i in range(rest))
+
+    def num_steps(self, num_free: int) -> int:
+        """Steps that can be run in one go, the blocks of the first taken: to the first end, or while blocks last."""
+        wanted = self._heap[0][0] - self.step
+        if len(self.members) * ((wanted - 1) // self._block_size + 1) <= num_free:
+            return wanted
+        low, high = 1, wanted
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.growth(2, middle) <= num_free:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def advance(self, num_steps: int) -> None:
+        """So many steps have ended; none of them but the last may complete a sequence."""
+        self.step += num_steps
+        self.context += num_steps * len(self.members)
+
+    def pop_finished(self) -> list[Sequence]:
+        """Take out the sequences that the step before completed, oldest first."""
+        done: list[Sequence] = []
+        while self._heap and self._heap[0][0] == self.step:
+            done.append(self._leave(heapq.heappop(self._heap)[2]))
+        return done
+
+    def take_all(self) -> list[Member]:
+        """Take out everything, oldest first; each member's sequence is brought up to date."""
+        found = sorted(self.members.values(), key=lambda member: member.order)
+        for member in found:
+            self._leave(member)
+        self._heap.clear()
+        return found
+
+    def num_tokens(self, member: Member) -> int:
+        """Known tokens of a member in the next step."""
+        return member.joined_tokens + self.step - member.joined_step
+
+    def _leave(self, member: Member) -> Sequence:
+        sequence = member.sequence
+        num_tokens = self.num_tokens(member)
+        sequence.outputs = tally(len(sequence.outputs) + num_tokens - member.joined_tokens)
+        sequence.num_computed = num_tokens - 1
+        sequence.block_table = tally(-(-(num_tokens - 1) // self._block_size))
+        self._phases[member.phase] -= 1
+        self.context -= num_tokens
+        del self.members[sequence.request_id]
+        return sequence

@@ -1,0 +1,92 @@
+"""Outages: an instance stops, is missed after a while, and comes back empty; its requests are routed anew or fail."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from xpyd.request import Stage
+from xpyd.simulate.account import Flight
+from xpyd.simulate.costs import to_ps
+from xpyd.simulate.instance import Instance
+
+if TYPE_CHECKING:
+    from xpyd.simulate.cluster import Cluster
+
+
+class Outages:
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def plan(self) -> None:
+        """Schedule every outage: down, missed ``detect_s`` later, up again."""
+        setup, instances = self._cluster.setup, self._cluster.instances
+        for outage in setup.options.outages:
+            if outage.instance >= len(instances):
+                continue  # the other arm may have more
+            instance = instances[outage.instance]
+            self._cluster.at(to_ps(outage.from_s), partial(self._down, instance))
+            missed_ps = to_ps(outage.from_s + setup.detect_s)
+            self._cluster.at(missed_ps, partial(self._missed, instance))
+            self._cluster.at(to_ps(outage.to_s), partial(self._up, instance))
+
+    def _down(self, instance: Instance, now_ps: int) -> None:
+        instance.settle(now_ps)
+        for flight in self._hit(instance):
+            if instance.number == flight.decode:
+                flight.num_tokens = max(flight.num_tokens, instance.num_out(flight.request.request_id))
+            self._cluster.handoffs.stall(flight, now_ps)
+        num_decoded = instance.stop()
+        if instance in self._cluster.pools[-1]:
+            self._cluster.loads[-1].ended(instance.index, num_decoded)
+
+    def _missed(self, instance: Instance, now_ps: int) -> None:
+        loads = self._cluster.loads[0 if instance in self._cluster.pools[0] else -1]
+        loads.up[instance.index] = False
+        for flight in self._hit(instance):
+            self._rescue(flight, instance, now_ps)
+        loads.settled[instance.index] = 0
+
+    def _up(self, instance: Instance, now_ps: int) -> None:
+        loads = self._cluster.loads[0 if instance in self._cluster.pools[0] else -1]
+        instance.up = loads.up[instance.index] = True
+        self._cluster.renew(instance)
+        self._cluster.unpark(now_ps)
+
+    def _hit(self, instance: Instance) -> list[Flight]:
+        """Requests that are on the instance, or on their way to it."""
+        number = instance.number
+        return [
+            flight
+            for flight in self._cluster.flights.values()
+            if flight.decode == number or (flight.prefill == number and flight.request.request_id in instance.flights)
+        ]
+
+    def _rescue(self, flight: Flight, lost: Instance, now_ps: int) -> None:
+        """Forget the attempt wherever it is, and route the request anew, or let it fail."""
+        cluster, request_id = self._cluster, flight.request.request_id
+        cluster.handoffs.undo(flight, now_ps)
+        cluster.unload(flight)
+        flight.attempt += 1
+        flight.in_batch = False
+        reason = f"instance {lost.number} ({lost.role}, rank {lost.rank}) is down"
+        for instance in (cluster.instances[flight.prefill], cluster.instances[flight.decode]):
+            if instance is lost:
+                instance.flights.pop(request_id, None)
+        source = cluster.instances[flight.prefill]
+        runs = source.up and any(chunk.sequence.request_id == request_id for chunk in source.plan.prefills)
+        retry = flight.attempt <= cluster.setup.max_retries
+        if retry:
+            cluster.account.totals.num_retries += 1
+            cluster.account.stamp(flight, Stage.RETRIED, 0, now_ps, reason)
+        else:
+            cluster.fail(flight, now_ps, reason)
+        if runs and not source.idle and request_id in source.flights:
+            source.cancels.append(flight)  # routed, or forgotten, when the step has ended
+            return
+        if request_id in source.flights:
+            source.scheduler.abort(request_id)
+            del source.flights[request_id]
+        cluster.instances[flight.decode].flights.pop(request_id, None)
+        if retry:
+            cluster.route(flight, now_ps)

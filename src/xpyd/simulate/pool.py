@@ -1,0 +1,57 @@
+"""A KV pool that counts blocks and knows no ids: what a scheduler needs of its allocator when no bytes are kept.
+
+It stands in for ``kv.blocks.BlockAllocator`` inside the real schedulers, at the cost of a subtraction where that one
+hands out every block by its id.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from xpyd.kv.blocks import BlockAllocator, OutOfBlocks
+
+
+class Tally:
+    """A list of which only the length matters: block tables and output tokens of simulated sequences."""
+
+    __slots__ = ("num",)
+
+    def __init__(self, num: int = 0) -> None:
+        self.num = num
+
+    def __len__(self) -> int:
+        return self.num
+
+    def append(self, item: Any) -> None:
+        self.num += 1
+
+    def extend(self, items: Any) -> None:
+        self.num += len(items)
+
+
+def tally(num: int = 0) -> list[int]:
+    """A ``Tally`` where the schedulers' types ask for a list."""
+    return cast(list[int], Tally(num))
+
+
+class CountedBlocks(BlockAllocator):
+    """The allocator's interface over one number. Raises OutOfBlocks as the original does."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.count = num_blocks
+
+    @property
+    def num_free(self) -> int:
+        return self.count
+
+    def allocate(self, num_blocks: int) -> list[int]:
+        if num_blocks > self.count:
+            raise OutOfBlocks(f"{num_blocks} KV blocks asked for, {self.count} of {self.num_blocks} are free")
+        self.count -= num_blocks
+        return tally(num_blocks)
+
+    def free(self, table: Any) -> None:
+        self.count += len(table)
+        assert self.count <= self.num_blocks, "blocks were freed twice"

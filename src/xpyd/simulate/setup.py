@@ -1,0 +1,73 @@
+"""What is simulated: the pools, the limits, how KV moves, how fast everything is, and what fails."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from xpyd.economics.cost import ComputeModel, LinkModel, replication
+from xpyd.model.shard import Shard
+from xpyd.model.spec import ModelSpec
+from xpyd.placement import PlacementConfig, Role
+from xpyd.router import RouterConfig
+from xpyd.scheduler.base import SchedulerConfig
+from xpyd.simulate.config import SimulateConfig
+from xpyd.workload.slo import SloConfig
+
+
+@dataclass(frozen=True)
+class Handover:
+    """How KV moves, as ``worker.transfer_config`` names it."""
+
+    mode: Literal["whole", "layerwise", "chunkwise"]
+    direction: Literal["pull", "push"]
+    first_token: Literal["prefill", "decode"]
+    max_piece_bytes: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One arm."""
+
+    spec: ModelSpec
+    placement: PlacementConfig
+    scheduler: SchedulerConfig
+    handover: Handover
+    router: RouterConfig
+    slo: SloConfig
+    compute: ComputeModel
+    link: LinkModel
+    options: SimulateConfig
+    max_retries: int  # of one request that an outage hits; 0: it fails
+    detect_s: float
+    fast: bool = True
+
+    def pools(self) -> list[tuple[Role, int, int]]:
+        """(role, instances, ranks of each), in the order of their ranks."""
+        p = self.placement
+        if p.num_colocated:
+            return [(Role.COLOCATED, p.num_colocated, p.colocated_tp or 1)]
+        return [(Role.PREFILL, p.num_prefill, p.prefill_tp), (Role.DECODE, p.num_decode, p.decode_tp)]
+
+    def num_kv_blocks(self, width: int) -> int:
+        """Blocks of an instance whose ranks each give what a lone one would."""
+        return self.scheduler.num_kv_blocks * self.spec.num_kv_heads // Shard(0, width).of(self.spec).num_kv_heads
+
+    def slowness(self, number: int, width: int) -> float:
+        """By what the step model's seconds are multiplied on instance ``number``."""
+        speeds = self.options.speeds
+        speed = speeds[number % len(speeds)] if speeds else 1.0
+        return 1 / (speed * (width * self.options.tp_efficiency if width > 1 else 1.0))
+
+    def kv_bytes(self, num_blocks: int) -> float:
+        """What a hand-off of so many blocks puts on the wire, replicated heads counted."""
+        wide = max(self.placement.prefill_tp, self.placement.decode_tp)
+        return num_blocks * self._layer_bytes * self.spec.num_layers * replication(self.spec, wide)
+
+    def num_descriptors(self, num_blocks: int) -> int:
+        """Pieces of it where a request's blocks are neighbours (``economics.scenario``)."""
+        return self.spec.num_layers * -(-num_blocks * self._layer_bytes // self.handover.max_piece_bytes)
+
+    @property
+    def _layer_bytes(self) -> int:
+        return self.spec.block_bytes(self.scheduler.block_size)

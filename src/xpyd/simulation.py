@@ -1,0 +1,145 @@
+"""The ``simulate`` experiment: the blocks of a compare or serve run in simulated time, with the same tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from xpyd.compose import ROOT
+from xpyd.config import ConfigError, Simulate
+from xpyd.entry import Job
+from xpyd.environment import lone_environment
+from xpyd.model.checkpoint_config import resolve_spec
+from xpyd.records import COLOCATED, DISAGGREGATED, BlockRow, RequestRow
+from xpyd.request import Request
+from xpyd.run_dir import RowWriter
+from xpyd.simulate.account import Account, Histogram, Totals
+from xpyd.simulate.cluster import Cluster
+from xpyd.simulate.costs import PS_PER_S, to_ns
+from xpyd.simulate.model import Costs, closed_form, read_calibration
+from xpyd.simulate.setup import Handover, Setup
+from xpyd.simulate.stream import stream_requests
+from xpyd.trial import interleave
+from xpyd.units import NS_PER_S
+
+SIMULATED = "simulated.json"
+QUANTILES = (0.5, 0.9, 0.99)
+
+
+def run_simulation(config: Simulate, job: Job) -> None:
+    """Play every block and write rows, ``simulated.json`` (sums of every block) and environment.json."""
+    costs = costs_of(config)
+    options = config.simulate
+    arms = (COLOCATED, DISAGGREGATED) if options.arms == "compare" else (_lone_arm(config),)
+    labels = ["modeled", costs.label]
+    if options.rows == "sample":
+        labels.append(f"rows of every {options.sample_every}th request")
+    job.run_dir.write_json("environment.json", {**lone_environment(ROOT, []), "labels": labels})
+    blocks, begin_ns = [], 0
+    with RowWriter(job.run_dir, rank=0) as rows:
+        for number, (pair, arm) in enumerate(interleave(config.num_pairs, arms)):
+            began_s = time.perf_counter()
+            totals, end_ps = _play(config, costs, number, pair, arm, begin_ns, rows)
+            wall_s = time.perf_counter() - began_s
+            blocks.append({"block": number, "pair": pair, "arm": arm, "wall_s": wall_s, **summary(totals, end_ps)})
+            job.say(
+                f"block {number + 1}  pair {pair}  {arm:<13}  {totals.num_requests} requests, "
+                f"{end_ps / PS_PER_S:.1f} s of simulated time in {wall_s:.2f} s"
+            )
+            begin_ns += to_ns(end_ps) + NS_PER_S
+    job.run_dir.write_json(SIMULATED, {"costs": asdict(costs), "blocks": blocks})
+
+
+def costs_of(config: Simulate) -> Costs:
+    """Raises ConfigError for a calibration file that does not fit."""
+    spec, path = resolve_spec(config.model), config.simulate.calibration
+    if path is None:
+        return closed_form(spec, config.machine, config.fabric.rate_gbps)
+    try:
+        return read_calibration(Path(path), spec)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def setup_of(config: Simulate, arm: str, costs: Costs) -> Setup:
+    """One arm of the experiment."""
+    transfer, faults = config.transfer, config.faults
+    placement = config.placement
+    if arm == COLOCATED and not placement.num_colocated:
+        placement = placement.colocated()
+    return Setup(
+        spec=resolve_spec(config.model),
+        placement=placement,
+        scheduler=config.scheduler,
+        handover=Handover(transfer.mode, transfer.direction, transfer.first_token, transfer.max_piece_bytes),
+        router=config.router,
+        slo=config.slo,
+        compute=costs.compute,
+        link=costs.link,
+        options=config.simulate,
+        max_retries=faults.max_retries or 0,
+        detect_s=faults.detect_s,
+    )
+
+
+def summary(totals: Totals, end_ps: int) -> dict[str, Any]:
+    """A block in figures: counts, rates and quantiles, in seconds."""
+    found: dict[str, Any] = {}
+    for name, value in vars(totals).items():
+        if isinstance(value, Histogram):
+            found |= {f"{name}_p{share * 100:g}_s": value.quantile_s(share) for share in QUANTILES}
+            found |= {f"{name}_mean_s": value.mean_s, f"{name}_max_s": value.max_ps / PS_PER_S}
+        else:
+            found[name] = value
+    lasted_s = end_ps / PS_PER_S
+    attainment = totals.num_met / totals.num_requests
+    return {"lasted_s": lasted_s, "attainment": attainment, "goodput_rps": totals.num_met / lasted_s, **found}
+
+
+def _play(
+    config: Simulate, costs: Costs, number: int, pair: int, arm: str, begin_ns: int, rows: RowWriter
+) -> tuple[Totals, int]:
+    options = config.simulate
+
+    def recorded(request_id: int) -> bool:
+        return options.rows == "all" or (options.rows == "sample" and request_id % options.sample_every == 0)
+
+    account = Account(number, config.slo, rows, options.rows == "all", begin_ns)
+    num_recorded = 0
+
+    def listed() -> Iterator[Request]:
+        """The requests, with a row for each one that is recorded."""
+        nonlocal num_recorded
+        for request in stream_requests(config.workload, pair, options.num_requests):
+            if recorded(request.request_id):
+                num_recorded += 1
+                rows.write(
+                    RequestRow(
+                        number,
+                        pair,
+                        arm,
+                        request.request_id,
+                        request.class_name,
+                        request.input_len,
+                        request.output_len,
+                        request.arrival_offset_ns,
+                    )
+                )
+                rows.flush_if_due()
+            yield request
+
+    cluster = Cluster(setup_of(config, arm, costs), account, recorded)
+    end_ps = cluster.play(listed(), config.workload.concurrency)
+    kv_bytes = account.totals.kv_bytes
+    if num_recorded:
+        end_ns = begin_ns + to_ns(end_ps)
+        rows.write(BlockRow(number, pair, arm, begin_ns, end_ns, num_recorded, 0, kv_bytes, kv_bytes, -1))
+    rows.flush()
+    return account.totals, end_ps
+
+
+def _lone_arm(config: Simulate) -> str:
+    return COLOCATED if config.placement.num_colocated else DISAGGREGATED
