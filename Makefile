@@ -9,7 +9,7 @@ PY_M = $(BIN)/python -m
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer handoff interference tune-colocated bench-analysis soak check-cluster codecs cluster slurm-demo test test-rdma lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer handoff interference tune-colocated bench-analysis simulate bench-simulate soak check-cluster codecs cluster slurm-demo test test-rdma lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,12 @@ tune-colocated: $(SETUP) ## the colocated rival's best chunk size and batch limi
 
 bench-analysis: $(SETUP) ## seconds and memory of the analysis of ten million token rows
 	$(PY_M) benchmarks.analysis
+
+simulate: $(SETUP) ## a comparison in simulated time, no ranks: modeled tables in a second; ARGS='model=llama3_8b placement=2p2d'
+	$(PY_M) experiments.simulate $(ARGS)
+
+bench-simulate: $(SETUP) ## CPU time per simulated request, and memory, over instances and requests: ARGS=...
+	$(PY_M) benchmarks.simulate $(ARGS)
 
 soak: $(SETUP) ## every kind of fault a hundred times in real sessions, with a table of what became of the requests: ARGS=...
 	$(PY_M) benchmarks.soak $(ARGS)

@@ -77,10 +77,11 @@ class LumpedScheduler(Scheduler):
 
     def _plan_decodes(self) -> tuple[list[Chunk], list[Sequence]]:
         preempted: list[Sequence] = []
-        if self.lump.growth(1, 1) > self._blocks.num_free:
+        growth = self.lump.growth(1, 1)
+        if growth > self._blocks.count:
             preempted = self._preempt()
         else:
-            self._blocks.count -= self.lump.growth(1, 1)
+            self._blocks.count -= growth
         return cast(list[Chunk], self.lump), preempted  # of the decodes a scheduler reads the number only
 
     def _preempt(self) -> list[Sequence]:

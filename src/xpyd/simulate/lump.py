@@ -53,10 +53,13 @@ class Lump:
 
     def growth(self, first: int, last: int) -> int:
         """Blocks that steps ``first`` to ``last`` take, counted from the next one, which is 1."""
-        size = self._block_size
+        size, phases = self._block_size, self._phases
+        if first == last:
+            return phases[(self.step + first) % size]
         cycles, rest = divmod(last - first + 1, size)
-        begin = self.step + first
-        return cycles * len(self.members) + sum(self._phases[(begin + i) % size] for i in range(rest))
+        begin = (self.step + first) % size
+        total = cycles * len(self.members) + sum(phases[begin : begin + rest])
+        return total + sum(phases[: max(0, begin + rest - size)])
 
     def num_steps(self, num_free: int) -> int:
         """Steps that can be run in one go, the blocks of the first taken: to the first end, or while blocks last."""

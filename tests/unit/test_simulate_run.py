@@ -1,0 +1,143 @@
+"""The simulate experiment from config to tables, and the calibration file that it may start from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from analysis import compare, simulate
+from analysis.load import load_run
+from xpyd.calibration import fitted
+from xpyd.compose import ROOT
+from xpyd.config import ConfigError, Simulate, dump_config, load_config
+from xpyd.economics.cost import ComputeModel, ComputePoint, LinkModel, LinkPoint
+from xpyd.entry import Job
+from xpyd.model.spec import ModelSpec
+from xpyd.run_dir import RunDir
+from xpyd.simulate.config import MachineConfig
+from xpyd.simulate.model import closed_form, read_calibration
+from xpyd.simulation import run_simulation
+
+COMPUTE = ComputeModel(2e-3, 1e-4, 3e-8, 3e-4, 1e-6)
+LINK = LinkModel(2e-4, 1e-5, 1e9)
+TINY = ModelSpec("tiny", 6, 256, 8, 4, 32, 704, 2048)
+MACHINE = MachineConfig(1e12, 0.5, 100.0, 0.5, 1e-5, 1e-6)
+
+
+def composed(**changes: Any) -> dict[str, Any]:
+    """A small simulate run, as Hydra composes it."""
+    length = {"kind": "fixed", "tokens": 64}
+    config: dict[str, Any] = {
+        "experiment": "simulate",
+        "model": asdict(TINY),
+        "run": {"report": False},
+        "placement": {"num_prefill": 1, "num_decode": 1},
+        "scheduler": yaml.safe_load((ROOT / "conf/scheduler/chunked.yaml").read_text()),
+        "transfer": {"mode": "layerwise"},
+        "fabric": {"name": "auto", "rate_gbps": 10.0},
+        "workload": {
+            "num_requests": 6,
+            "arrival": {"kind": "poisson", "rate_rps": 10.0},
+            "classes": [{"name": "all", "share": 1.0, "input_len": length, "output_len": length}],
+        },
+        "slo": {"ttft_s": 0.5, "itl_s": 0.05},
+        "simulate": {},
+        "machine": asdict(MACHINE),
+        "num_pairs": 2,
+    }
+    return config | changes
+
+
+def simulated(folder: Path, **changes: Any) -> Path:
+    config = load_config(composed(**changes))
+    run_dir = RunDir.create(folder, "simulate", "run")
+    run_dir.write_config(dump_config(config))
+    assert isinstance(config, Simulate)
+    run_simulation(config, Job(config, run_dir))
+    run_dir.finish()
+    return run_dir.path
+
+
+def test_a_simulated_comparison_reads_as_one_and_says_that_it_is_modeled(tmp_path: Path) -> None:
+    run = load_run(simulated(tmp_path))
+    for results in (simulate.analyse(run), compare.analyse(run)):
+        assert all("modeled" in table.title for table in results.tables)
+    own = simulate.analyse(run)
+    assert not any("measured" in text for table in own.tables for text in (table.title, *table.columns))
+    assert set(own.frame["source"]) == {"modeled"}
+    assert len(run.tables["requests"]) == 4 * 6
+    assert len(run.tables["tokens"]) == 4 * 6 * 64
+    assert list(run.tables["blocks"]["arm"]) == ["colocated", "disaggregated", "disaggregated", "colocated"]
+
+
+def test_the_same_seed_gives_the_same_rows(tmp_path: Path) -> None:
+    first, second = (load_run(simulated(tmp_path / name)).tables for name in "ab")
+    for table in ("stages", "tokens", "steps", "transfers", "blocks"):
+        assert first[table].equals(second[table])
+        assert len(first[table])
+
+
+@pytest.mark.parametrize(("rows", "kept"), [("sample", 2), ("none", 0)])
+def test_fewer_rows_leave_the_sums(tmp_path: Path, rows: str, kept: int) -> None:
+    whole = load_run(simulated(tmp_path / "all"))
+    fewer = load_run(simulated(tmp_path / "fewer", simulate={"rows": rows, "sample_every": 3}))
+    assert len(fewer.tables["requests"]) == kept * 4
+    sums = [[{**block, "wall_s": 0} for block in simulate.read_blocks(run)] for run in (whole, fewer)]
+    assert sums[0] == sums[1]
+    assert simulate.analyse(fewer).tables[0].rows[0] == ("num_requests", "12", "12")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"placement": {"num_colocated": 2}}, "simulate.arms=serve"),
+        ({"transfer": {"staging": "on"}}, "transfer.staging=off"),
+        ({"simulate": {"outages": [{"instance": 0, "from_s": 0, "to_s": 9}]}}, "set arms=serve"),
+        ({"simulate": {"arms": "serve", "outages": [{"instance": 0, "from_s": 0, "to_s": 9}]}}, "faults=retry"),
+        ({"simulate": {"outages": [{"instance": 0, "from_s": 2, "to_s": 1}]}}, "to_s=1"),
+        ({"simulate": {"rows": "some"}}, "simulate.rows"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_with_a_remedy(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(composed(**changes))
+
+
+def points() -> tuple[list[ComputePoint], list[LinkPoint]]:
+    settings = [(16, 0, 0, 0), (320, 0, 0, 0), (96, 160, 0, 0), (0, 0, 1, 400), (0, 0, 12, 480), (40, 0, 3, 120)]
+    steps = [ComputePoint(COMPUTE.step_s(*s) * f, *s) for s in settings for f in (0.99, 1.0, 1.01)]
+    sizes = [(1 << 16, 6), (1 << 20, 6), (1 << 22, 24), (1 << 24, 96)]
+    return steps, [LinkPoint(b, d, LINK.transfer_s(b, d) * f) for b, d in sizes for f in (0.99, 1.0, 1.01)]
+
+
+def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path: Path) -> None:
+    content = {"conditions": {"model": "tiny"}, **fitted(*points())}
+    for name, expected in asdict(COMPUTE).items():
+        found = content["compute"][name]
+        assert found["value"] == pytest.approx(expected, rel=0.02)
+        assert found["low"] <= expected <= found["high"]
+    assert content["interference"]["max_error"] < 0.03
+    path = tmp_path / "calibration.yaml"
+    path.write_text(yaml.safe_dump(content))
+    costs = read_calibration(path, TINY)
+    assert costs.link.bytes_per_s == pytest.approx(1e9, rel=0.02)
+    assert costs.compute == ComputeModel(**{name: each["value"] for name, each in content["compute"].items()})
+    with pytest.raises(ValueError, match="made for model tiny, here other"):
+        read_calibration(path, ModelSpec("other", 6, 256, 8, 4, 32, 704, 2048))
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_calibration(tmp_path / "nothing.yaml", TINY)
+    path.write_text("a: 1")
+    with pytest.raises(ValueError, match="no calibration file"):
+        read_calibration(path, TINY)
+
+
+def test_the_closed_form_follows_the_roofline() -> None:
+    costs, roofline = closed_form(TINY, MACHINE, 8.0), MACHINE.build()
+    assert costs.link.bytes_per_s == 1e9
+    assert costs.compute.step_s(1024) == pytest.approx(roofline.step_s(TINY, 1024), rel=0.25)
+    context = roofline.step_s(TINY, 0, 0, 64, 2048)
+    assert costs.compute.step_s(0, 0, 64, 64 * 2048) == pytest.approx(context, rel=0.25)
