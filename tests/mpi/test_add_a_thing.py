@@ -120,7 +120,7 @@ def test_what_is_added_by_the_table_works(copy: Path, tmp_path: Path) -> None:
         add(copy)
     toys = ["transport=toy", "scheduler=toy", "workload=toy", "model=toy"]
     small = ["placement.allow_shared_node=true", "workload.num_requests=4", "workload.input_len=40"]
-    load = ["workload.output_len=5", "num_pairs=1", "null_control=false"]
+    load = ["workload.output_len=5", "num_pairs=1", "null_control=false", "faults.detect_s=30"]
     command = [sys.executable, "-m", "experiments.compare", *toys, *small, *load, f"run.root={tmp_path}/runs"]
     environment = {**os.environ, "PYTHONPATH": f"{copy}/src:{copy}"}
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=200)

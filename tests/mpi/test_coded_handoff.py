@@ -37,7 +37,7 @@ def test_every_mode_through_int8(mpirun: Run, tmp_path: Path) -> None:
 @pytest.mark.mpi
 def test_a_comparison_through_fp8(tmp_path: Path) -> None:
     """One word on the command line: encoded bytes in the ledger, a prediction that knows them, labels in the page."""
-    small = ["model=micro", "placement.allow_shared_node=true", "num_pairs=1", "transport=mpi"]
+    small = ["model=micro", "placement.allow_shared_node=true", "num_pairs=1", "transport=mpi", "faults.detect_s=30"]
     load = ["workload.num_requests=4", "workload.input_len=40", "workload.output_len=6", "null_control=false"]
     command = [sys.executable, "-m", "experiments.compare", "codec=fp8", *small, *load, f"run.root={tmp_path}"]
     done = subprocess.run(command, cwd=PROGRAM.parents[3], capture_output=True, text=True, timeout=120)

@@ -48,6 +48,8 @@ def serve_and_hurt(root: Path, number: signal.Signals, rank: int, *overrides: st
         errors = job.communicate(timeout=90)[1]
     finally:
         job.kill()
+    while processes(folder) and time.monotonic() < deadline + 60:  # mpirun may return before the last rank
+        time.sleep(0.1)
     assert processes(folder) == {}, "nothing is left behind"
     return job.returncode, errors, folder
 

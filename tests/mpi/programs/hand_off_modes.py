@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from xpyd.faults import FaultConfig
 from xpyd.kv.codec.config import CodecConfig
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
@@ -84,6 +85,7 @@ def main() -> None:
         SamplingConfig(),
         RouterConfig(),
         20.0,
+        FaultConfig(detect_s=30.0),  # a crowded machine is no fault
     )
     transfer.check(SCHEDULER, MODEL.block_bytes(SCHEDULER.block_size))
     setup.transport.check(setup.fabric, transfer.needs())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xpyd.clock import wait_quietly
+from xpyd.faults import FaultConfig
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.mpi import MPI
@@ -36,7 +37,7 @@ def serve(comm: Any, folder: Path, number: int, prefill_tp: Any, decode_tp: Any,
     transfer.check_widths(placement, SPEC.num_kv_heads)
     sampling, router = SamplingConfig(), RouterConfig()
     wire = TransportConfig(transport), transfer, FabricConfig("auto", 10.0)
-    setup = Setup(SPEC, placement, SCHEDULER, *wire, sampling, router, drain_timeout_s=60)
+    setup = Setup(SPEC, placement, SCHEDULER, *wire, sampling, router, 60.0, FaultConfig(detect_s=30.0))
     run_dir = RunDir(Path(comm.bcast(RunDir.create(folder, "serve", str(number)).path if comm.rank == 0 else None)))
     with Session(setup, comm, run_dir, lambda: False) as session:
         session.play(Block(0, 0, DISAGGREGATED, REQUESTS))
