@@ -118,15 +118,33 @@ def test_a_lone_request_takes_what_the_formulas_say() -> None:
     assert totals.itl.max_ps == 2_866_000_000
 
 
-def test_two_transfers_at_one_end_take_turns_of_half_the_link() -> None:
-    two = replace(SETUP, placement=PlacementConfig(num_prefill=2, num_decode=1), handover=CASES["whole"].handover)
+@pytest.mark.parametrize(("num_prefill", "num_decode"), [(2, 1), (1, 2)])
+def test_two_transfers_at_one_end_take_half_the_link_each(num_prefill: int, num_decode: int) -> None:
+    placement = PlacementConfig(num_prefill=num_prefill, num_decode=num_decode)
+    two = replace(SETUP, placement=placement, handover=CASES["whole"].handover)
     alone = next(row for row in play(two, [Request(0, 0, 64, 2)])[0] if isinstance(row, TransferRow))
-    rows = play(two, [Request(0, 0, 64, 2), Request(1, 0, 64, 2)])[0]
+    before = [Request(2, 0, 64, 1)] * (num_prefill == 1)  # both wait for it, and are computed in one step
+    rows = play(two, [*before, Request(0, 1000, 64, 2), Request(1, 1000, 64, 2)])[0]
     shared = [row for row in rows if isinstance(row, TransferRow)]
     alpha_ns = 200_000
     assert [row.end_ns - row.begin_ns - alpha_ns for row in shared] == [
         pytest.approx(2 * (alone.end_ns - alone.begin_ns - alpha_ns), rel=1e-5)
     ] * 2
+
+
+@pytest.mark.parametrize("case", ["layerwise", "push", "chunked", "prefill_first"])
+def test_the_sums_know_who_met_the_limits(case: str) -> None:
+    """The longest gap of each request, kept without its tokens, against the token rows."""
+    setup = replace(CASES[case], slo=SloConfig(0.25, 0.03))
+    rows, totals = play(setup, draw(80, 40.0))
+    met = 0
+    for number in range(80):
+        times = sorted(row.t_ns for row in rows if isinstance(row, TokenRow) and row.request_id == number)
+        gaps = np.diff(times)
+        in_time = times[0] - stages(rows, number)["arrived"] <= s_to_ns(0.25)
+        met += bool(in_time and (not len(gaps) or gaps.max() <= s_to_ns(0.03)))
+    assert totals.num_met == met
+    assert 0 < met < 80
 
 
 def test_layerwise_exposes_what_the_closed_form_says() -> None:

@@ -23,7 +23,8 @@ class LumpedScheduler(Scheduler):
     """Mixed in before a real scheduler. ``_running`` holds the sequences that compute prompts, the lump the others."""
 
     def __init__(self, config: SchedulerConfig) -> None:
-        super().__init__(config)
+        super().__init__(replace(config, num_kv_blocks=1))  # its own pool lists every block, and is not used
+        self.config = config
         self._blocks: CountedBlocks = CountedBlocks(config.num_kv_blocks, config.block_size)
         self.lump = Lump(config.block_size)
         self._orders: dict[int, int] = {}  # when each running sequence was admitted, in this scheduler's count
