@@ -9,7 +9,7 @@ from analysis.intervals import covers_zero
 from analysis.invariance import Invariance
 from analysis.ledger import OVERALL, Comparison, Line
 from analysis.load import Run
-from analysis.results import Table, titled
+from analysis.results import Table, found_word, titled
 from analysis.tables import codec_of, config_columns
 from xpyd.records import DISAGGREGATED, NULL
 from xpyd.units import format_s
@@ -58,7 +58,15 @@ def ledger_table(comparison: Comparison, length: str) -> Table:
         )
         for line in lines
     ]
-    columns = ("line", comparison.rival, "disaggregated", "measured", "modeled", "model error", "null control")
+    columns = (
+        "line",
+        comparison.rival,
+        "disaggregated",
+        found_word(comparison.run.labels),
+        "modeled",
+        "model error",
+        "null control",
+    )
     title = titled(f"Ledger, {_words(length)}", comparison.run.labels)
     return Table(title, columns, rows, [f"{STAGES} {SECONDS}", _pairs_note(comparison)])
 

@@ -51,6 +51,12 @@ class Results:
     tone: Tone = "open"  # how the page colours the answer
 
 
+def found_word(labels: Sequence[str]) -> str:
+    """What figures of a run with these labels are."""
+    return "simulated" if "modeled" in labels else "measured"
+
+
 def titled(title: str, labels: Sequence[str]) -> str:
-    """A table's title with the run's labels: no figure is shown without them."""
+    """A table's title with the run's labels: no figure is shown without them, and none of a model as measured."""
+    title = title.replace(", measured", f", {found_word(labels)}")
     return f"{title} [{', '.join(labels)}]" if labels else title

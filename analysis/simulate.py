@@ -56,8 +56,7 @@ def analyse(run: Run) -> Results:
     return replace(
         whole,
         answer=f"Modeled. {whole.answer}",
-        tables=[*tables, *(simulated(table) for table in kept)],
-        details=[simulated(table) for table in whole.details],
+        tables=[*tables, *kept],
         frame=whole.frame.assign(source="modeled"),
     )
 
@@ -70,12 +69,6 @@ def read_blocks(run: Run) -> list[dict[str, Any]]:
             raise RunError(f"{path}: holds no {FILE}; it did not end, simulate again")
         found += json.loads((path / FILE).read_text())["blocks"]
     return found
-
-
-def simulated(table: Table) -> Table:
-    """A table whose words are those of a measurement, with the right ones."""
-    columns = ["simulated" if column == "measured" else column for column in table.columns]
-    return replace(table, title=table.title.replace(", measured", ", simulated"), columns=columns)
 
 
 def sums_table(run: Run, frame: pd.DataFrame) -> Table:
