@@ -44,8 +44,8 @@ def analyse(run: Run, by_class: bool = False) -> Results:
     per_class = [make(comparison, n) for n in comparison.lengths[1:] for make in (ledger_table, metric_table)]
     tables = [
         verdict_table(comparison),
-        rivals_table(comparison),
         ledger_table(comparison, OVERALL),
+        rivals_table(comparison),
         metric_table(comparison, OVERALL),
         *(per_class if by_class else []),
         traffic_table(run),
