@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.soak.trial import Order, fault_file, ready_file
 from xpyd.kv.layout import Span
 from xpyd.transport.base import Ticket, Transport
-from xpyd.worker.decode import DecodeWorker
+from xpyd.worker.destination import DestinationEnd
 from xpyd.worker.handoff import Incoming
 
 BLOCK_BYTES = 32768  # of the pool: real pieces on the wire, whatever the model says
@@ -73,7 +73,7 @@ class WaitCount:
     def __init__(self) -> None:
         self.num_waits = 0
         self._waiting: set[int] = set()
-        accept = DecodeWorker._accept
+        accept = DestinationEnd._accept
 
         def counting(worker: Any, incoming: Incoming) -> bool:
             taken = accept(worker, incoming)
@@ -86,4 +86,4 @@ class WaitCount:
                 self._waiting.discard(request_id)
             return taken
 
-        DecodeWorker._accept = counting  # type: ignore[method-assign, assignment]
+        DestinationEnd._accept = counting  # type: ignore[method-assign, assignment]

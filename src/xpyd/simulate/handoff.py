@@ -1,7 +1,7 @@
 """Hand-offs in simulated time: offers and back-pressure, parts that become final, and what lands.
 
-As ``worker.prefill`` and ``worker.decode`` do it, without messages. Pull: an offer waits at the decode instance for a
-seat and blocks. Push: blocks are asked for when the request arrives, and what has landed may wait for a seat.
+As ``worker.source`` and ``worker.destination`` do it, without messages. Pull: an offer waits at the decode instance
+for a seat and blocks. Push: blocks are asked for when the request arrives, and what has landed may wait for a seat.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from xpyd.clock import Clock
 from xpyd.faults import FaultConfig
@@ -50,21 +49,38 @@ class Desk:
     clock: Clock
     followers: tuple[int, ...] = ()  # the other ranks of this rank's instance, where it leads one
     faults: FaultConfig = field(default_factory=FaultConfig)
+    role: Role = Role.CLIENT
+
+    @property
+    def who(self) -> str:
+        """This rank in words, for messages to people."""
+        return f"rank {self.rank} ({self.role})"
 
     def stamp(self, request_id: int, stage: Stage, t_ns: int | None = None, reason: str = "") -> None:
         t_ns = self.clock.now_ns() if t_ns is None else t_ns
         self.rows.write(StageRow(self.block, request_id, stage.value, self.rank, t_ns, reason))
 
+    def emit(self, outputs: list[Output], emitted_ns: int) -> None:
+        """One message to the client with all tokens of a step."""
+        tokens = [Emitted(o.sequence.request_id, o.index, o.sampled.token, o.sampled.margin) for o in outputs]
+        if tokens:
+            self.mailbox.send(CLIENT_RANK, Tokens(emitted_ns, tokens))
+
+    def fail(self, request_id: int, reason: str) -> None:
+        """Tell the client that this request will not finish."""
+        self.mailbox.send(CLIENT_RANK, Failed(request_id, f"{self.who}: {reason}"))
+
+    def confirm(self, request_id: int, attempt: int, stage: str) -> None:
+        """Tell the client that nothing is left here of a cancelled request; ``stage``: where it was."""
+        self.mailbox.send(CLIENT_RANK, Cancelled(request_id, attempt, stage))
+
 
 class Worker(ABC):
     """A rank with a model for the length of one block."""
 
-    role: ClassVar[Role]
-
     def __init__(self, engine: Engine, desk: Desk, drain_timeout_s: float) -> None:
         self.engine = engine
         self.desk = desk
-        self.ledger_bytes = 0  # KV bytes that the plans of incoming transfers promised
         self._drain_timeout_s = drain_timeout_s
         self._begun: set[int] = set()  # requests whose prefill has begun
         self._num_preempted = 0  # since the last step that ran
@@ -98,7 +114,7 @@ class Worker(ABC):
             if self._ending:
                 deadline = deadline or time.monotonic() + self._drain_timeout_s
                 if time.monotonic() > deadline:
-                    raise WorkerError(f"rank {self.desk.rank} ({self.role}): {self.unfinished()} after the block's end")
+                    raise WorkerError(f"{self.desk.who}: {self.unfinished()} after the block's end")
 
     def receive(self) -> bool:
         """Take messages, and let the client hear of this rank. Raises ClientLost, Outcast."""
@@ -143,28 +159,15 @@ class Worker(ABC):
         try:
             self.engine.scheduler.add(sequence)
         except NeverFits as error:
-            self.fail(sequence.request_id, str(error))
+            self.desk.fail(sequence.request_id, str(error))
             return False
         return True
 
-    def fail(self, request_id: int, reason: str) -> None:
-        self.desk.mailbox.send(CLIENT_RANK, Failed(request_id, f"rank {self.desk.rank} ({self.role}): {reason}"))
-
-    def emit(self, outputs: list[Output], emitted_ns: int) -> None:
-        """One message to the client with all tokens of a step."""
-        tokens = [Emitted(o.sequence.request_id, o.index, o.sampled.token, o.sampled.margin) for o in outputs]
-        if tokens:
-            self.desk.mailbox.send(CLIENT_RANK, Tokens(emitted_ns, tokens))
-
     def cancel(self, request_id: int, attempt: int) -> None:
-        """Drop a request, and ``confirm`` when its blocks are free; called between steps."""
+        """Drop a request, and confirm it when its blocks are free; called between steps."""
         stage = self.stages().get(request_id, "not here")
         self.engine.scheduler.abort(request_id)
-        self.confirm(request_id, attempt, stage)
-
-    def confirm(self, request_id: int, attempt: int, stage: str) -> None:
-        self._begun.discard(request_id)
-        self.desk.mailbox.send(CLIENT_RANK, Cancelled(request_id, attempt, stage))
+        self.desk.confirm(request_id, attempt, stage)
 
     def stages(self) -> dict[int, str]:
         """What every request that is here is doing here."""
@@ -174,6 +177,11 @@ class Worker(ABC):
 
     def drop_peer(self, rank: int) -> None:  # noqa: B027 - only a rank that moves KV has peers
         """A rank is lost: nothing moves to or from it any more."""
+
+    @property
+    def ledger_bytes(self) -> int:
+        """KV bytes that the plans of incoming transfers promised; none where KV does not move."""
+        return 0
 
     @property
     def aborted(self) -> bool:
@@ -199,7 +207,7 @@ class Worker(ABC):
         """React to the tokens of a step."""
 
     def move(self) -> bool:
-        """Progress KV transfers; True when something moved. A colocated worker has none."""
+        """Progress KV transfers; True when something moved."""
         return False
 
     def before_run(self, plan: StepPlan) -> None:  # noqa: B027 - a hook that a role may leave as it is
@@ -215,7 +223,7 @@ class Worker(ABC):
 
     def _lose(self, ranks: list[int]) -> None:
         if self.desk.rank in ranks:
-            raise Outcast(f"rank {self.desk.rank} ({self.role}) was silent, and the others go on without it")
+            raise Outcast(f"{self.desk.who} was silent, and the others go on without it")
         self.desk.rows.flush()  # whatever comes now, what was measured is kept
         self.desk.mailbox.give_up(ranks)
         for rank in set(ranks) - self._gone:
@@ -225,12 +233,13 @@ class Worker(ABC):
     def _cancel_all(self) -> None:
         cancels, self._cancels = self._cancels, {}
         for request_id, attempt in cancels.items():
+            self._begun.discard(request_id)
             self.cancel(request_id, attempt)
 
     def _cut_off(self, reason: str) -> None:
         """The block ends early: say for every request that is here how far it came."""
         for request_id, stage in self.stages().items():
-            why = f"rank {self.desk.rank} ({self.role}): {stage}; cut off: {reason}"
+            why = f"{self.desk.who}: {stage}; cut off: {reason}"
             self.desk.stamp(request_id, Stage.FAILED, reason=why)
         self.desk.rows.flush()
 
@@ -251,7 +260,7 @@ class Worker(ABC):
             StepRow(
                 block=self.desk.block,
                 rank=self.desk.rank,
-                role=self.role.value,
+                role=self.desk.role.value,
                 begin_ns=begin_ns,
                 end_ns=end_ns,
                 num_prefill_tokens=sum(chunk.num_tokens for chunk in plan.prefills),

@@ -37,18 +37,19 @@ from xpyd.transport.registry import TransportConfig
 from xpyd.worker.affinity import pin_cores, sharpen_sleeps
 from xpyd.worker.base import Desk, Worker, WorkerError
 from xpyd.worker.client import Client, Played
-from xpyd.worker.colocated import ColocatedWorker
 from xpyd.worker.crew import Crew
-from xpyd.worker.decode import DecodeWorker
+from xpyd.worker.destination import DestinationEnd
 from xpyd.worker.engine import Engine
 from xpyd.worker.follower import Follower
 from xpyd.worker.links import Links
 from xpyd.worker.mailbox import Mailbox
+from xpyd.worker.mover import Mover
 from xpyd.worker.piece_costs import measure_piece_costs
-from xpyd.worker.prefill import PrefillWorker
 from xpyd.worker.pulse import Outcast
-from xpyd.worker.sharded import ShardedDecode, ShardedPrefill
+from xpyd.worker.serving import ServingWorker
+from xpyd.worker.sharded import ShardedDestination, ShardedSource
 from xpyd.worker.shards import Shapes, instance_blocks
+from xpyd.worker.source import SourceEnd
 from xpyd.worker.transfer_config import TransferConfig
 
 
@@ -141,7 +142,7 @@ class Session:
         played, ledger_bytes = None, 0
         try:
             if self.rank == CLIENT_RANK:
-                played = self._play_client(block, placement, self._desk(block))
+                played = self._play_client(block, placement, self._desk(block, Role.CLIENT))
             else:
                 ledger_bytes = self._serve(placement, block)
         finally:
@@ -184,8 +185,8 @@ class Session:
             time.sleep(1.0)
         os._exit(EXIT_RANKS_LOST)
 
-    def _desk(self, block: Block, followers: tuple[int, ...] = ()) -> Desk:
-        return Desk(self.rank, block.number, self._mailbox, self.rows, self.clock, followers, self.setup.faults)
+    def _desk(self, block: Block, role: Role, followers: tuple[int, ...] = ()) -> Desk:
+        return Desk(self.rank, block.number, self._mailbox, self.rows, self.clock, followers, self.setup.faults, role)
 
     def _serve(self, placement: Placement, block: Block) -> int:
         """A worker's part of a block; returns the bytes that its plans promised."""
@@ -201,7 +202,7 @@ class Session:
         self._quarantine[ranks] = scheduler.quarantined
         num_held = scheduler.total_blocks - scheduler.num_free_blocks - len(scheduler.quarantined)
         if num_held and not worker.aborted:
-            raise WorkerError(f"rank {self.rank} ({worker.role}): {num_held} KV blocks were not returned by the block")
+            raise WorkerError(f"{worker.desk.who}: {num_held} KV blocks were not returned by the block")
 
     def _runner_in(self, placement: Placement) -> ModelRunner:
         """This rank's runner in its instance of ``placement``, made when it is first asked for: by all of its ranks."""
@@ -227,19 +228,17 @@ class Session:
         scheduler = block.scheduler or setup.scheduler
         shapes = Shapes(self.spec, placement, scheduler, block.transfer or setup.transfer)
         if self.rank != instance.leader:
-            return Follower(runner, self._desk(block), instance.leader, transport, shapes)
+            return Follower(runner, self._desk(block, role), instance.leader, transport, shapes)
         num_blocks = instance_blocks(self.spec, instance.width, setup.scheduler.num_kv_blocks)
         engine = Engine(runner, build_scheduler(replace(scheduler, num_kv_blocks=num_blocks), role))
         engine.scheduler.withhold(self._quarantine.get(instance.ranks, frozenset()))
-        desk = self._desk(block, instance.ranks[1:])
+        desk = self._desk(block, role, instance.ranks[1:])
         if role is Role.COLOCATED:
-            return ColocatedWorker(engine, desk, timeout_s)
+            return ServingWorker(engine, desk, timeout_s)
         assert transport is not None
-        if setup.placement.several_ranks:
-            sharded = ShardedPrefill if role is Role.PREFILL else ShardedDecode
-            return sharded(engine, desk, timeout_s, transport, shapes)
-        kind = PrefillWorker if role is Role.PREFILL else DecodeWorker
-        return kind(engine, desk, timeout_s, transport, shapes.transfer, self._piece_costs)
+        mover = Mover(engine, desk, transport, shapes.transfer, self._piece_costs)
+        ends = _ends(role, engine, mover, shapes if setup.placement.several_ranks else None)
+        return ServingWorker(engine, desk, timeout_s, mover, *ends)
 
     def _play_client(self, block: Block, placement: Placement, desk: Desk) -> Played:
         for r in block.requests:
@@ -321,6 +320,19 @@ class Session:
         if self.links is None or not self.links.interfaces:
             return -1
         return sum(deltas[self.nodes.index(node)] for node in dict.fromkeys(self.nodes))
+
+
+def _ends(
+    role: Role, engine: Engine, mover: Mover, shapes: Shapes | None
+) -> tuple[SourceEnd | None, DestinationEnd | None]:
+    """The ends of the hand-off that a role has; ``shapes`` where a hand-off is between several ranks."""
+    source: SourceEnd | None = None
+    destination: DestinationEnd | None = None
+    if role is not Role.DECODE:
+        source = SourceEnd(engine, mover) if shapes is None else ShardedSource(engine, mover, shapes)
+    if role is not Role.PREFILL:
+        destination = DestinationEnd(engine, mover) if shapes is None else ShardedDestination(engine, mover, shapes)
+    return source, destination
 
 
 def warm_up_blocks(blocks: Sequence[Block], num_requests: int = 3) -> list[Block]:

@@ -1,4 +1,4 @@
-"""The leaders of a hand-off between instances of several ranks: prefill and decode workers that speak for their ranks.
+"""The leaders of a hand-off between instances of several ranks: ends that speak for all their ranks.
 
 To their peer they behave as single ranks do. What differs is what a transfer is: it is done when every rank of the
 instance has moved its heads.
@@ -11,14 +11,14 @@ from bisect import bisect_right
 from collections import defaultdict
 
 from xpyd.scheduler.base import Sequence, StepPlan
-from xpyd.transport.base import Transport
 from xpyd.worker.base import Desk
-from xpyd.worker.decode import DecodeWorker
+from xpyd.worker.destination import DestinationEnd
 from xpyd.worker.engine import Engine
 from xpyd.worker.handoff import Incoming, Outgoing
 from xpyd.worker.messages import AnyMessage, Final, FirstToken, Move, Moved, Sums
-from xpyd.worker.prefill import PrefillWorker
+from xpyd.worker.mover import Mover
 from xpyd.worker.shards import Shapes, ShardReceive, ShardSend
+from xpyd.worker.source import SourceEnd
 
 
 class LeaderSend:
@@ -83,29 +83,27 @@ class LeaderReceive:
         self._followers_ns = max(self._followers_ns, message.end_ns)
 
 
-class ShardedPrefill(PrefillWorker):
+class ShardedSource(SourceEnd):
     """The leader of a prefill instance."""
 
-    def __init__(
-        self, engine: Engine, desk: Desk, drain_timeout_s: float, transport: Transport, shapes: Shapes
-    ) -> None:
-        super().__init__(engine, desk, drain_timeout_s, transport, shapes.transfer)
+    def __init__(self, engine: Engine, mover: Mover, shapes: Shapes) -> None:
+        super().__init__(engine, mover)
         self._shapes = shapes
         self._one_sided_pull = False  # ranks send to ranks: see Shapes
 
-    def handle(self, source: int, message: AnyMessage) -> None:
+    def handle(self, source: int, message: AnyMessage) -> bool:
         if not isinstance(message, Moved):
-            super().handle(source, message)
-            return
+            return super().handle(source, message)
         flow = self._outgoing[message.request_id].flow
         assert isinstance(flow, LeaderSend)
         flow.moved(source, message)
+        return True
 
     def finals(self, plan: StepPlan) -> list[Final]:
         found = []
         for chunk in plan.prefills:
             request_id, num_parts = chunk.sequence.request_id, 0
-            if self._submits[request_id].output_len == 1:
+            if request_id not in self._submits:
                 continue
             if chunk.samples:
                 num_parts = self._shapes.num_parts(len(chunk.sequence.block_table))
@@ -144,18 +142,16 @@ class ShardedPrefill(PrefillWorker):
         return b""
 
 
-class ShardedDecode(DecodeWorker):
+class ShardedDestination(DestinationEnd):
     """The leader of a decode instance."""
 
-    def __init__(
-        self, engine: Engine, desk: Desk, drain_timeout_s: float, transport: Transport, shapes: Shapes
-    ) -> None:
-        super().__init__(engine, desk, drain_timeout_s, transport, shapes.transfer)
+    def __init__(self, engine: Engine, mover: Mover, shapes: Shapes) -> None:
+        super().__init__(engine, mover)
         self._shapes = shapes
         self._one_sided_pull = False
         self._sums: defaultdict[int, dict[int, Sums]] = defaultdict(dict)
 
-    def handle(self, source: int, message: AnyMessage) -> None:
+    def handle(self, source: int, message: AnyMessage) -> bool:
         match message:
             case Moved():
                 flow = self._incoming[message.request_id].flow
@@ -164,7 +160,8 @@ class ShardedDecode(DecodeWorker):
             case Sums():
                 self._sums[message.request_id][source] = message
             case _:
-                super().handle(source, message)
+                return super().handle(source, message)
+        return True
 
     def _post_receives(self, incoming: Incoming) -> None:
         offer = incoming.offer

@@ -13,45 +13,26 @@ import time
 from abc import abstractmethod
 from collections import deque
 
-from xpyd.placement import CLIENT_RANK
-from xpyd.transport.base import TransportError
 from xpyd.transport.flow import Flow, OneSidedFlow
 from xpyd.units import s_to_ns
+from xpyd.worker.end import End
 from xpyd.worker.handoff import Incoming, Outgoing, Undo
-from xpyd.worker.messages import Dropped, PeerLost, Submit
-from xpyd.worker.mover import MovingWorker
+from xpyd.worker.messages import Dropped, Submit
 from xpyd.worker.staged import StagedReceive, StagedSend
 
 
-class UndoingWorker(MovingWorker):
+class UndoingEnd(End):
     """What both ends do."""
 
-    _ends_quietly: dict[int, bool]  # lost ranks: what the transport promised when they were dropped
-    _cancelled: dict[int, int]  # the highest attempt of each request that was cancelled
-    _accused: set[int]
-
-    def begin_undoing(self) -> None:
-        self._ends_quietly, self._cancelled, self._accused = {}, {}, set()
-
-    def drop_peer(self, rank: int) -> None:
-        self._ends_quietly[rank] = self._transport.drop(rank)
-
-    def accuse(self, peer: int, error: TransportError) -> None:
-        """Tell the client once that ``peer`` cannot be reached; the hand-off rests until it has decided."""
-        if peer not in self._accused:
-            self._accused.add(peer)
-            reason = f"rank {self.desk.rank} ({self.role}) cannot reach it: {error}"
-            self.desk.mailbox.send(CLIENT_RANK, PeerLost(peer, reason))
-
     def undo(self, attempt: int, stage: str, peer: int) -> Undo:
-        return Undo(attempt, stage, peer in self._gone, time.perf_counter_ns())
+        return Undo(attempt, stage, peer in self.mover.lost, time.perf_counter_ns())
 
     def reusable(self, undo: Undo, flow: object, peer: int, touched: bool) -> bool | None:
         """Whether the blocks of a hand-off with a lost peer can be used again; None: not yet known.
 
         ``touched``: the peer may reach them by itself, by one-sided calls.
         """
-        promised = self._ends_quietly[peer]
+        promised = self.mover.lost[peer]
         if isinstance(flow, Flow):
             if flow.quiet and (promised or not touched):
                 return True
@@ -61,23 +42,19 @@ class UndoingWorker(MovingWorker):
         return False if waited_ns > s_to_ns(self.desk.faults.detect_s) else None
 
 
-class UndoingPrefill(UndoingWorker):
-    """The prefill rank's part: see the module."""
+class UndoingSource(UndoingEnd):
+    """The source's part: see the module."""
 
     _submits: dict[int, Submit]
     _outgoing: dict[int, Outgoing]
 
-    def cancel(self, request_id: int, attempt: int) -> None:
-        self._cancelled[request_id] = attempt
-        stage = self.stages().get(request_id, "not here")
+    def cancel(self, request_id: int, attempt: int) -> bool:
         outgoing = self._outgoing.get(request_id)
         if outgoing is None:
             self._submits.pop(request_id, None)
-            self.engine.scheduler.abort(request_id)
-            self.confirm(request_id, attempt, stage)
-            return
+            return False
         peer = outgoing.submit.peer
-        outgoing.undo = self.undo(attempt, stage, peer)
+        outgoing.undo = self.undo(attempt, self.stages()[request_id], peer)
         outgoing.sequence = outgoing.sequence or self.engine.scheduler.find(request_id)
         assert outgoing.sequence is not None
         self.engine.scheduler.halt(outgoing.sequence)
@@ -92,6 +69,7 @@ class UndoingPrefill(UndoingWorker):
         elif not self._one_sided_pull:  # what was not computed goes too: the other end drops it all
             self._parts_done(outgoing, self._num_parts(outgoing))
             outgoing.computed_ns = outgoing.computed_ns or time.perf_counter_ns()
+        return True
 
     def move_undone(self, outgoing: Outgoing, undo: Undo) -> None:
         """Free the blocks of a cancelled hand-off where they are quiet."""
@@ -111,7 +89,7 @@ class UndoingPrefill(UndoingWorker):
             outgoing.flow.give_back(self._slots)
         del self._outgoing[request_id], self._submits[request_id]
         self.engine.scheduler.release(outgoing.sequence, reuse)
-        self.confirm(request_id, undo.attempt, undo.stage)
+        self.desk.confirm(request_id, undo.attempt, undo.stage)
 
     @abstractmethod
     def _parts_done(self, outgoing: Outgoing, num_parts: int) -> None:
@@ -122,18 +100,16 @@ class UndoingPrefill(UndoingWorker):
         """All of them."""
 
 
-class UndoingDecode(UndoingWorker):
-    """The decode rank's part."""
+class UndoingDestination(UndoingEnd):
+    """The destination's part."""
 
     _incoming: dict[int, Incoming]
     _offers: deque[Incoming]
 
-    def cancel(self, request_id: int, attempt: int) -> None:
-        self._cancelled[request_id] = attempt
+    def cancel(self, request_id: int, attempt: int) -> bool:
         incoming = self._incoming.get(request_id)
         if incoming is None:
-            super().cancel(request_id, attempt)
-            return
+            return False
         incoming.undo = self.undo(attempt, self.stages()[request_id], incoming.source)
         if not incoming.table:
             if incoming in self._offers:
@@ -143,6 +119,7 @@ class UndoingDecode(UndoingWorker):
             incoming.flow.abandon()
         elif isinstance(incoming.flow, OneSidedFlow):
             incoming.flow.stop()
+        return True
 
     def move_undone(self, incoming: Incoming, undo: Undo) -> None:
         """Free the blocks of a cancelled hand-off where nothing can land in them any more."""
@@ -165,4 +142,4 @@ class UndoingDecode(UndoingWorker):
         del self._incoming[request_id]
         if not undo.lost and not incoming.released:
             self.desk.mailbox.send(incoming.source, Dropped(request_id, undo.attempt))
-        self.confirm(request_id, undo.attempt, undo.stage)
+        self.desk.confirm(request_id, undo.attempt, undo.stage)

@@ -1,23 +1,21 @@
-"""The decode worker: takes KV into free blocks, admits the request, and runs one step for the whole batch."""
+"""The destination's end of the hand-off: takes KV into free blocks, and admits the request to the decode batch."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from typing import ClassVar
 
 import numpy as np
 
 from xpyd.kv.checksum import checksums, mismatches
-from xpyd.kv.coalesce import PieceCosts, choose
+from xpyd.kv.coalesce import choose
 from xpyd.model.sampling import Sampled
-from xpyd.placement import Role
 from xpyd.records import CoalescingRow
 from xpyd.request import Stage
 from xpyd.scheduler.base import NeverFits, Sequence
-from xpyd.transport.base import Transport, TransportError
+from xpyd.transport.base import TransportError
 from xpyd.transport.flow import ReadFlow, RecvFlow
-from xpyd.worker.base import Desk, WorkerError
+from xpyd.worker.base import WorkerError
 from xpyd.worker.engine import Engine, Output
 from xpyd.worker.handoff import Incoming
 from xpyd.worker.messages import (
@@ -32,42 +30,34 @@ from xpyd.worker.messages import (
     Release,
     unpack_prompt,
 )
+from xpyd.worker.mover import Mover
 from xpyd.worker.staged import StagedReceive
-from xpyd.worker.transfer_config import TransferConfig
-from xpyd.worker.undo import UndoingDecode
+from xpyd.worker.undo import UndoingDestination
 
 
-class DecodeWorker(UndoingDecode):
-    role: ClassVar[Role] = Role.DECODE
-
-    def __init__(
-        self,
-        engine: Engine,
-        desk: Desk,
-        drain_timeout_s: float,
-        transport: Transport,
-        config: TransferConfig,
-        costs: PieceCosts | None = None,
-    ) -> None:
-        super().__init__(engine, desk, drain_timeout_s, transport, config, costs)
-        self.begin_undoing()
+class DestinationEnd(UndoingDestination):
+    def __init__(self, engine: Engine, mover: Mover) -> None:
+        super().__init__(engine, mover)
+        self.ledger_bytes = 0  # KV bytes that the plans of incoming transfers promised
+        self._costs = mover.costs
         self._incoming: dict[int, Incoming] = {}
         self._offers: deque[Incoming] = deque()  # not yet accepted: waiting for free blocks, first come first served
 
-    def handle(self, source: int, message: AnyMessage) -> None:
+    def handle(self, source: int, message: AnyMessage) -> bool:
         match message:
-            case Offer() if message.attempt <= self._cancelled.get(message.request_id, -1):
+            case Offer() if message.attempt <= self.mover.cancelled.get(message.request_id, -1):
                 self.desk.mailbox.send(source, Dropped(message.request_id, message.attempt))
             case Offer():
                 self._offered(Incoming(source, message, message.table))
             case Announce() | Ready() | FirstToken() | Landed() | Dropped():
                 known = self._incoming.get(message.request_id)
-                if known is not None:
-                    self._told(known, message)
-                else:
-                    assert message.request_id in self._cancelled, f"rank {source} speaks of an offer that it never made"
+                stale = isinstance(message, Dropped) and known is not None and message.attempt != known.offer.attempt
+                if known is None or stale:
+                    return False
+                self._told(known, message)
             case _:
-                raise AssertionError(f"rank {source} sent {type(message).__name__} to a decode worker")
+                return False
+        return True
 
     def _offered(self, incoming: Incoming) -> None:
         """Queue an offer; one that the pool can never take fails, and rests until the client has cancelled it."""
@@ -77,7 +67,7 @@ class DecodeWorker(UndoingDecode):
             num_tokens = len(unpack_prompt(offer.prompt))
             self.engine.scheduler.check_fits(offer.request_id, num_tokens, offer.output_len)
         except NeverFits as error:
-            self.fail(offer.request_id, str(error))
+            self.desk.fail(offer.request_id, str(error))
         else:
             self._offers.append(incoming)
 
@@ -110,24 +100,17 @@ class DecodeWorker(UndoingDecode):
         return busy
 
     def stages(self) -> dict[int, str]:
-        return super().stages() | {request_id: _stage(incoming) for request_id, incoming in self._incoming.items()}
+        return {request_id: _stage(incoming) for request_id, incoming in self._incoming.items()}
 
-    def on_layer(self, layer: int) -> None:
-        """Between layers: messages and KV move, but the batch of the running step stays as it is."""
-        self.receive()
+    def between_layers(self) -> None:
         self._take()
-
-    def committed(self, outputs: list[Output], finished: list[Sequence], end_ns: int) -> None:
-        self.emit(outputs, end_ns)
-        for sequence in finished:
-            self.engine.scheduler.release(sequence)
 
     @property
     def quiet(self) -> bool:
-        return super().quiet and not self._incoming
+        return not self._incoming
 
     def unfinished(self) -> str:
-        return f"{super().unfinished()}, {len(self._incoming)} hand-offs not admitted: {sorted(self._incoming)}"
+        return f"{len(self._incoming)} hand-offs not admitted: {sorted(self._incoming)}"
 
     def _take(self) -> bool:
         """Accept offers, and move what was accepted; True when something did."""
@@ -142,7 +125,7 @@ class DecodeWorker(UndoingDecode):
                     busy |= self._advance(incoming)
                 except TransportError as error:
                     incoming.broken = True
-                    self.accuse(incoming.source, error)
+                    self.mover.accuse(incoming.source, error)
         return busy
 
     def _advance(self, incoming: Incoming) -> bool:
@@ -155,7 +138,7 @@ class DecodeWorker(UndoingDecode):
             return True
         if incoming.first is not None:  # everything may leave: from here on it has to arrive in time
             what = f"receiving the KV of request {incoming.offer.request_id} from rank {incoming.source}"
-            self.check_time(incoming.since_ns, what)
+            self.mover.check_time(incoming.since_ns, what)
         return moved
 
     def _accept(self, incoming: Incoming) -> bool:
@@ -171,7 +154,7 @@ class DecodeWorker(UndoingDecode):
             return False
         incoming.table, incoming.reserved_ns = table, self.desk.clock.now_ns()
         incoming.since_ns = time.perf_counter_ns()
-        self.ledger_bytes += self.wire_bytes(len(table))
+        self.ledger_bytes += self.mover.wire_bytes(len(table))
         if not ahead:
             self._receive_pull(incoming)
         self.desk.mailbox.send(incoming.source, Accept(offer.request_id, table, incoming.staged))
@@ -181,14 +164,14 @@ class DecodeWorker(UndoingDecode):
         """Post what there is to receive, directly or staged; a one-sided transport reads what is final."""
         incoming.num_inflight = self._num_inflight()
         if self._stage(incoming):
-            plan = self.plan_staged(incoming.source_table, incoming.table)
+            plan = self.mover.plan_staged(incoming.source_table, incoming.table)
             slots = self._slots.take(self._config.pieces_in_flight)
             assert slots is not None, "looked at before the offer was taken"
-            seq, packer = incoming.offer.transfer_seq, self.packer()
+            seq, packer = incoming.offer.transfer_seq, self.mover.packer()
             incoming.plan = plan
             incoming.flow = StagedReceive(self._transport, incoming.source, packer, plan, seq, slots)
         elif self._one_sided_pull:
-            read = self.plan(incoming.source_table, incoming.table)
+            read = self.mover.plan(incoming.source_table, incoming.table)
             window = self._config.pieces_in_flight
             incoming.plan = read
             incoming.flow = ReadFlow(self._transport, incoming.source, read.source, read.destination, window)
@@ -202,7 +185,7 @@ class DecodeWorker(UndoingDecode):
         self._post_receives(incoming)
 
     def _post_receives(self, incoming: Incoming) -> None:
-        plan = self.plan(incoming.source_table, incoming.table)
+        plan = self.mover.plan(incoming.source_table, incoming.table)
         incoming.plan = plan
         seq = incoming.offer.transfer_seq
         incoming.flow = RecvFlow(self._transport, incoming.source, plan.destination, seq, plan.part_ends)
@@ -212,8 +195,8 @@ class DecodeWorker(UndoingDecode):
         if self._config.staging != "auto":
             return self._config.staging == "on"
         assert self._costs is not None, "transfer.staging=auto needs measured costs"
-        direct = self.plan(incoming.source_table, incoming.table)
-        staged = self.plan_staged(incoming.source_table, incoming.table)
+        direct = self.mover.plan(incoming.source_table, incoming.table)
+        staged = self.mover.plan_staged(incoming.source_table, incoming.table)
         num_pieces = len(direct.source), len(staged.pieces)
         choice = choose(self._costs, direct.nbytes, *num_pieces, staged.num_cells)
         self.desk.rows.write(
@@ -245,7 +228,7 @@ class DecodeWorker(UndoingDecode):
         now_ns = self.desk.clock.now_ns()
         self.desk.stamp(offer.request_id, Stage.DECODE_ADMIT, now_ns)
         if self._config.first_token == "decode":
-            self.emit([Output(sequence, 0, Sampled(first.token, first.margin))], now_ns)
+            self.desk.emit([Output(sequence, 0, Sampled(first.token, first.margin))], now_ns)
         del self._incoming[offer.request_id]
 
     def _release(self, incoming: Incoming, first: FirstToken, landed_ns: int) -> None:
@@ -277,7 +260,7 @@ class DecodeWorker(UndoingDecode):
         wrong = mismatches(expected, found)
         if wrong:
             raise WorkerError(
-                f"rank {self.desk.rank} (decode): KV of request {first.request_id} from rank {incoming.source} "
+                f"{self.desk.who}: KV of request {first.request_id} from rank {incoming.source} "
                 f"differs at (layer, block) {wrong[:8]}{' ...' if len(wrong) > 8 else ''}, {len(wrong)} in all"
             )
         return True

@@ -1,20 +1,16 @@
-"""The prefill worker: runs prompts, offers their KV, and gives it: whole, layer by layer, or chunk by chunk."""
+"""The source's end of the hand-off: offers the KV of prompts, and gives it: whole, layer by layer, chunk by chunk."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import ClassVar
 
-from xpyd.kv.coalesce import PieceCosts
 from xpyd.kv.plan import Plan
-from xpyd.placement import Role
 from xpyd.records import TransferRow
 from xpyd.request import Stage
 from xpyd.scheduler.base import Chunk, Sequence, StepPlan
-from xpyd.transport.base import Transport, TransportError
+from xpyd.transport.base import TransportError
 from xpyd.transport.flow import SendFlow, WriteFlow
-from xpyd.worker.base import Desk
 from xpyd.worker.engine import Engine, Output
 from xpyd.worker.handoff import Outgoing
 from xpyd.worker.messages import (
@@ -22,56 +18,43 @@ from xpyd.worker.messages import (
     Announce,
     AnyMessage,
     Dropped,
+    Final,
     FirstToken,
     Landed,
     Offer,
     Ready,
     Release,
     Submit,
-    unpack_prompt,
 )
-from xpyd.worker.mover import while_moving
+from xpyd.worker.mover import Mover, while_moving
 from xpyd.worker.staged import StagedSend
-from xpyd.worker.transfer_config import TransferConfig
-from xpyd.worker.undo import UndoingPrefill
+from xpyd.worker.undo import UndoingSource
 
 
-class PrefillWorker(UndoingPrefill):
-    role: ClassVar[Role] = Role.PREFILL
-
-    def __init__(
-        self,
-        engine: Engine,
-        desk: Desk,
-        drain_timeout_s: float,
-        transport: Transport,
-        config: TransferConfig,
-        costs: PieceCosts | None = None,
-    ) -> None:
-        super().__init__(engine, desk, drain_timeout_s, transport, config, costs)
-        self._submits: dict[int, Submit] = {}
+class SourceEnd(UndoingSource):
+    def __init__(self, engine: Engine, mover: Mover) -> None:
+        super().__init__(engine, mover)
+        self._submits: dict[int, Submit] = {}  # requests that will move, or do
         self._outgoing: dict[int, Outgoing] = {}
-        self._step: list[Chunk] = []  # the prompt chunks of the running step
-        self._transfer_seq: dict[int, int] = {}  # per decode rank
-        self.begin_undoing()
-        self._verified: set[int] = set()  # decode ranks whose first transfer of this block is checked
+        self._step: list[Chunk] = []  # the prompt chunks of the running step that will move
+        self._transfer_seq: dict[int, int] = {}  # per destination
+        self._verified: set[int] = set()  # destinations whose first transfer of this block is checked
 
-    def handle(self, source: int, message: AnyMessage) -> None:
-        match message:
-            case Submit():
-                sequence = Sequence(message.request_id, unpack_prompt(message.prompt), 1, seed=message.seed)
-                if self.add(sequence):
-                    self._submits[message.request_id] = message
-                    if self._config.direction == "push" and message.output_len > 1:
-                        self._offer(message, len(sequence.prompt))
-            case Accept() | Release() | Dropped():
-                outgoing = self._outgoing.get(message.request_id)
-                if outgoing is not None:
-                    self._answered(outgoing, message)
-                else:
-                    assert message.request_id in self._cancelled, f"rank {source} answers an offer that was not made"
-            case _:
-                raise AssertionError(f"rank {source} sent {type(message).__name__} to a prefill worker")
+    def take(self, submit: Submit, input_len: int) -> None:
+        """A request whose prompt is queued here, to decode at ``submit.peer``."""
+        self._submits[submit.request_id] = submit
+        if self._config.direction == "push":
+            self._offer(submit, input_len)
+
+    def handle(self, source: int, message: AnyMessage) -> bool:
+        if not isinstance(message, Accept | Release | Dropped):
+            return False
+        outgoing = self._outgoing.get(message.request_id)
+        stale = isinstance(message, Dropped) and outgoing is not None and message.attempt != outgoing.submit.attempt
+        if outgoing is None or stale:
+            return False
+        self._answered(outgoing, message)
+        return True
 
     def _answered(self, outgoing: Outgoing, message: Accept | Release | Dropped) -> None:
         match message:
@@ -86,7 +69,8 @@ class PrefillWorker(UndoingPrefill):
                 outgoing.dropped = True
 
     def before_run(self, plan: StepPlan) -> None:
-        self._step = [c for c in plan.prefills if self._submits[c.sequence.request_id].output_len > 1]
+        """The step's chunks that will move are offered where the first part becomes final in it."""
+        self._step = [c for c in plan.prefills if c.sequence.request_id in self._submits]
         for chunk in self._step:
             outgoing = self._outgoing.get(chunk.sequence.request_id)
             if outgoing is None and self._offered_before(chunk):
@@ -94,30 +78,33 @@ class PrefillWorker(UndoingPrefill):
             if outgoing is not None and outgoing.sequence is None:
                 self._has_blocks(outgoing, chunk.sequence)
 
-    def on_layer(self, layer: int) -> None:
+    def layer_done(self, layer: int) -> None:
+        """A layer of the running step is in the pool: what it makes final may leave."""
         for outgoing, num_parts in self._finals(layer):
             self._parts_done(outgoing, num_parts)
-        self.receive()
+
+    def finals(self, plan: StepPlan) -> list[Final]:
+        """What followers may send once they have run this step; a single rank has none."""
+        return []
+
+    @property
+    def emits_first(self) -> bool:
+        """Whether token 0 of what moves goes to the client from here."""
+        return self._config.first_token == "prefill"
+
+    def between_layers(self) -> None:
         while_moving(self._move_kv)
 
-    def committed(self, outputs: list[Output], finished: list[Sequence], end_ns: int) -> None:
+    def moving(self, outputs: list[Output]) -> list[Output]:
+        """Those of a step's outputs whose requests decode elsewhere."""
+        return [output for output in outputs if output.sequence.request_id in self._submits]
+
+    def computed(self, outputs: list[Output]) -> None:
+        """Prompts are computed: every part may leave, and what can leaves now."""
         self._step = []
         for output in outputs:
-            self.desk.stamp(output.sequence.request_id, Stage.PREFILL_END, end_ns)
-        moving = [o for o in outputs if self._submits[o.sequence.request_id].output_len > 1]
-        for output in moving:  # first of all: what has not left by now is exposed
             self._computed(output.sequence)
         self.move()
-        if self._config.first_token == "prefill":
-            self.emit(outputs, end_ns)
-        else:  # a request of one token never moves, so its token can only leave from here
-            self.emit([o for o in outputs if o not in moving], end_ns)
-        for output in moving:
-            self._send_first(output, end_ns)
-        for output in outputs:
-            if output not in moving:
-                del self._submits[output.sequence.request_id]
-                self.engine.scheduler.release(output.sequence)
 
     def move(self) -> bool:
         served = self._one_sided_pull and any(o.accept is not None for o in self._outgoing.values())
@@ -140,24 +127,24 @@ class PrefillWorker(UndoingPrefill):
             moved = outgoing.flow.advance()
         except TransportError as error:
             outgoing.broken = True
-            self.accuse(submit.peer, error)
+            self.mover.accuse(submit.peer, error)
             return True
         if outgoing.flow.done:
             self._ended(outgoing)
         elif outgoing.computed_ns:  # before, the pieces wait for the prompt
             what = f"sending the KV of request {submit.request_id} to rank {submit.peer}"
-            self.check_time(max(outgoing.started_ns, outgoing.computed_ns), what)
+            self.mover.check_time(max(outgoing.started_ns, outgoing.computed_ns), what)
         return moved
 
     @property
     def quiet(self) -> bool:
-        return super().quiet and not self._outgoing
+        return not self._outgoing
 
     def stages(self) -> dict[int, str]:
-        return super().stages() | {request_id: _stage(outgoing) for request_id, outgoing in self._outgoing.items()}
+        return {request_id: _stage(outgoing) for request_id, outgoing in self._outgoing.items()}
 
     def unfinished(self) -> str:
-        return f"{super().unfinished()}, {len(self._outgoing)} hand-offs without release: {sorted(self._outgoing)}"
+        return f"{len(self._outgoing)} hand-offs without release: {sorted(self._outgoing)}"
 
     def _offered_before(self, chunk: Chunk) -> bool:
         """Whether a pull is offered before this chunk runs: the first part becomes final in it."""
@@ -191,8 +178,8 @@ class PrefillWorker(UndoingPrefill):
         outgoing.computed_ns = time.perf_counter_ns()
         self._parts_done(outgoing, self._num_parts(outgoing))
 
-    def _send_first(self, output: Output, end_ns: int) -> None:
-        """The decode rank learns token 0; it admits the request when that and all KV are there."""
+    def send_first(self, output: Output, end_ns: int) -> None:
+        """The destination learns token 0; it admits the request when that and all KV are there."""
         request_id, sampled = output.sequence.request_id, output.sampled
         peer = self._submits[request_id].peer
         sums = self._checksums(peer, output.sequence)
@@ -239,11 +226,11 @@ class PrefillWorker(UndoingPrefill):
             slots = self._slots.take(self._config.pieces_in_flight)
             if slots is None:
                 return  # tried again when another transfer gives its slots back
-            staged = self.plan_staged(sequence.block_table, accept.table)
-            seq, packer = outgoing.transfer_seq, self.packer(sequence.block_table, len(sequence.prompt))
+            staged = self.mover.plan_staged(sequence.block_table, accept.table)
+            seq, packer = outgoing.transfer_seq, self.mover.packer(sequence.block_table, len(sequence.prompt))
             outgoing.plan, outgoing.flow = staged, StagedSend(self._transport, peer, packer, staged, seq, slots)
         else:
-            plan = self.plan(sequence.block_table, accept.table)
+            plan = self.mover.plan(sequence.block_table, accept.table)
             outgoing.plan, outgoing.flow = plan, self._flow(outgoing, plan)
         outgoing.started_ns = time.perf_counter_ns()
         outgoing.parts_done(outgoing.parts_ready)
@@ -306,7 +293,7 @@ class PrefillWorker(UndoingPrefill):
 
     def _payload_bytes(self, outgoing: Outgoing) -> int:
         assert outgoing.sequence is not None
-        return self.wire_bytes(len(outgoing.sequence.block_table))
+        return self.mover.wire_bytes(len(outgoing.sequence.block_table))
 
     def _checksums(self, peer: int, sequence: Sequence) -> bytes:
         """The checksums of the request's KV where this transfer is to be verified, else nothing."""
@@ -314,7 +301,7 @@ class PrefillWorker(UndoingPrefill):
         if not wanted:
             return b""
         self._verified.add(peer)
-        return self.landed_checksums(sequence.block_table, len(sequence.prompt)).tobytes()
+        return self.mover.landed_checksums(sequence.block_table, len(sequence.prompt)).tobytes()
 
 
 def _stage(outgoing: Outgoing) -> str:

@@ -1,0 +1,128 @@
+"""The worker of every role: an engine, and the ends of the hand-off that the role has.
+
+Colocated: none. Prefill: a source. Decode: a destination. Hybrid: both; a request whose ``Submit`` names no peer is
+served here from its first token to its last, the others are handed off once their prompt is computed.
+"""
+
+from __future__ import annotations
+
+from xpyd.placement import Role
+from xpyd.request import Stage
+from xpyd.scheduler.base import Sequence, StepPlan
+from xpyd.worker.base import Desk, Worker
+from xpyd.worker.destination import DestinationEnd
+from xpyd.worker.end import End
+from xpyd.worker.engine import Engine, Output
+from xpyd.worker.messages import AnyMessage, Final, Submit, unpack_prompt
+from xpyd.worker.mover import Mover
+from xpyd.worker.source import SourceEnd
+
+
+class ServingWorker(Worker):
+    """``mover`` is needed where there is an end."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        desk: Desk,
+        drain_timeout_s: float,
+        mover: Mover | None = None,
+        source: SourceEnd | None = None,
+        destination: DestinationEnd | None = None,
+    ) -> None:
+        super().__init__(engine, desk, drain_timeout_s)
+        self._mover = mover
+        self._source = source
+        self._destination = destination
+        self._ends: list[End] = [end for end in (source, destination) if end is not None]
+
+    def handle(self, source: int, message: AnyMessage) -> None:
+        if isinstance(message, Submit):
+            self._take(message)
+        elif not any(end.handle(source, message) for end in self._ends):
+            cancelled = self._mover.cancelled if self._mover is not None else {}
+            assert getattr(message, "request_id", None) in cancelled, (
+                f"rank {source} sent {type(message).__name__} of a hand-off that {self.desk.who} does not know"
+            )
+
+    def _take(self, submit: Submit) -> None:
+        """Queue a prompt; it moves on where a peer decodes it, and there is anything to decode."""
+        prompt = unpack_prompt(submit.prompt)
+        moves = submit.peer >= 0 and submit.output_len > 1
+        if self.add(Sequence(submit.request_id, prompt, 1 if moves else submit.output_len, seed=submit.seed)) and moves:
+            assert self._source is not None, (
+                f"request {submit.request_id} cannot move on from a {self.desk.role} worker"
+            )
+            self._source.take(submit, len(prompt))
+
+    def move(self) -> bool:
+        return any([end.move() for end in self._ends])  # noqa: C419 - every end, whatever the first one did
+
+    def before_run(self, plan: StepPlan) -> None:
+        if self._source is not None:
+            self._source.before_run(plan)
+
+    def finals(self, plan: StepPlan) -> list[Final]:
+        return self._source.finals(plan) if self._source is not None else []
+
+    def on_layer(self, layer: int) -> None:
+        """Between layers messages and KV move, and a long step is no silence."""
+        if not self._ends:
+            super().on_layer(layer)
+            return
+        if self._source is not None:
+            self._source.layer_done(layer)
+        self.receive()
+        for end in self._ends:
+            end.between_layers()
+
+    def committed(self, outputs: list[Output], finished: list[Sequence], end_ns: int) -> None:
+        moving = self._source.moving(outputs) if self._source is not None else []
+        self._stamp_ends(outputs, moving, end_ns)
+        if self._source is not None:  # first of all: what has not left by now is exposed
+            self._source.computed(moving)
+        here = [o for o in outputs if o not in moving]
+        self.desk.emit(outputs if self._source is not None and self._source.emits_first else here, end_ns)
+        for output in moving:
+            assert self._source is not None
+            self._source.send_first(output, end_ns)
+        gone = {output.sequence.request_id for output in moving}  # these keep their blocks until they have moved
+        for sequence in finished:
+            if sequence.request_id not in gone:
+                self.engine.scheduler.release(sequence)
+
+    def cancel(self, request_id: int, attempt: int) -> None:
+        if self._mover is not None:
+            self._mover.cancelled[request_id] = attempt
+        if not any(end.cancel(request_id, attempt) for end in self._ends):
+            super().cancel(request_id, attempt)
+
+    def drop_peer(self, rank: int) -> None:
+        if self._mover is not None:
+            self._mover.drop(rank)
+
+    @property
+    def ledger_bytes(self) -> int:
+        return self._destination.ledger_bytes if self._destination is not None else 0
+
+    @property
+    def quiet(self) -> bool:
+        return super().quiet and all(end.quiet for end in self._ends)
+
+    def stages(self) -> dict[int, str]:
+        found = super().stages()
+        for end in self._ends:
+            found |= end.stages()
+        return found
+
+    def unfinished(self) -> str:
+        return ", ".join([super().unfinished(), *(end.unfinished() for end in self._ends)])
+
+    def _stamp_ends(self, outputs: list[Output], moving: list[Output], end_ns: int) -> None:
+        for output in outputs:
+            if output.index > 0:
+                continue
+            self.desk.stamp(output.sequence.request_id, Stage.PREFILL_END, end_ns)
+            if output not in moving and self.desk.role is not Role.PREFILL:
+                # In the decode batch from here on: what stalls it now is interference.
+                self.desk.stamp(output.sequence.request_id, Stage.DECODE_ADMIT, end_ns)
