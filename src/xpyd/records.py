@@ -137,6 +137,21 @@ class StepRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeculationRow:
+    """The guessing of one engine step with sequences that decode; ``begin_ns`` is the step's, in ``steps``."""
+
+    block: int
+    rank: int
+    begin_ns: int
+    num_decode_seqs: int
+    num_guessed_tokens: int
+    num_accepted_tokens: int
+    draft_s: float  # of the step, proposing; the draft's prefill included
+    draft_prefill_s: float
+    num_draft_prefill_tokens: int  # that the draft computed to catch up: no KV of it is handed off
+
+
+@dataclass(frozen=True, slots=True)
 class LossRow:
     """A rank that the client declared lost. A run that went on has these; its exit code says so too."""
 
@@ -329,6 +344,7 @@ TABLES: dict[str, type] = {
     "transfers": TransferRow,
     "coalescings": CoalescingRow,
     "steps": StepRow,
+    "speculations": SpeculationRow,
     "losses": LossRow,
     "transfer_points": TransferPointRow,
     "tune": TuneRow,

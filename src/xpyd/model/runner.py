@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -18,7 +19,7 @@ from xpyd.model.segment import Segment
 from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
 from xpyd.model.transformer import forward
-from xpyd.model.weights import load_weights
+from xpyd.model.weights import Weights, load_weights
 
 __all__ = ["ModelRunner", "Segment"]
 
@@ -44,7 +45,9 @@ class ModelRunner:
         reducer: Reducer | None = None,
         order: PoolOrder | None = None,
         staging_bytes: int = 0,
+        weights: Weights | None = None,
     ) -> None:
+        """``weights``: already loaded, in place of those that ``spec`` names."""
         spec.check_runs()
         torch.set_num_threads(num_threads)
         self.spec = resolve_spec(spec)
@@ -53,8 +56,23 @@ class ModelRunner:
         self.cache = KVCache(self.shard.of(self.spec), num_blocks, block_size, device, order, staging_bytes)
         self._device = torch.device(device)
         self._sampling = sampling or SamplingConfig()
-        self._weights = load_weights(self.spec, device, self.shard)
+        self._weights = load_weights(self.spec, device, self.shard) if weights is None else weights
         self._rope = Rope.of(self.spec, device)
+
+    def shallow(self, num_layers: int) -> ModelRunner:
+        """The first ``num_layers`` layers of a whole model with its own norm and head, greedy, and a pool beside it.
+
+        Weights are shared, and the pool has as many blocks.
+        """
+        assert self._reducer is None, "a rank of several has only a part of each layer"
+        return ModelRunner(
+            replace(self.spec, num_layers=num_layers, checkpoint=None),
+            self.cache.layout.num_blocks,
+            self.cache.block_size,
+            num_threads=torch.get_num_threads(),
+            device=self._device.type,
+            weights=replace(self._weights, layers=self._weights.layers[:num_layers]),
+        )
 
     def run(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None = None) -> list[Sampled | None]:
         """Run one step; a token for each segment that samples, None for the others, in the order given.

@@ -229,6 +229,32 @@ class Scheduler(ABC):
                 finished.append(sequence)
         return finished
 
+    def grow_ahead(self, sequence: Sequence, num_tokens: int) -> int:
+        """Room for up to ``num_tokens`` guessed tokens behind the newest of a decoding sequence; for how many.
+
+        Takes only blocks that the others do not need to grow, and preempts nobody: a guess is never worth that.
+        """
+        num_tokens = min(num_tokens, sequence.max_kv_tokens - sequence.num_tokens)
+        table, spare = sequence.block_table, self.num_free_blocks - self._headroom()
+        missing = self._blocks.blocks_for(sequence.num_tokens + num_tokens) - len(table)
+        table.extend(self._blocks.allocate(max(0, min(missing, spare))))
+        return min(num_tokens, len(table) * self._blocks.block_size - sequence.num_tokens)
+
+    def extend(self, sequence: Sequence, tokens: list[int]) -> bool:
+        """After ``commit``: guessed ``tokens`` behind the new one came true; whether the sequence is finished by them.
+
+        Their KV is there. Blocks that ``grow_ahead`` took for the guesses that did not come true are free again.
+        """
+        sequence.outputs += tokens
+        sequence.num_computed += len(tokens)
+        num_blocks = self._blocks.blocks_for(sequence.num_tokens)
+        self._blocks.free(sequence.block_table[num_blocks:])
+        del sequence.block_table[num_blocks:]
+        if tokens and sequence.finished:
+            self._running.remove(sequence)
+            return True
+        return False
+
     def release(self, sequence: Sequence, reuse: bool = True) -> None:
         """Forget a sequence, wherever it is, and free its blocks. It must not be part of a step that still runs.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.sampling import Sampled
 from xpyd.scheduler.base import Chunk, Scheduler, Sequence, StepPlan
+from xpyd.worker.speculation import Speculator, agreed
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,36 +23,64 @@ class Output:
 
 
 class Engine:
-    """A model runner and a scheduler over the same pool of KV blocks."""
+    """A model runner and a scheduler over the same pool of KV blocks; with a speculator, a step guesses ahead."""
 
-    def __init__(self, runner: ModelRunner, scheduler: Scheduler) -> None:
+    def __init__(self, runner: ModelRunner, scheduler: Scheduler, speculator: Speculator | None = None) -> None:
         self.runner = runner
         self.scheduler = scheduler
+        self.speculator = speculator
 
     def run(
         self,
         plan: StepPlan,
         on_layer: Callable[[int], None] | None = None,
         tell: Callable[[StepPlan, list[Segment]], None] | None = None,
+        on_draft: Callable[[], None] | None = None,
     ) -> list[Output]:
         """Run a scheduled step; ``on_layer(layer)`` is called as soon as a layer's KV is in the pool.
 
-        ``tell`` passes the step on to the other ranks of the instance before it runs here.
+        ``tell`` passes the step on to the other ranks of the instance before it runs here. ``on_draft`` is called
+        between the layers of a draft model. Outputs of one sequence follow each other: several where guesses came true.
         """
         chunks = [*plan.decodes, *plan.prefills]
-        segments = [_segment(chunk) for chunk in chunks]
+        guesses = {} if self.speculator is None else self.speculator.guess(plan.decodes, on_draft)
+        runs = [_segments(chunk, guesses.get(chunk.sequence.request_id, [])) for chunk in chunks]
+        segments = [segment for run in runs for segment in run]
         if tell is not None:
             tell(plan, segments)
-        results = self.runner.run(segments, on_layer)
-        return [
-            Output(chunk.sequence, len(chunk.sequence.outputs), sampled)
-            for chunk, sampled in zip(chunks, results, strict=True)
-            if sampled is not None
-        ]
+        results = iter(self.runner.run(segments, on_layer))
+        outputs: list[Output] = []
+        num_accepted = 0
+        for chunk, run in zip(chunks, runs, strict=True):
+            choices = [sampled for sampled in islice(results, len(run)) if sampled is not None]
+            right = agreed(choices, guesses.get(chunk.sequence.request_id, []))
+            num_accepted += max(0, len(right) - 1)
+            known = len(chunk.sequence.outputs)
+            outputs += [Output(chunk.sequence, known + i, sampled) for i, sampled in enumerate(right)]
+        if self.speculator is not None:
+            self.speculator.count(num_accepted)
+        return outputs
 
     def commit(self, plan: StepPlan, outputs: list[Output]) -> list[Sequence]:
         """Record what was computed; returns the sequences that are finished here."""
-        return self.scheduler.commit(plan, {o.sequence.request_id: o.sampled.token for o in outputs})
+        tokens: defaultdict[int, list[int]] = defaultdict(list)
+        for output in outputs:
+            tokens[output.sequence.request_id].append(output.sampled.token)
+        finished = self.scheduler.commit(plan, {request_id: made[0] for request_id, made in tokens.items()})
+        if self.speculator is not None:
+            for chunk in plan.decodes:
+                if self.scheduler.extend(chunk.sequence, tokens[chunk.sequence.request_id][1:]):
+                    finished.append(chunk.sequence)
+        return finished
+
+
+def _segments(chunk: Chunk, guesses: list[int]) -> list[Segment]:
+    """The chunk, and behind its newest token every guess as a decode of its own."""
+    own = _segment(chunk)
+    return [
+        own,
+        *(replace(own, tokens=[guess], start=own.end + i, index=own.index + 1 + i) for i, guess in enumerate(guesses)),
+    ]
 
 
 def _segment(chunk: Chunk) -> Segment:
