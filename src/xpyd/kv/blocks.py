@@ -60,4 +60,8 @@ class BlockAllocator:
             assert self._refcounts[block] > 0, f"block {block} was freed twice"
             self._refcounts[block] -= 1
             if self._refcounts[block] == 0:
-                self._free.append(block)
+                self._retire(block)
+
+    def _retire(self, block: int) -> None:
+        """Nobody holds this block any more."""
+        self._free.append(block)

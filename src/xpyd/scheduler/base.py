@@ -16,9 +16,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 from xpyd.kv.blocks import BlockAllocator
+from xpyd.kv.eviction import EvictionPolicy
+from xpyd.kv.prefix import BlockMove, Fetch, PrefixCache, Wanted, block_keys
 
 Policy = Literal["chunked", "prefill_first"]
 
@@ -32,7 +34,9 @@ class SchedulerConfig:
     """One engine's limits, as vLLM names them. ``policy`` is for instances that prefill; decode has one of its own.
 
     ``max_num_batched_tokens`` bounds a step: it is the chunk size of ``chunked``; under ``prefill_first`` a longer
-    prompt runs alone.
+    prompt runs alone. ``prefix_cache``: blocks are found again by their tokens (``kv.prefix``), and ``eviction`` says
+    which go first. ``num_host_blocks``: evicted blocks go to a host arena of so many, and come back from there; with
+    ``fetch=cheaper`` only where that costs less than computing them (``kv.tiers``).
     """
 
     policy: Policy
@@ -40,8 +44,17 @@ class SchedulerConfig:
     max_num_batched_tokens: Annotated[int, Gt(0)]
     block_size: Annotated[int, Gt(0)]
     num_kv_blocks: Annotated[int, Gt(0)]
+    prefix_cache: bool = False
+    eviction: EvictionPolicy = "lru"
+    num_host_blocks: Annotated[int, Ge(0)] = 0
+    fetch: Literal["cheaper", "always"] = "cheaper"
 
     def __post_init__(self) -> None:
+        if not self.prefix_cache and (self.eviction != "lru" or self.num_host_blocks):
+            raise ValueError(
+                f"eviction={self.eviction}, num_host_blocks={self.num_host_blocks} beside prefix_cache=false: nothing "
+                "is kept that could be evicted; set scheduler.prefix_cache=true or leave them out"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is below max_num_seqs={self.max_num_seqs}: a "
@@ -64,6 +77,11 @@ class Sequence:
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
     seed: int = 0  # for sampling
+    priority: int = 0  # for eviction
+    keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were asked for
+    num_cached: int = 0  # tokens that had KV when it was admitted, or last admitted again
+    num_promoted: int = 0  # blocks of them that came from the host tier
+    num_findable: int = 0  # leading blocks of its table that the prefix cache knows by these very ids
 
     @property
     def num_tokens(self) -> int:
@@ -124,9 +142,11 @@ class Scheduler(ABC):
     A sequence ends in ``commit`` but keeps its blocks until ``release``: a prefill instance still has to send them.
     """
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, fetch: Fetch | None = None) -> None:
+        """``fetch`` decides on blocks of the host tier; without it they always come back."""
         self.config = config
-        self._blocks = BlockAllocator(config.num_kv_blocks, config.block_size)
+        self._cache = _prefix_cache(config, fetch) if config.prefix_cache else None
+        self._blocks = self._cache or BlockAllocator(config.num_kv_blocks, config.block_size)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._known: dict[int, Sequence] = {}  # every sequence that waits, runs or holds blocks
@@ -184,25 +204,38 @@ class Scheduler(ABC):
         self._register(sequence)
         self._waiting.append(sequence)
 
-    def reserve(self, num_blocks: int, ahead: bool = False) -> list[int] | None:
+    def reserve(self, num_blocks: int, ahead: bool = False, prompt: list[int] | None = None) -> list[int] | None:
         """Blocks for KV that is about to arrive, to be admitted later; None while there is no room (back-pressure).
 
         Room is a free seat, no sequence waiting (a preempted one goes first), and ``num_blocks`` free blocks beside
         one for every sequence that may still grow. ``ahead`` asks for the blocks alone: no seat is kept
-        (``can_admit``), nor room to grow. Raises NeverFits when the pool has not as many blocks.
+        (``can_admit``), nor room to grow. With a prefix cache the front of the table holds what is here already of
+        ``prompt`` (``num_here``). Raises NeverFits when the pool has not as many blocks.
         """
         if num_blocks > self._capacity:
             raise NeverFits(
                 f"{num_blocks} KV blocks are to arrive, the pool has {self._capacity}; raise "
                 "scheduler.num_kv_blocks or shorten the request"
             )
-        if self._waiting or num_blocks > self.num_free_blocks:
+        if self._waiting or (not ahead and not self._seat_free()):
             return None
-        if not ahead and (not self._seat_free() or num_blocks + self._headroom() > self.num_free_blocks):
-            return None
-        self._num_reserved += 1
-        self._num_reserved_blocks += num_blocks
-        return self._blocks.allocate(num_blocks)
+        table = self._reserve(num_blocks, 0 if ahead else self._headroom(), prompt)
+        if table is not None:
+            self._num_reserved += 1
+            self._num_reserved_blocks += num_blocks
+        return table
+
+    def num_here(self, table: list[int], prompt: list[int]) -> int:
+        """Leading blocks of a table that was reserved for ``prompt`` whose KV is here already; never its last one."""
+        if self._cache is None:
+            return 0
+        keys = block_keys(prompt, self.config.block_size, [])
+        here = [self._cache.find(key) == block for key, block in zip(keys, table[:-1], strict=False)]
+        return here.index(False) if False in here else len(here)
+
+    def take_moves(self) -> list[BlockMove]:
+        """Copies of blocks that must be made before the next step, and before KV lands in a reserved table."""
+        return self._cache.take_moves() if self._cache is not None else []
 
     def admit(self, sequence: Sequence) -> None:
         """Run a sequence whose prompt's KV arrived in a reserved table. Raises NeverFits, see ``add``."""
@@ -212,6 +245,7 @@ class Scheduler(ABC):
         self._num_reserved -= 1
         self._num_reserved_blocks -= len(sequence.block_table)
         self._running.append(sequence)
+        self._publish(sequence)
 
     def commit(self, plan: StepPlan, new_tokens: Mapping[int, int]) -> list[Sequence]:
         """Record a step that was run: ``new_tokens[request_id]`` for each chunk that samples.
@@ -222,6 +256,7 @@ class Scheduler(ABC):
         for chunk in (*plan.decodes, *plan.prefills):
             sequence, samples = chunk.sequence, chunk.samples
             sequence.num_computed += chunk.num_tokens
+            self._publish(sequence)
             if samples:
                 sequence.outputs.append(new_tokens[sequence.request_id])
             if sequence.finished:
@@ -335,13 +370,54 @@ class Scheduler(ABC):
         """
         if not self._waiting or not self._seat_free():
             return None
-        num_blocks = self._blocks.blocks_for(self._waiting[0].num_tokens)
-        if num_blocks + self._headroom() > self.num_free_blocks:
+        if not self._place(self._waiting[0], self._headroom()):
             return None
         sequence = self._waiting.popleft()
-        sequence.block_table = self._blocks.allocate(num_blocks)
         self._running.append(sequence)
         return sequence
+
+    def _place(self, sequence: Sequence, spare: int) -> bool:
+        """Give a sequence blocks for all its known tokens, cached ones first; False where ``spare`` would not stay."""
+        num_blocks = self._blocks.blocks_for(sequence.num_tokens)
+        if self._cache is None:
+            if num_blocks + spare > self.num_free_blocks:
+                return False
+            sequence.block_table = self._blocks.allocate(num_blocks)
+            return True
+        placed = self._cache.place(self._wanted(sequence), num_blocks, spare)
+        if placed is None:
+            return False
+        sequence.block_table = placed.table
+        sequence.num_computed = sequence.num_cached = placed.num_cached
+        sequence.num_promoted, sequence.num_findable = placed.num_promoted, placed.num_shared
+        return True
+
+    def _reserve(self, num_blocks: int, spare: int, prompt: list[int] | None) -> list[int] | None:
+        if self._cache is not None and prompt is not None:
+            wanted = Wanted(prompt, block_keys(prompt, self.config.block_size, []))
+            placed = self._cache.place_landing(wanted, num_blocks, spare)
+            return None if placed is None else placed.table
+        return None if num_blocks + spare > self.num_free_blocks else self._blocks.allocate(num_blocks)
+
+    def _num_uncached(self, sequence: Sequence) -> int:
+        """Tokens that a waiting sequence would have to compute."""
+        if self._cache is None:
+            return sequence.num_to_compute
+        return sequence.num_to_compute - self._cache.cached_tokens(self._wanted(sequence))
+
+    def _wanted(self, sequence: Sequence) -> Wanted:
+        tokens = sequence.prompt + sequence.outputs
+        return Wanted(tokens, block_keys(tokens, self.config.block_size, sequence.keys), sequence.priority)
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Make its blocks findable as they fill up. Where another sequence was first with a block, it stops there."""
+        if self._cache is None or sequence.num_computed // self.config.block_size == sequence.num_findable:
+            return
+        wanted = self._wanted(sequence)
+        for index in range(sequence.num_findable, sequence.num_computed // self.config.block_size):
+            if not self._cache.publish(sequence.block_table[index], wanted, index):
+                break
+            sequence.num_findable = index + 1
 
     def _register(self, sequence: Sequence) -> None:
         assert sequence.request_id not in self._known, f"request {sequence.request_id} is here already"
@@ -371,10 +447,16 @@ class Scheduler(ABC):
         """Take the youngest running sequence's blocks; it computes all its known tokens again, before anyone new."""
         victim = self._running.pop()
         self._free(victim)
-        victim.num_computed = 0
+        victim.num_computed = victim.num_findable = 0
         self._waiting.appendleft(victim)
         return victim
 
     def _free(self, sequence: Sequence) -> None:
         self._blocks.free(sequence.block_table)
         sequence.block_table = []  # a new list: a message or a transfer may still refer to the old one
+
+
+def _prefix_cache(config: SchedulerConfig, fetch: Fetch | None) -> PrefixCache:
+    size, policy = config.block_size, config.eviction
+    host = PrefixCache(config.num_host_blocks, size, policy) if config.num_host_blocks else None
+    return PrefixCache(config.num_kv_blocks, size, policy, host, fetch)

@@ -20,10 +20,10 @@ class PrefillFirstScheduler(Scheduler):
         """Whole prompts up to the token budget; the first one even where it is longer."""
         prefills: list[Chunk] = []
         budget = self.config.max_num_batched_tokens
-        while self._waiting and (not prefills or self._waiting[0].num_to_compute <= budget):
+        while self._waiting and (not prefills or self._num_uncached(self._waiting[0]) <= budget):
             sequence = self._next_admitted()
             if sequence is None:
                 break
-            prefills.append(Chunk(sequence, 0, sequence.num_to_compute))
+            prefills.append(Chunk(sequence, sequence.num_computed, sequence.num_to_compute))
             budget -= sequence.num_to_compute
         return prefills

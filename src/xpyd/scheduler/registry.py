@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xpyd.kv.prefix import Fetch
 from xpyd.placement import Role
 from xpyd.scheduler.base import Scheduler, SchedulerConfig
 from xpyd.scheduler.chunked import ChunkedScheduler
@@ -14,6 +15,6 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
 }
 
 
-def build_scheduler(config: SchedulerConfig, role: Role) -> Scheduler:
-    """A fresh scheduler, with an empty pool, for an instance of ``role``."""
-    return (DecodeOnlyScheduler if role is Role.DECODE else SCHEDULERS[config.policy])(config)
+def build_scheduler(config: SchedulerConfig, role: Role, fetch: Fetch | None = None) -> Scheduler:
+    """A fresh scheduler, with an empty pool, for an instance of ``role``; ``fetch`` as in ``Scheduler``."""
+    return (DecodeOnlyScheduler if role is Role.DECODE else SCHEDULERS[config.policy])(config, fetch)
