@@ -8,7 +8,7 @@ instances: one rank each, or as many tensor-parallel ranks as configured, on one
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import combinations
 from typing import Annotated, Any, Literal
@@ -25,6 +25,7 @@ class Role(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
     COLOCATED = "colocated"
+    HYBRID = "hybrid"  # prefills and decodes, and hands off both ways
 
 
 class PlacementError(ValueError):
@@ -170,6 +171,12 @@ class Placement:
             nodes = dict.fromkeys(self.nodes[rank] for rank in instance.ranks)
             found.append(f"rank{'s' * (instance.width > 1)} {ranks}: {instance.role} on {' and '.join(nodes)}")
         return ", ".join(found)
+
+
+def make_hybrid(split: Placement) -> Placement:
+    """The same instances of a prefill and a decode pool, each in the role that is both."""
+    roles = tuple(role if role is Role.CLIENT else Role.HYBRID for role in split.roles)
+    return replace(split, roles=roles, instances=tuple(replace(i, role=Role.HYBRID) for i in split.instances))
 
 
 def place(config: PlacementConfig, nodes: Sequence[str]) -> Placement:

@@ -13,6 +13,7 @@ SCHEMA_VERSION = 2
 # Arms. ``colocated_tuned``: colocated with a tuned scheduler. ``null``: the A/A control, which is the tuned arm once
 # more, or without one the colocated arm.
 COLOCATED, COLOCATED_TUNED, DISAGGREGATED, NULL = "colocated", "colocated_tuned", "disaggregated", "null"
+HYBRID = "hybrid"  # every rank in every role; each request stays or moves, whichever is cheaper
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class StepRow:
 
     block: int
     rank: int
-    role: str  # prefill | decode | colocated
+    role: str  # prefill | decode | colocated | hybrid
     begin_ns: int
     end_ns: int
     num_prefill_tokens: int
@@ -149,6 +150,31 @@ class SpeculationRow:
     draft_s: float  # of the step, proposing; the draft's prefill included
     draft_prefill_s: float
     num_draft_prefill_tokens: int  # that the draft computed to catch up: no KV of it is handed off
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRow:
+    """What the hybrid arm chose for one request, written by the client when it was routed; all seconds are modeled.
+
+    The five stages are those of the chosen way, as in the ledger; ``imposed_s`` is what other requests lose by it.
+    ``stay_s`` and ``move_s`` are the whole costs, imposed seconds included, of the best way of either kind (inf: none).
+    """
+
+    block: int
+    request_id: int
+    attempt: int
+    moves: bool
+    prefill_rank: int
+    decode_rank: int
+    queue_s: float
+    prefill_s: float
+    exposed_transfer_s: float
+    admission_s: float
+    decode_s: float
+    imposed_s: float
+    stay_s: float
+    move_s: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +371,7 @@ TABLES: dict[str, type] = {
     "coalescings": CoalescingRow,
     "steps": StepRow,
     "speculations": SpeculationRow,
+    "decisions": DecisionRow,
     "losses": LossRow,
     "transfer_points": TransferPointRow,
     "tune": TuneRow,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from xpyd.clock import Clock
+from xpyd.dispatch import PoolDispatch
 from xpyd.faults import FaultConfig
 from xpyd.placement import PlacementConfig, place
 from xpyd.records import StageRow, TokenRow
@@ -70,7 +71,8 @@ def test_tokens_of_two_ranks_may_overtake_each_other(order: list[tuple[int, int]
     post, rows = Post(order), Rows()
     desk = Desk(0, 0, *_any(post, rows), Clock())
     placement = place(PlacementConfig(num_prefill=1, num_decode=1, allow_shared_node=True), ["n"] * 3)
-    client = Client(desk, placement, RoundRobin(), RoundRobin(), 100, 2.0, lambda: False, FaultConfig(), {})
+    dispatch = PoolDispatch(RoundRobin(), RoundRobin())
+    client = Client(desk, placement, dispatch, 100, 2.0, lambda: False, FaultConfig(), {})
     played = client.play([Request(7, 0, 3, OUTPUT_LEN)])
     assert played.unfinished == ()
     tokens = [row for row in rows.written if isinstance(row, TokenRow)]

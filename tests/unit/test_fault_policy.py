@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from xpyd.clock import Clock
+from xpyd.dispatch import Way
 from xpyd.faults import FaultConfig, Watch
 from xpyd.placement import PlacementConfig, Role, place
 from xpyd.records import LossRow
@@ -107,7 +108,7 @@ def rescue_of(config: FaultConfig, num_prefill: int = 2) -> tuple[Rescue, Post, 
 
 
 def flight(request_id: int, prefill: int, decode: int, sent_s: float = 0.0) -> Flight:
-    return Flight(Request(request_id, 0, 8, 4), b"", prefill, decode, sent_s)
+    return Flight(Request(request_id, 0, 8, 4), b"", Way(prefill, decode), sent_s)
 
 
 @pytest.mark.parametrize(("config", "retried"), [(CONFIG, False), (FaultConfig("retry", max_retries=1), True)])

@@ -33,6 +33,8 @@ FLOORS = {
     "xpyd.kv": 2,
     "xpyd.scheduler": 2,
     "xpyd.router": 2,
+    "xpyd.hybrid": 2,
+    "xpyd.dispatch": 3,
     "xpyd.lock": 1,
     "xpyd.streams": 1,
     "xpyd.slurm": 2,

@@ -45,10 +45,10 @@ def to_json(prediction: Prediction) -> dict[str, dict[str, dict[str, float]]]:
 def _colocated(compute: ComputeModel, scenario: Scenario, rate_rps: float) -> list[ArmTimes]:
     """All N ranks do both: prompts wait for prompts, and each prompt's compute stretches the decodes beside it."""
     num_ranks = scenario.num_colocated
-    alone = [_prefill_s(compute, scenario, cls, 0.0) for cls in scenario.classes]
-    stolen_s = scenario.mean([_stolen_s(compute, scenario, cls) for cls in scenario.classes])
-    batch = decode_batch(compute, scenario, rate_rps, num_ranks, scenario.mean(alone) / num_ranks, stolen_s)
-    prefill = [_prefill_s(compute, scenario, cls, batch.others_s) for cls in scenario.classes]
+    alone = [prefill_s(compute, scenario, cls, 0.0) for cls in scenario.classes]
+    stolen = scenario.mean([stolen_s(compute, scenario, cls) for cls in scenario.classes])
+    batch = decode_batch(compute, scenario, rate_rps, num_ranks, scenario.mean(alone) / num_ranks, stolen)
+    prefill = [prefill_s(compute, scenario, cls, batch.others_s) for cls in scenario.classes]
     queue_s = _wait_s(scenario, rate_rps, prefill, num_ranks) + batch.residual_step_s
     queue_s += _seat_wait_s(scenario, rate_rps, batch, num_ranks)
     return [
@@ -59,7 +59,7 @@ def _colocated(compute: ComputeModel, scenario: Scenario, rate_rps: float) -> li
 
 def _disaggregated(compute: ComputeModel, link: LinkModel, scenario: Scenario, rate_rps: float) -> list[ArmTimes]:
     """x ranks prefill, y ranks decode, and the KV of every request crosses a link in between."""
-    prefill = [_prefill_s(compute, scenario, cls, 0.0) for cls in scenario.classes]
+    prefill = [prefill_s(compute, scenario, cls, 0.0) for cls in scenario.classes]
     queue_s = _wait_s(scenario, rate_rps, prefill, scenario.num_prefill)
     prompts_s = scenario.mean(prefill) / scenario.num_prefill
     batch = decode_batch(compute, scenario, rate_rps, scenario.num_decode, prompts_s, stolen_s=0.0)
@@ -75,13 +75,13 @@ def _disaggregated(compute: ComputeModel, link: LinkModel, scenario: Scenario, r
     return times
 
 
-def _stolen_s(compute: ComputeModel, scenario: Scenario, cls: RequestClass) -> float:
+def stolen_s(compute: ComputeModel, scenario: Scenario, cls: RequestClass) -> float:
     """Seconds that one prompt takes from the decodes of its rank. Chunks share each step's base with them."""
     added_s = compute.chunk_s(cls.input_len)
     return added_s if scenario.policy == "chunked" else compute.base_s + added_s
 
 
-def _prefill_s(compute: ComputeModel, scenario: Scenario, cls: RequestClass, beside_s: float) -> float:
+def prefill_s(compute: ComputeModel, scenario: Scenario, cls: RequestClass, beside_s: float) -> float:
     """PREFILL_BEGIN to PREFILL_END; ``beside_s`` is what decodes add to each chunk's step (none run beside a whole)."""
     if scenario.chunk_tokens is None:
         return compute.prefill_s(round(cls.input_len))
@@ -98,17 +98,17 @@ def _exposed_s(compute: ComputeModel, link: LinkModel, scenario: Scenario, rate_
     num_links = min(scenario.num_prefill, scenario.num_decode)
     stretch = 1 + _wait_s(scenario, rate_rps, wire, num_links) / scenario.mean(wire)
     return [
-        effective_transfer_s(link.alpha_s, wire_s * stretch, *_overlap(compute, scenario, cls))
+        effective_transfer_s(link.alpha_s, wire_s * stretch, *overlap(compute, scenario, cls))
         for cls, wire_s in zip(scenario.classes, wire, strict=True)
     ]
 
 
-def _overlap(compute: ComputeModel, scenario: Scenario, cls: RequestClass) -> tuple[int, float]:
+def overlap(compute: ComputeModel, scenario: Scenario, cls: RequestClass) -> tuple[int, float]:
     """In how many parts the KV leaves, and the seconds in which they become final one by one."""
     if scenario.mode == "layerwise":
         return scenario.spec.num_layers, _last_step_s(compute, scenario, cls)
     if scenario.mode == "chunkwise" and scenario.chunk_tokens is not None:
-        return -(-round(cls.input_len) // scenario.chunk_tokens), _prefill_s(compute, scenario, cls, 0.0)
+        return -(-round(cls.input_len) // scenario.chunk_tokens), prefill_s(compute, scenario, cls, 0.0)
     return 1, 0.0
 
 

@@ -207,7 +207,7 @@ class Scheduler(ABC):
     def reserve(self, num_blocks: int, ahead: bool = False, prompt: list[int] | None = None) -> list[int] | None:
         """Blocks for KV that is about to arrive, to be admitted later; None while there is no room (back-pressure).
 
-        Room is a free seat, no sequence waiting (a preempted one goes first), and ``num_blocks`` free blocks beside
+        Room is a free seat, no preempted sequence waiting (it goes first), and ``num_blocks`` free blocks beside
         one for every sequence that may still grow. ``ahead`` asks for the blocks alone: no seat is kept
         (``can_admit``), nor room to grow. With a prefix cache the front of the table holds what is here already of
         ``prompt`` (``num_here``). Raises NeverFits when the pool has not as many blocks.
@@ -217,7 +217,8 @@ class Scheduler(ABC):
                 f"{num_blocks} KV blocks are to arrive, the pool has {self._capacity}; raise "
                 "scheduler.num_kv_blocks or shorten the request"
             )
-        if self._waiting or (not ahead and not self._seat_free()):
+        preempted = bool(self._waiting and self._waiting[0].outputs)
+        if preempted or (not ahead and not self._seat_free()):
             return None
         table = self._reserve(num_blocks, 0 if ahead else self._headroom(), prompt)
         if table is not None:

@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from xpyd.dispatch import Dispatch
 from xpyd.faults import FaultConfig
+from xpyd.hybrid import decision_row
 from xpyd.placement import Placement, Role
 from xpyd.records import TokenRow
 from xpyd.request import Request, Stage
-from xpyd.router import Router
 from xpyd.units import s_to_ns
 from xpyd.worker.base import Desk
 from xpyd.worker.messages import Beat, Cancelled, EndBlock, Failed, PeerLost, Submit, Tokens, pack_prompt
@@ -49,8 +50,7 @@ class Client:
         self,
         desk: Desk,
         placement: Placement,
-        prefill_router: Router,
-        decode_router: Router | None,
+        dispatch: Dispatch,
         vocab_size: int,
         drain_timeout_s: float,
         should_stop: Callable[[], bool],
@@ -60,15 +60,13 @@ class Client:
         """``lost``: ranks that are lost, and why; this block may add some."""
         self._desk = desk
         self._rescue = Rescue(desk, placement, faults, lost)
-        self._prefill_router = prefill_router
-        self._decode_router = decode_router
+        self._dispatch = dispatch
         self._vocab_size = vocab_size
         self._drain_timeout_s = drain_timeout_s
         self._should_stop = should_stop
         self._flights: dict[int, Flight] = {}
         self._times: dict[int, list[int]] = {}
         self._num_failed = 0
-        self._load = dict.fromkeys(self._rescue.pool(*Role), 0)  # outstanding tokens by rank
 
     def play(self, requests: Sequence[Request], concurrency: int | None = None) -> Played:
         """Send every request when it is due, then wait for the rest; ``concurrency`` makes the loop closed."""
@@ -111,7 +109,7 @@ class Client:
         unfinished = tuple(self._flights)
         verdict = self._rescue.verdict
         end = EndBlock(abort=bool(unfinished or verdict))
-        self._desk.mailbox.send_all(self._rescue.pool(Role.COLOCATED, Role.PREFILL, Role.DECODE), end)
+        self._desk.mailbox.send_all(self._rescue.pool(*Role), end)
         end_ns = self._desk.clock.now_ns()
         return Played(begin_ns, end_ns, unfinished, stopped, self._num_failed, verdict, self._times)
 
@@ -121,7 +119,8 @@ class Client:
         return now_ns >= begin_ns + request.arrival_offset_ns
 
     def _send(self, request: Request, prompt: bytes, due_ns: int) -> None:
-        flight = Flight(request, prompt, *self._route(), time.monotonic())
+        now_s = time.monotonic()
+        flight = Flight(request, prompt, self._dispatch.route(request, self._rescue.pool, now_s), now_s)
         self._flights[request.request_id] = flight
         self._times[request.request_id] = [due_ns]
         self._submit(flight)
@@ -129,22 +128,12 @@ class Client:
         self._stamp(flight, Stage.ROUTED, self._desk.clock.now_ns())
 
     def _submit(self, flight: Flight) -> None:
-        r = flight.request
-        self._load[flight.prefill_rank] += r.input_len
-        self._load[flight.decode_rank] += r.output_len
-        peer = flight.decode_rank if self._decode_router else -1
-        submit = Submit(r.request_id, flight.prompt, r.output_len, r.seed, peer, flight.attempt)
-        self._desk.mailbox.send(flight.prefill_rank, submit)
-
-    def _route(self) -> tuple[int, int]:
-        """A prefill and a decode rank, the same when colocated."""
-        prefill = self._pick(self._prefill_router, self._rescue.pool(Role.COLOCATED, Role.PREFILL))
-        if self._decode_router is None:
-            return prefill, prefill
-        return prefill, self._pick(self._decode_router, self._rescue.pool(Role.DECODE))
-
-    def _pick(self, router: Router, pool: Sequence[int]) -> int:
-        return pool[router.route([self._load[rank] for rank in pool])]
+        r, way = flight.request, flight.way
+        self._dispatch.sent(r, way, time.monotonic())
+        submit = Submit(r.request_id, flight.prompt, r.output_len, r.seed, way.peer, flight.attempt)
+        self._desk.mailbox.send(way.prefill_rank, submit)
+        if way.decision is not None:
+            self._desk.rows.write(decision_row(self._desk.block, flight.attempt, r, way.decision))
 
     def _collect(self) -> bool:
         busy = False
@@ -181,7 +170,7 @@ class Client:
                 continue
             self._unload(flight)
             flight.undoing, flight.num_seen, flight.attempt = None, 0, flight.attempt + 1
-            flight.prefill_rank, flight.decode_rank = self._route()
+            flight.way = self._dispatch.route(flight.request, self._rescue.pool, time.monotonic())
             self._stamp(flight, Stage.RETRIED, now_ns, reason)
             self._submit(flight)
 
@@ -207,10 +196,8 @@ class Client:
             flight = self._flights.get(emitted.request_id)
             if flight is None or flight.undoing is not None:  # it was cancelled while this was under way
                 continue
-            if flight.num_seen == 0:
-                self._load[flight.prefill_rank] -= flight.request.input_len
             flight.num_seen += 1
-            self._load[flight.decode_rank] -= 1
+            self._dispatch.token(flight.request, flight.way, flight.num_seen, time.monotonic())
             if emitted.index in flight.indices:
                 continue  # an earlier attempt had come so far
             self._times[emitted.request_id].append(now_ns)
@@ -238,8 +225,7 @@ class Client:
         del self._flights[flight.request.request_id]
 
     def _unload(self, flight: Flight) -> None:
-        self._load[flight.prefill_rank] -= 0 if flight.num_seen else flight.request.input_len
-        self._load[flight.decode_rank] -= flight.request.output_len - flight.num_seen
+        self._dispatch.ended(flight.request, flight.way, flight.num_seen, time.monotonic())
 
     def _stamp(self, flight: Flight, stage: Stage, t_ns: int, reason: str = "") -> None:
         self._desk.stamp(flight.request.request_id, stage, t_ns, reason)

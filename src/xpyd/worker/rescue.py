@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from xpyd.dispatch import Way
 from xpyd.faults import FaultConfig, Loss, Watch
 from xpyd.placement import CLIENT_RANK, Instance, Placement, Role
 from xpyd.records import LossRow
@@ -37,8 +38,7 @@ class Flight:
 
     request: Request
     prompt: bytes
-    prefill_rank: int  # an instance's leader, as is
-    decode_rank: int  # the same rank when colocated
+    way: Way
     sent_s: float
     indices: set[int] = field(default_factory=set)  # of the tokens that came, in any attempt
     attempt: int = 0
@@ -47,7 +47,7 @@ class Flight:
 
     @property
     def ranks(self) -> set[int]:
-        return {self.prefill_rank, self.decode_rank}
+        return {self.way.prefill_rank, self.way.decode_rank}
 
 
 class Rescue:

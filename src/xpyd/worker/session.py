@@ -17,7 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from xpyd.clock import Clock, synchronise
+from xpyd.dispatch import Dispatch, HybridDispatch, PoolDispatch
+from xpyd.economics.scenario import Calibration, Scenario
 from xpyd.faults import EXIT_RANKS_LOST, FaultConfig, RanksLost
+from xpyd.hybrid import HybridConfig, HybridPolicy
 from xpyd.kv.coalesce import PieceCosts
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.parallel import reducer_of
@@ -25,8 +28,8 @@ from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.mpi import survives_ends
-from xpyd.placement import CLIENT_RANK, Placement, PlacementConfig, Role, node_names, place
-from xpyd.records import DISAGGREGATED, BlockRow, RequestRow
+from xpyd.placement import CLIENT_RANK, Placement, PlacementConfig, Role, make_hybrid, node_names, place
+from xpyd.records import DISAGGREGATED, HYBRID, BlockRow, RequestRow
 from xpyd.request import Request
 from xpyd.router import RouterConfig
 from xpyd.run_dir import RowWriter, RunDir
@@ -99,6 +102,7 @@ class Session:
         self.spec = resolve_spec(setup.model)
         self.rows = RowWriter(run_dir, self.rank)
         self.clock = Clock()
+        self.hybrid: tuple[HybridConfig, Calibration, Scenario] | None = None  # at rank 0, where an arm is hybrid
         self._should_stop = should_stop
         self._launcher = os.getppid()
         self._mailbox = Mailbox(comm)
@@ -160,7 +164,9 @@ class Session:
             raise RanksLost("; ".join(self.crew.lost.values()))
 
     def placement_of(self, arm: str) -> Placement:
-        """The roles of an arm: the configured placement, or as many colocated workers."""
+        """The roles of an arm: the configured placement, it with every worker hybrid, or as many colocated workers."""
+        if arm == HYBRID:
+            return make_hybrid(self.placement)
         if arm == DISAGGREGATED or self.setup.placement.num_colocated:
             return self.placement
         return place(self.setup.placement.colocated(), self.nodes)
@@ -255,12 +261,10 @@ class Session:
                 )
             )
         self.rows.flush()  # a killed run lists its requests
-        split = bool(placement.ranks(Role.DECODE))
         client = Client(
             desk,
             placement,
-            self.setup.router.build(),
-            self.setup.router.build() if split else None,
+            self._dispatch(block, placement),
             self.spec.vocab_size,
             self.setup.drain_timeout_s,
             self._should_stop,
@@ -268,6 +272,15 @@ class Session:
             self.crew.lost,
         )
         return client.play(block.requests, block.concurrency)
+
+    def _dispatch(self, block: Block, placement: Placement) -> Dispatch:
+        """Fresh for each block: no arm gains from what another one learnt."""
+        if block.arm == HYBRID:
+            assert self.hybrid is not None, "a hybrid block needs a calibration: trial.write_prediction"
+            pools = self.placement.leaders(Role.PREFILL), self.placement.leaders(Role.DECODE)
+            return HybridDispatch(HybridPolicy(*self.hybrid, pools))
+        split = bool(placement.ranks(Role.DECODE))
+        return PoolDispatch(self.setup.router.build(), self.setup.router.build() if split else None)
 
     def _close_block(self, block: Block, played: Played | None, ledger_bytes: int, before: tuple[int, int]) -> None:
         """Gather the byte counts and write the block's row, unless it was cut short."""
