@@ -11,11 +11,19 @@ from xpyd.entry import Job, main
 
 
 def run(job: Job) -> None:
-    from xpyd.trial import compare_blocks, finish, open_session, play_all, write_prediction  # ranks only: torch and MPI
+    from xpyd.trial import (  # ranks only: torch and MPI
+        compare_blocks,
+        finish,
+        open_session,
+        plan_hybrid,
+        play_all,
+        write_prediction,
+    )
 
     config: Compare = job.config
     with open_session(job) as session:
         write_prediction(session, config, job)
+        plan_hybrid(session, config, job)
         play_all(session, compare_blocks(config), job)
     finish(job)
 

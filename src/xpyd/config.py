@@ -19,6 +19,7 @@ from xpyd.colocated_search import ColocatedSearch
 from xpyd.economics.sweep import EconomicsConfig
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS
 from xpyd.faults import FaultConfig
+from xpyd.hybrid import HybridConfig
 from xpyd.model.checkpoint_config import resolve_spec, runnable_spec
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.shard import Shard
@@ -26,7 +27,7 @@ from xpyd.model.spec import ModelSpec
 from xpyd.parity import Arm, check_parity
 from xpyd.placement import PlacementConfig
 from xpyd.preflight.options import CheckConfig
-from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, NULL
+from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, HYBRID, NULL
 from xpyd.rival import RivalConfig, fingerprint
 from xpyd.router import RouterConfig
 from xpyd.scheduler.base import SchedulerConfig
@@ -391,6 +392,7 @@ class Compare(Serve):
     num_pairs: Annotated[int, Gt(0)] = MIN_BLOCK_PAIRS
     null_control: bool = True  # play every pair's requests once more colocated: the A/A interval
     rival: RivalConfig = field(default_factory=RivalConfig)
+    hybrid: HybridConfig = field(default_factory=HybridConfig)  # a third arm
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -407,6 +409,11 @@ class Compare(Serve):
             )
         if self.num_blocks != 1:
             raise ValueError(f"num_blocks={self.num_blocks} is read by serve only; compare counts pairs, set num_pairs")
+        if self.hybrid.on and (self.placement.several_ranks or (self.placement.colocated_tp or 1) > 1):
+            raise ValueError(
+                f"hybrid.policy={self.hybrid.policy} with placement {self.placement.name}: its costs are reckoned for "
+                "instances of one rank; choose widths of 1, or hybrid=off"
+            )
         self.rival.check(self.colocated_fingerprint)
         check_parity({name: self.arm(name) for name in self.arms})
 
@@ -419,15 +426,19 @@ class Compare(Serve):
     def arms(self) -> tuple[str, ...]:
         """The arms of every pair, in the order of even pairs."""
         tuned = [COLOCATED_TUNED] if self.tuned is not None else []
-        return (COLOCATED, *tuned, DISAGGREGATED, *([NULL] if self.null_control else []))
+        hybrid = [HYBRID] if self.hybrid.on else []
+        return (COLOCATED, *tuned, DISAGGREGATED, *hybrid, *([NULL] if self.null_control else []))
 
     def scheduler_of(self, arm: str) -> SchedulerConfig:
-        """The scheduler of an arm; the null control repeats the tuned rival where there is one."""
-        return self.tuned or self.scheduler if arm in (COLOCATED_TUNED, NULL) else self.scheduler
+        """The scheduler of an arm; the null control repeats the tuned rival where there is one.
+
+        Ranks of the hybrid arm mix prompts and decodes as the colocated ones do, so what was tuned is theirs too.
+        """
+        return self.tuned or self.scheduler if arm in (COLOCATED_TUNED, HYBRID, NULL) else self.scheduler
 
     def arm(self, name: str) -> Arm:
         """The resources of an arm."""
-        moves = name == DISAGGREGATED
+        moves = name in (DISAGGREGATED, HYBRID)
         placement = self.placement if moves else self.placement.colocated()
         codec = self.transfer.codec.name if moves else None
         return Arm(placement, self.model, self.scheduler_of(name), self.sampling, codec)

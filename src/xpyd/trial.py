@@ -17,12 +17,12 @@ from xpyd.compose import ROOT
 from xpyd.config import Compare, Serve
 from xpyd.economics.cost import ComputePoint, LinkFit, LinkModel, LinkPoint, fit_compute, score_link
 from xpyd.economics.predict import predict, to_json
-from xpyd.economics.scenario import Calibration, Scenario, classes_of, fit_calibration
+from xpyd.economics.scenario import Calibration, Scenario, calibration_from, classes_of, fit_calibration
 from xpyd.entry import Job, mpi_library
 from xpyd.environment import environment, machine
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import Placement
-from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED
+from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, HYBRID
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
 from xpyd.worker.calibrate import calibrate
@@ -150,6 +150,13 @@ def write_prediction(session: Session, config: Compare, job: Job) -> None:
             classes[length][COLOCATED_TUNED] = asdict(colocated)
     content = {"written_at": datetime.now().isoformat(), "calibration": asdict(calibration), "classes": classes}
     job.run_dir.write_json(PREDICTED, content)
+
+
+def plan_hybrid(session: Session, config: Compare, job: Job) -> None:
+    """Give rank 0, which routes, what the hybrid arm is reckoned from: the calibration that the prediction rests on."""
+    if config.hybrid.on and job.rank == 0:
+        calibration = calibration_from(job.run_dir.read_json(PREDICTED)["calibration"])
+        session.hybrid = config.hybrid, calibration, scenario_of(config, session.spec, config.scheduler_of(HYBRID))
 
 
 def fit_points(steps: list[ComputePoint], transfers: list[LinkPoint], rate_gbps: float, job: Job) -> Calibration:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
-from xpyd.economics.cost import ComputeFit, ComputePoint, LinkFit, LinkPoint, fit_compute, fit_link
+from xpyd.economics.cost import (
+    ComputeFit,
+    ComputeModel,
+    ComputePoint,
+    LinkFit,
+    LinkModel,
+    LinkPoint,
+    fit_compute,
+    fit_link,
+)
 from xpyd.economics.ledger import length_class
+from xpyd.economics.nnls import Score
 from xpyd.model.spec import ModelSpec
 from xpyd.request import Request
 
@@ -54,6 +64,15 @@ class Calibration:
 def fit_calibration(compute_points: Sequence[ComputePoint], link_points: Sequence[LinkPoint]) -> Calibration:
     """Fit both models. Raises ValueError, see ``fit_link``."""
     return Calibration(fit_compute(compute_points), fit_link(link_points))
+
+
+def calibration_from(content: Mapping[str, Any]) -> Calibration:
+    """A calibration as ``dataclasses.asdict`` gave it, from predicted.json."""
+    compute, link = content["compute"], content["link"]
+    return Calibration(
+        ComputeFit(ComputeModel(**compute["model"]), Score(**compute["score"])),
+        LinkFit(LinkModel(**link["model"]), Score(**link["score"])),
+    )
 
 
 @dataclass(frozen=True)
