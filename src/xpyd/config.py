@@ -24,10 +24,20 @@ from xpyd.model.checkpoint_config import resolve_spec, runnable_spec
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
+from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.parity import Arm, check_parity
 from xpyd.placement import PlacementConfig
 from xpyd.preflight.options import CheckConfig
-from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, HYBRID, NULL
+from xpyd.records import (
+    COLOCATED,
+    COLOCATED_SPECULATIVE,
+    COLOCATED_TUNED,
+    DISAGGREGATED,
+    DISAGGREGATED_SPECULATIVE,
+    HYBRID,
+    NULL,
+    SPLIT_ARMS,
+)
 from xpyd.rival import RivalConfig, fingerprint
 from xpyd.router import RouterConfig
 from xpyd.scheduler.base import SchedulerConfig
@@ -218,6 +228,7 @@ class Handoff(Ranked):
     faults: FaultConfig = field(default_factory=FaultConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    speculation: ClassVar[SpeculationConfig] = SpeculationConfig()  # one prompt at a time has nothing to show there
 
     def __post_init__(self) -> None:
         if self.placement.num_colocated:
@@ -296,6 +307,7 @@ class Serve(Ranked):
     faults: FaultConfig = field(default_factory=FaultConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
 
     def __post_init__(self) -> None:
         moves = not self.placement.num_colocated
@@ -318,6 +330,8 @@ class Serve(Ranked):
                 f"max_position_embeddings={spec.max_position_embeddings}; shorten workload lengths or raise it"
             )
         self.workload.check(self.num_blocks)
+        several = self.placement.several_ranks or (self.placement.colocated_tp or 1) > 1
+        self.speculation.check(spec, self.sampling, several)
         self._check_faults()
 
     def _check_faults(self) -> None:
@@ -342,7 +356,7 @@ class Serve(Ranked):
     @property
     def colocated_fingerprint(self) -> dict[str, str]:
         """What the settings of a colocated rival are tuned on."""
-        return fingerprint(self.model, self.placement, self.scheduler, self.workload, self.slo)
+        return fingerprint(self.model, self.placement, self.scheduler, self.workload, self.slo, self.speculation)
 
 
 @dataclass(frozen=True)
@@ -436,16 +450,46 @@ class Compare(Serve):
         """
         return self.tuned or self.scheduler if arm in (COLOCATED_TUNED, HYBRID, NULL) else self.scheduler
 
+    def speculates(self, arm: str) -> bool:
+        """Whether an arm uses the configured draft."""
+        return True
+
     def arm(self, name: str) -> Arm:
         """The resources of an arm."""
-        moves = name in (DISAGGREGATED, HYBRID)
+        moves = name in (*SPLIT_ARMS, HYBRID)
         placement = self.placement if moves else self.placement.colocated()
         codec = self.transfer.codec.name if moves else None
-        return Arm(placement, self.model, self.scheduler_of(name), self.sampling, codec)
+        return Arm(placement, self.model, self.scheduler_of(name), self.sampling, self.speculation, codec)
 
     @property
     def planned_blocks(self) -> int:
         return self.num_pairs * len(self.arms)
+
+
+@dataclass(frozen=True)
+class Speculation(Compare):
+    """Both arms with speculative decoding and without, on the same requests."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.speculation.on:
+            raise ValueError(
+                f"speculation.draft={self.speculation.draft}: speculation holds guessing against none; choose "
+                "speculation=ngram, speculation=layers or speculation=model"
+            )
+        if self.rival.use == "tuned":
+            raise ValueError(
+                "rival.use=tuned: speculation plays one colocated scheduler, with and without guessing; set scheduler "
+                "to the tuned one and leave rival out"
+            )
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        null = [NULL] if self.null_control else []
+        return COLOCATED, COLOCATED_SPECULATIVE, DISAGGREGATED_SPECULATIVE, DISAGGREGATED, *null
+
+    def speculates(self, arm: str) -> bool:
+        return arm in (COLOCATED_SPECULATIVE, DISAGGREGATED_SPECULATIVE)
 
 
 @dataclass(frozen=True)
@@ -515,6 +559,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "serve": Serve,
     "calibrate": Calibrate,
     "compare": Compare,
+    "speculation": Speculation,
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
+from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.placement import PlacementConfig
 from xpyd.scheduler.base import SchedulerConfig
 
@@ -24,6 +25,7 @@ class Arm:
     model: ModelSpec
     scheduler: SchedulerConfig
     sampling: SamplingConfig
+    speculation: SpeculationConfig
     codec: str | None  # of the KV it decodes from; None: it moves none
 
     @property
@@ -36,6 +38,7 @@ class Arm:
             "scheduler.block_size": self.scheduler.block_size,
             "scheduler.num_kv_blocks": self.scheduler.num_kv_blocks,
             "sampling": self.sampling,
+            "speculation": self.speculation,
         }
 
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 SCHEMA_VERSION = 2
 # Arms. ``colocated_tuned``: colocated with a tuned scheduler. ``null``: the A/A control, which is the tuned arm once
-# more, or without one the colocated arm.
+# more, or without one the colocated arm. ``_speculative``: with guesses ahead, where an arm without them is played too.
 COLOCATED, COLOCATED_TUNED, DISAGGREGATED, NULL = "colocated", "colocated_tuned", "disaggregated", "null"
 HYBRID = "hybrid"  # every rank in every role; each request stays or moves, whichever is cheaper
+COLOCATED_SPECULATIVE, DISAGGREGATED_SPECULATIVE = "colocated_speculative", "disaggregated_speculative"
+SPLIT_ARMS = (DISAGGREGATED, DISAGGREGATED_SPECULATIVE)  # those on the configured placement: KV moves
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from xpyd.model.spec import ModelSpec
+from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.placement import PlacementConfig
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.workload.config import WorkloadConfig
@@ -64,7 +65,12 @@ class RivalConfig:
 
 
 def fingerprint(
-    model: ModelSpec, placement: PlacementConfig, scheduler: SchedulerConfig, workload: WorkloadConfig, slo: SloConfig
+    model: ModelSpec,
+    placement: PlacementConfig,
+    scheduler: SchedulerConfig,
+    workload: WorkloadConfig,
+    slo: SloConfig,
+    speculation: SpeculationConfig,
 ) -> dict[str, str]:
     """What a colocated scheduler is tuned on, part by part; readable where that is short, else with a digest."""
     load = {key: value for key, value in asdict(workload).items() if key not in NOT_IN_PRINT}
@@ -74,6 +80,7 @@ def fingerprint(
         "pool": f"{scheduler.num_kv_blocks} x {scheduler.block_size} tokens",
         "workload": _digest(load),
         "slo": f"ttft {slo.ttft_s:g} s, itl {slo.itl_s:g} s",
+        "speculation": f"{speculation.draft} {_digest(asdict(speculation))}" if speculation.on else "off",
     }
 
 

@@ -46,6 +46,7 @@ def open_session(job: Job) -> Session:
         config.router,
         config.run.drain_timeout_s,
         config.faults,
+        config.speculation,
     )
     session = Session(setup, job.comm, job.run_dir, lambda: job.stop.requested)
     routes = session.links.routes if session.links is not None else {}
@@ -94,7 +95,9 @@ def compare_blocks(config: Compare) -> list[Block]:
     """Every block of a comparison; the blocks of a pair play the same requests at the same arrival times."""
     order = interleave(config.num_pairs, config.arms)
     return [
-        replace(_block(config, number, pair, arm), scheduler=config.scheduler_of(arm))
+        replace(
+            _block(config, number, pair, arm), scheduler=config.scheduler_of(arm), speculates=config.speculates(arm)
+        )
         for number, (pair, arm) in enumerate(order)
     ]
 
@@ -137,6 +140,9 @@ def write_prediction(session: Session, config: Compare, job: Job) -> None:
         return
     if max(config.placement.widths) > 1:
         job.say("no prediction: the cost model knows instances of one rank")
+        return
+    if config.speculation.on:
+        job.say("no prediction: the cost model knows steps of one token a sequence")
         return
     job.say("calibrating: engine steps and link, each alone")
     points = calibrate(session)

@@ -14,7 +14,8 @@ from xpyd.config import SCHEMAS, Compare, ConfigError, Economics, dump_config, l
 CONF = Path(__file__).parents[2] / "conf"
 SERVING = ("model", "placement", "scheduler", "transport", "transfer", "codec", "fabric", "workload", "slo", "launch")
 EXPERIMENT_GROUPS = {
-    "compare": (*SERVING, "rival"),
+    "compare": (*SERVING, "rival", "speculation"),
+    "speculation": ("placement", "speculation"),
     "tune_colocated": ("scheduler", "workload"),
     "serve": SERVING,
     "transfer": ("placement", "transport", "fabric", "launch"),
@@ -53,10 +54,14 @@ def options() -> list[tuple[str, str, str]]:
 
 
 def fits(experiment: str, group: str, option: str) -> bool:
+    if (experiment, group, option) == ("speculation", "speculation", "none"):
+        return False  # there is nothing to compare
     if (group, option) in NEEDS_A_PATH or (option in SHAPES_ONLY and experiment not in ("economics", "check_cluster")):
         return False
     return not (
-        group == "placement" and experiment in ("compare", "contention", "handoff", "transfer") and option in COLOCATED
+        group == "placement"
+        and experiment in ("compare", "contention", "handoff", "speculation", "transfer")
+        and option in COLOCATED
     )
 
 

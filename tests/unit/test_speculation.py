@@ -11,6 +11,7 @@ from tests.unit.test_model_runner import MICRO
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling import Sampled
 from xpyd.model.sampling_config import SamplingConfig
+from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.model.weights import load_weights
 from xpyd.records import SpeculationRow
 from xpyd.scheduler.base import Scheduler, SchedulerConfig, Sequence
@@ -19,7 +20,6 @@ from xpyd.scheduler.prefill_first import PrefillFirstScheduler
 from xpyd.worker.drafts import ModelDraft, NgramDraft, Wanted
 from xpyd.worker.engine import Engine
 from xpyd.worker.speculation import Speculator, agreed, build_speculator, draft_runner
-from xpyd.worker.speculation_config import SpeculationConfig
 
 PROMPTS = [[(13 * i + 5 * j) % 97 for i in range(length)] for j, length in enumerate((19, 4, 33))]
 OUTPUTS = [24, 9, 17]
@@ -181,7 +181,7 @@ def test_room_for_guesses() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"draft": "off", "num_tokens": 3}, "num_tokens=3 with draft=off, which ignores it"),
+        ({"draft": "none", "num_tokens": 3}, "num_tokens=3 with draft=none, which ignores it"),
         ({"draft": "ngram", "num_tokens": 3}, "max_ngram is not set with draft=ngram"),
         ({"draft": "ngram", "num_tokens": 3, "max_ngram": 2, "model": MICRO}, "model=micro with draft=ngram"),
     ],
@@ -192,17 +192,17 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, obj
 
 
 @pytest.mark.parametrize(
-    ("config", "sampling", "widest", "named"),
+    ("config", "sampling", "several", "named"),
     [
-        (SpeculationConfig("ngram", 3, 2), SamplingConfig(0.5), 1, "speculation.draft=ngram with sampling.temperature"),
-        (SpeculationConfig("layers", 3, num_layers=2), SamplingConfig(), 1, "num_layers=2: model micro has 2 layers"),
-        (SpeculationConfig("layers", 3, num_layers=1), SamplingConfig(), 2, "an instance of 2 ranks"),
-        (SpeculationConfig("model", 3, model=replace(MICRO, vocab_size=98)), SamplingConfig(), 1, "vocab_size=98"),
+        (SpeculationConfig("ngram", 3, 2), SamplingConfig(0.5), False, "draft=ngram with sampling.temperature=0.5"),
+        (SpeculationConfig("layers", 3, num_layers=2), SamplingConfig(), False, "num_layers=2: model micro has 2"),
+        (SpeculationConfig("layers", 3, num_layers=1), SamplingConfig(), True, "instances of several ranks"),
+        (SpeculationConfig("model", 3, model=replace(MICRO, vocab_size=98)), SamplingConfig(), False, "vocab_size=98"),
     ],
 )
 def test_a_draft_that_does_not_fit_is_refused(
-    config: SpeculationConfig, sampling: SamplingConfig, widest: int, named: str
+    config: SpeculationConfig, sampling: SamplingConfig, several: bool, named: str
 ) -> None:
-    SpeculationConfig().check(MICRO, sampling, widest)
+    SpeculationConfig().check(MICRO, sampling, several)
     with pytest.raises(ValueError, match=named):
-        config.check(MICRO, sampling, widest)
+        config.check(MICRO, sampling, several)

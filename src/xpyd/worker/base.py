@@ -146,7 +146,8 @@ class Worker(ABC):
         begin_ns = self.desk.clock.now_ns()
         self._stamp_begins(plan, begin_ns)
         self.before_run(plan)
-        outputs = self.engine.run(plan, self.on_layer, self._tell if self.desk.followers else None)
+        tell = self._tell if self.desk.followers else None
+        outputs = self.engine.run(plan, self.on_layer, tell, self.between_layers)
         end_ns = self.desk.clock.now_ns()
         self._write_step(plan, begin_ns, end_ns)
         finished = self.engine.commit(plan, outputs)
@@ -219,6 +220,10 @@ class Worker(ABC):
 
     def on_layer(self, layer: int) -> None:
         """Called when a layer's KV is in the pool."""
+        self.between_layers()
+
+    def between_layers(self) -> None:
+        """Called between the layers of the model, and of a draft."""
         self._pulse.beat()  # a long step is no silence
 
     def _lose(self, ranks: list[int]) -> None:
@@ -273,4 +278,8 @@ class Worker(ABC):
                 num_preempted=self._num_preempted,
             )
         )
+        speculator = self.engine.speculator
+        guessed = speculator.row(self.desk.block, self.desk.rank, begin_ns) if speculator is not None else None
+        if guessed is not None:
+            self.desk.rows.write(guessed)
         self._num_preempted = 0

@@ -66,12 +66,15 @@ class ServingWorker(Worker):
         return self._source.finals(plan) if self._source is not None else []
 
     def on_layer(self, layer: int) -> None:
-        """Between layers messages and KV move, and a long step is no silence."""
-        if not self._ends:
-            super().on_layer(layer)
-            return
         if self._source is not None:
             self._source.layer_done(layer)
+        self.between_layers()
+
+    def between_layers(self) -> None:
+        """Messages and KV move, and a long step is no silence."""
+        if not self._ends:
+            super().between_layers()
+            return
         self.receive()
         for end in self._ends:
             end.between_layers()

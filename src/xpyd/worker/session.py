@@ -27,13 +27,14 @@ from xpyd.model.parallel import reducer_of
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
+from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.mpi import survives_ends
 from xpyd.placement import CLIENT_RANK, Placement, PlacementConfig, Role, make_hybrid, node_names, place
-from xpyd.records import DISAGGREGATED, HYBRID, BlockRow, RequestRow
+from xpyd.records import HYBRID, SPLIT_ARMS, BlockRow, RequestRow
 from xpyd.request import Request
 from xpyd.router import RouterConfig
 from xpyd.run_dir import RowWriter, RunDir
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.base import Scheduler, SchedulerConfig
 from xpyd.scheduler.registry import build_scheduler
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
@@ -53,6 +54,7 @@ from xpyd.worker.serving import ServingWorker
 from xpyd.worker.sharded import ShardedDestination, ShardedSource
 from xpyd.worker.shards import Shapes, instance_blocks
 from xpyd.worker.source import SourceEnd
+from xpyd.worker.speculation import Speculator, build_speculator, draft_runner
 from xpyd.worker.transfer_config import TransferConfig
 
 
@@ -70,13 +72,15 @@ class Setup:
     router: RouterConfig
     drain_timeout_s: float
     faults: FaultConfig = field(default_factory=FaultConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
 
 
 @dataclass(frozen=True)
 class Block:
     """One stretch of one arm: ``requests`` are the same in all blocks of a ``pair``. ``number`` < 0: warm-up.
 
-    ``transfer`` and ``scheduler`` replace the session's for this block, all but what the pool was built with.
+    ``transfer`` and ``scheduler`` replace the session's for this block, all but what the pool was built with; without
+    ``speculates`` nothing is guessed, whatever the session's draft is.
     """
 
     number: int
@@ -86,6 +90,7 @@ class Block:
     concurrency: int | None = None
     transfer: TransferConfig | None = None
     scheduler: SchedulerConfig | None = None
+    speculates: bool = True
 
 
 class Session:
@@ -109,6 +114,7 @@ class Session:
         self.crew = Crew(comm, setup.drain_timeout_s)
         self._quarantine: dict[tuple[int, ...], frozenset[int]] = {}  # blocks by the ranks of the instance
         self._runners: dict[tuple[int, ...], ModelRunner] = {}  # by the ranks of the instance
+        self._drafts: dict[ModelRunner, ModelRunner | None] = {}  # by the model that they guess for
         self.runner = self._runner_in(self.placement) if self.rank != CLIENT_RANK else None
         cache = self.runner.cache if self.runner is not None else None
         self.links: Links | None = None
@@ -136,6 +142,7 @@ class Session:
         placement = self.placement_of(block.arm)
         if self.rank != CLIENT_RANK:
             self._runner_in(placement)  # an arm's first block may have to load it, before any clock runs
+            self._draft_in(placement, block)
         self.crew.wait(patient=True)  # a model may have been loaded
         self.clock = synchronise(self.comm, peers=self.crew.ranks[1:], wait=self.crew.wait)
         self.rows.muted = block.number < 0
@@ -167,7 +174,7 @@ class Session:
         """The roles of an arm: the configured placement, it with every worker hybrid, or as many colocated workers."""
         if arm == HYBRID:
             return make_hybrid(self.placement)
-        if arm == DISAGGREGATED or self.setup.placement.num_colocated:
+        if arm in SPLIT_ARMS or self.setup.placement.num_colocated:
             return self.placement
         return place(self.setup.placement.colocated(), self.nodes)
 
@@ -226,6 +233,22 @@ class Session:
             )
         return self._runners[instance.ranks]
 
+    def _draft_in(self, placement: Placement, block: Block) -> ModelRunner | None:
+        """The draft that this rank guesses with in its instance of ``placement``, made likewise; by leaders alone."""
+        setup, instance = self.setup, placement.instance_of(self.rank)
+        if not block.speculates or self.rank != instance.leader or instance.role is Role.PREFILL:
+            return None
+        runner = self._runner_in(placement)
+        if runner not in self._drafts:
+            self._drafts[runner] = draft_runner(setup.speculation, runner, max(1, len(self.cores)))
+        return self._drafts[runner]
+
+    def _speculator(self, placement: Placement, block: Block, scheduler: Scheduler) -> Speculator | None:
+        """None for a prompt's instance: its only token comes with the prompt."""
+        if not block.speculates or placement.instance_of(self.rank).role is Role.PREFILL:
+            return None
+        return build_speculator(self.setup.speculation, self._draft_in(placement, block), scheduler)
+
     def _worker(self, placement: Placement, block: Block) -> Worker | Follower:
         """What this rank does in a block: lead its instance of one or several ranks, or follow."""
         setup, instance = self.setup, placement.instance_of(self.rank)
@@ -236,7 +259,8 @@ class Session:
         if self.rank != instance.leader:
             return Follower(runner, self._desk(block, role), instance.leader, transport, shapes)
         num_blocks = instance_blocks(self.spec, instance.width, setup.scheduler.num_kv_blocks)
-        engine = Engine(runner, build_scheduler(replace(scheduler, num_kv_blocks=num_blocks), role))
+        policy = build_scheduler(replace(scheduler, num_kv_blocks=num_blocks), role)
+        engine = Engine(runner, policy, self._speculator(placement, block, policy))
         engine.scheduler.withhold(self._quarantine.get(instance.ranks, frozenset()))
         desk = self._desk(block, role, instance.ranks[1:])
         if role is Role.COLOCATED:

@@ -14,11 +14,11 @@ from time import perf_counter_ns
 
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling import Sampled
+from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.records import SpeculationRow
 from xpyd.scheduler.base import Chunk, Scheduler
 from xpyd.units import NS_PER_S
 from xpyd.worker.drafts import Draft, ModelDraft, NgramDraft, Proposal, Wanted
-from xpyd.worker.speculation_config import SpeculationConfig
 
 NOTHING = Proposal([])
 

@@ -21,7 +21,7 @@ class SpeculationConfig:
     head; ``model``, another ``model``, with weights and a KV pool of its own.
     """
 
-    draft: Literal["off", "ngram", "layers", "model"] = "off"
+    draft: Literal["none", "ngram", "layers", "model"] = "none"
     num_tokens: Annotated[int, Gt(0)] | None = None
     max_ngram: Annotated[int, Gt(0)] | None = None
     num_layers: Annotated[int, Gt(0)] | None = None
@@ -29,7 +29,7 @@ class SpeculationConfig:
 
     def __post_init__(self) -> None:
         wanted = {
-            "num_tokens": self.draft != "off",
+            "num_tokens": self.draft != "none",
             "max_ngram": self.draft == "ngram",
             "num_layers": self.draft == "layers",
             "model": self.draft == "model",
@@ -44,25 +44,25 @@ class SpeculationConfig:
 
     @property
     def on(self) -> bool:
-        return self.draft != "off"
+        return self.draft != "none"
 
-    def check(self, spec: ModelSpec, sampling: SamplingConfig, widest: int) -> None:
-        """Raises ValueError where the draft does not fit the model ``spec``, the sampling or the widest instance."""
+    def check(self, spec: ModelSpec, sampling: SamplingConfig, several_ranks: bool) -> None:
+        """Raises ValueError where the draft does not fit the model ``spec``, the sampling or the instances."""
         if not self.on:
             return
         if sampling.temperature:
             raise ValueError(
                 f"speculation.draft={self.draft} with sampling.temperature={sampling.temperature}: guesses are held "
-                "against the greedy choice; set sampling.temperature=0 or speculation=off"
+                "against the greedy choice; set sampling.temperature=0 or speculation=none"
             )
         if self.num_layers is not None and self.num_layers >= spec.num_layers:
             raise ValueError(
                 f"speculation.num_layers={self.num_layers}: model {spec.name} has {spec.num_layers} layers, and a "
                 "draft of all of them saves nothing; set fewer"
             )
-        if self.draft == "layers" and widest > 1:
+        if self.draft == "layers" and several_ranks:
             raise ValueError(
-                f"speculation.draft=layers with an instance of {widest} ranks: its leader drafts alone, and has a part "
+                "speculation.draft=layers with instances of several ranks: their leaders draft alone, and have a part "
                 "of each layer only; choose speculation=ngram or speculation=model"
             )
         if self.model is not None:
