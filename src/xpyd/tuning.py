@@ -109,7 +109,7 @@ def _final(config: Tune, job: Job, contest: Contest | None, decider: int, best: 
 
 def _start(config: Tune) -> Settings:
     """What the search begins with."""
-    return {key.removeprefix("UCX_"): value for key, value in config.fabric.ucx.items()}
+    return config.fabric.options
 
 
 def _write_preset(fabric: FabricConfig, best: Settings, adopted: list[Adopted], gain: float, job: Job) -> None:

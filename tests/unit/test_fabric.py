@@ -21,6 +21,14 @@ def test_settings_are_ucx_options() -> None:
     assert found == {"TLS": "tcp", "NET_DEVICES": "eth0,eth1", "TCP_TX_SEG_SIZE": "64k"}
 
 
+def test_some_settings_hold_only_where_all_goes_over_tcp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = fabric(ucx={"TCP_SNDBUF": "4m"}, ucx_without_ib={"UCX_RNDV_SCHEME": "put_zcopy"})
+    monkeypatch.setattr("xpyd.transport.fabric.INFINIBAND", tmp_path)
+    assert found.settings() == {"TCP_SNDBUF": "4m", "RNDV_SCHEME": "put_zcopy"}
+    (tmp_path / "mlx5_0" / "ports").mkdir(parents=True)
+    assert found.settings() == {"TCP_SNDBUF": "4m"}, "over verbs it would cost the reads from pool to pool"
+
+
 def test_a_missing_device_is_named_with_what_is_here() -> None:
     with pytest.raises(TransportError, match=r"fabric\.net_devices=\['nosuch0'\].*it has .*lo"):
         fabric(net_devices=("nosuch0",)).check_devices()
@@ -59,9 +67,10 @@ def test_strict_without_anything_to_hold_ucx_to_is_refused() -> None:
         fabric(strict=True)
 
 
-def test_one_setting_in_two_places_is_refused() -> None:
+@pytest.mark.parametrize("key", ["ucx", "ucx_without_ib"])
+def test_one_setting_in_two_places_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=r"\['TLS'\]"):
-        fabric(ucx={"UCX_TLS": "tcp"})
+        fabric(**{key: {"UCX_TLS": "tcp"}})
 
 
 def test_a_device_without_its_port_stands_for_any_port() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xpyd.kv.layout import Span
 from xpyd.transport import ucx
 from xpyd.transport.base import TransportError
 from xpyd.transport.fabric import FabricConfig, local_devices
 from xpyd.transport.registry import TransportConfig
+from xpyd.transport.ucx_messages import stretches
 
 BOTH_SIZES = {"TCP_TX_SEG_SIZE": "256k", "TCP_RX_SEG_SIZE": "256k"}
 
@@ -112,3 +114,9 @@ def test_neither_binding_gives_the_remedy(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(TransportError, match=r"pip install 'xpyd\[embedded\]'.*transport=mpi"):
         ucx.UcxTransport(0, {})
+
+
+def test_neighbours_in_memory_are_one_stretch_of_a_message() -> None:
+    spans = [Span(64, 64), Span(128, 32), Span(0, 64), Span(64, 8), Span(200, 8)]
+    assert stretches(spans) == [Span(64, 96), Span(0, 72), Span(200, 8)], "in the order of the message, not of memory"
+    assert stretches(spans[:1]) == spans[:1]

@@ -40,7 +40,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 class FabricConfig:
     """``rate_gbps`` is the link's nominal rate in Gb/s (bits). Empty ``tls`` and ``net_devices``: UCX chooses.
 
-    ``ucx`` holds further UCX options, without the UCX_ prefix. ``strict`` refuses a route outside ``tls`` and
+    ``ucx`` holds further UCX options, without the UCX_ prefix; ``ucx_without_ib`` more of them for a node that has no
+    InfiniBand device, where all KV goes over TCP. ``strict`` refuses a route outside ``tls`` and
     ``net_devices``. ``message_bytes``: scattered pieces share messages of up to this size where the transport can
     (``Transport.message_bytes``). ``emulated`` labels every table: a shaped or software link is no figure of a real
     one.
@@ -54,6 +55,7 @@ class FabricConfig:
     message_bytes: Annotated[int, Ge(0)] = 0
     strict: bool = False
     emulated: bool = False
+    ucx_without_ib: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         named = (*self.tls, *self.net_devices)
@@ -68,7 +70,7 @@ class FabricConfig:
                 f"strict=true with {open_ended} in tls or net_devices: strict mode compares the route with names, so "
                 "name what you expect"
             )
-        clash = {"TLS", "NET_DEVICES"} & {key.removeprefix("UCX_") for key in self.ucx}
+        clash = {"TLS", "NET_DEVICES"} & {key.removeprefix("UCX_") for key in (*self.ucx, *self.ucx_without_ib)}
         if clash:
             raise ValueError(f"ucx sets {sorted(clash)}, which fabric.tls and fabric.net_devices are for; use those")
 
@@ -78,9 +80,15 @@ class FabricConfig:
         transports = {transport for name in self.tls for transport in ALIASES.get(name, (name,))}
         return bool(transports) and transports <= {*SHARED_MEMORY, "self"}
 
+    @property
+    def options(self) -> dict[str, str]:
+        """What ``ucx`` and ``ucx_without_ib`` come to on this node, without the UCX_ prefix."""
+        chosen = self.ucx if _infiniband_devices() else self.ucx | self.ucx_without_ib
+        return {key.removeprefix("UCX_"): value for key, value in chosen.items()}
+
     def settings(self) -> dict[str, str]:
-        """UCX options of this fabric, without the UCX_ prefix."""
-        options = {key.removeprefix("UCX_"): value for key, value in self.ucx.items()}
+        """UCX options of this fabric on this node, without the UCX_ prefix."""
+        options = self.options
         if self.tls:
             options["TLS"] = ",".join(self.tls)
         if self.net_devices:
@@ -146,9 +154,13 @@ class FabricConfig:
 
 def local_devices() -> list[str]:
     """Network interfaces, InfiniBand devices and their ports that this process can reach: its network namespace's."""
-    infiniband = list(INFINIBAND.iterdir()) if INFINIBAND.exists() else []
+    infiniband = _infiniband_devices()
     ports = [f"{device.name}:{port.name}" for device in infiniband for port in (device / "ports").iterdir()]
     return sorted([*(name for _, name in socket.if_nameindex()), *(device.name for device in infiniband), *ports])
+
+
+def _infiniband_devices() -> list[Path]:
+    return list(INFINIBAND.iterdir()) if INFINIBAND.exists() else []
 
 
 def locked_memory_limit(status: Path = PROCESS_STATUS) -> int | None:

@@ -17,7 +17,7 @@ import numpy as np
 from xpyd.kv.layout import Span
 from xpyd.transport.base import TAG_LIMIT, Bytes, Capabilities, MessageTicket, Ticket, Transport, TransportError
 from xpyd.transport.fabric import FabricConfig
-from xpyd.transport.ucx_messages import Message, MessageCalls, Table
+from xpyd.transport.ucx_messages import Message, MessageCalls, Table, stretches
 from xpyd.transport.ucx_route import library_version, opened_resources, query_route
 
 RANK_SHIFT = 32  # UCX matches by tag alone, whoever sends: the source's rank lies above the piece's tag
@@ -129,6 +129,7 @@ class UcxTransport(Transport):
         self.received_bytes = counted
 
     def send(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
+        spans = stretches(spans)
         if len(spans) == 1:
             (span,) = spans
             self.sent_bytes += span.nbytes
@@ -141,11 +142,12 @@ class UcxTransport(Transport):
         return UcxTicket(request, endpoint, self, peer, nbytes, False, table)
 
     def recv(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
+        spans = stretches(spans)
         if len(spans) == 1:
             (span,) = spans
             return self._recv(peer, self._view(span), self._begin + span.offset, tag)
         table, nbytes = self._table(spans)
-        request = self._binding.scatter(table, peer << RANK_SHIFT | tag)
+        request = self._binding.scatter(table, nbytes, peer << RANK_SHIFT | tag)
         return UcxTicket(request, self._endpoints[peer], self, peer, nbytes, True, table)
 
     def progress(self) -> bool:
@@ -251,8 +253,8 @@ class UcxxBinding:
     def gather(self, endpoint: Any, table: Table, tag: int) -> Message:
         return self._calls.gather(endpoint.handle, table, tag)
 
-    def scatter(self, table: Table, tag: int) -> Message:
-        return self._calls.scatter(self._worker_handle, table, tag)
+    def scatter(self, table: Table, nbytes: int, tag: int) -> Message:
+        return self._calls.scatter(self._worker_handle, table, nbytes, tag)
 
     def close(self, endpoint: Any) -> None:
         endpoint.close_blocking()
@@ -329,7 +331,7 @@ class UcxPyBinding:
     def gather(self, endpoint: Any, table: Table, tag: int) -> CallbackRequest:
         raise NotImplementedError("see gathers")
 
-    def scatter(self, table: Table, tag: int) -> CallbackRequest:
+    def scatter(self, table: Table, nbytes: int, tag: int) -> CallbackRequest:
         raise NotImplementedError("see gathers")
 
     def close(self, endpoint: Any) -> None:

@@ -7,9 +7,12 @@ Contexts, workers, endpoints and progress stay with ucxx; this only posts on the
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from xpyd.kv.layout import Span
 
 Table = NDArray[np.uint64]  # [stretches, 2]: first address and bytes of each, as ``ucp_dt_iov_t``
 # ucp/api/ucp.h, since UCX 1.10
@@ -42,6 +45,18 @@ class _Received(ctypes.Structure):
     """``ucp_tag_recv_info_t``."""
 
     _fields_ = (("sender_tag", ctypes.c_uint64), ("length", ctypes.c_size_t))
+
+
+def stretches(spans: Sequence[Span]) -> Sequence[Span]:
+    """The spans of a message with neighbours in memory as one: each costs UCX time of its own, and one is no list."""
+    found = [spans[0]]
+    for span in spans[1:]:
+        last = found[-1]
+        if last.offset + last.nbytes == span.offset:
+            found[-1] = Span(last.offset, last.nbytes + span.nbytes)
+        else:
+            found.append(span)
+    return found
 
 
 class Message:
@@ -126,10 +141,10 @@ class MessageCalls:
         """Post one send of many stretches of host memory; they and ``table`` must stay until completed."""
         return Message(self, self._send(endpoint, table.ctypes.data, len(table), tag, self._gathering_at))
 
-    def scatter(self, worker: int, table: Table, tag: int) -> Message:
-        """Post one receive into many stretches of host memory, as in ``gather``."""
+    def scatter(self, worker: int, table: Table, nbytes: int, tag: int) -> Message:
+        """Post one receive of ``nbytes`` bytes into many stretches of host memory, as in ``gather``."""
         request = self._recv(worker, table.ctypes.data, len(table), tag, EXACT_TAG, self._scattering_at)
-        return Message(self, request, int(table[:, 1].sum()))
+        return Message(self, request, nbytes)
 
     def cancel(self, worker: int, message: Message) -> None:
         """Ask UCX to end a receive early; ``completed`` says when it has."""

@@ -96,7 +96,7 @@ class Contest:
         """A connected transport with these settings; None, with a row, where either end cannot have it."""
         transport, reason = None, ""
         try:
-            transport = self._config.build(replace(self._fabric, ucx=settings), self._comm)
+            transport = self._config.build(replace(self._fabric, ucx=settings, ucx_without_ib={}), self._comm)
             transport.register(self._buffer, min(self._plans))
             address = transport.address()
         except (TransportError, ValueError) as error:
