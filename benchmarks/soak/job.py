@@ -44,13 +44,14 @@ class StandInSession(Session):
     """A session whose runner needs no weights and no torch."""
 
     def _runner_in(self, placement: Placement) -> Any:
-        ranks = placement.instance_of(self.rank).ranks
-        if ranks not in self._runners:
+        instance = placement.instance_of(self.rank)
+        key = instance.kind, instance.ranks
+        if key not in self._runners:
             blocks, size = self.setup.scheduler.num_kv_blocks, self.setup.scheduler.block_size
             runner: Any = PatternRunner(PatternPool(self.spec.num_layers, blocks, size, BLOCK_BYTES))
             poison_what_is_freed(runner.cache)
-            self._runners[ranks] = runner
-        return self._runners[ranks]
+            self._runners[key] = runner
+        return self._runners[key]
 
 
 def requests_of(order: Order, block: int) -> list[Request]:

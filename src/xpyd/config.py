@@ -22,11 +22,11 @@ from xpyd.faults import FaultConfig
 from xpyd.hybrid import HybridConfig
 from xpyd.model.checkpoint_config import resolve_spec, runnable_spec
 from xpyd.model.sampling_config import SamplingConfig
-from xpyd.model.shard import Shard
+from xpyd.model.shard import Member
 from xpyd.model.spec import ModelSpec
 from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.parity import Arm, check_parity
-from xpyd.placement import PlacementConfig
+from xpyd.placement import Division, PlacementConfig
 from xpyd.preflight.options import CheckConfig
 from xpyd.records import (
     COLOCATED,
@@ -175,7 +175,8 @@ class Interference(Ranked):
     sweep: InterferenceSweep
 
     def __post_init__(self) -> None:
-        _check_widths(self.placement.widths, runnable_spec(self.model))
+        _check_tensor_parallel(self.placement, "interference runs prompts beside decodes on one instance")
+        _check_divisions(self.placement.divisions, runnable_spec(self.model))
         _check_pool(self.scheduler, self.sweep, "sweep.context_len, sweep.num_decode_seqs or sweep.chunk_tokens")
 
 
@@ -185,7 +186,7 @@ class Scaling(Ranked):
 
     def __post_init__(self) -> None:
         ranks = self.placement.num_workers
-        _check_widths(self.sweep.widths, runnable_spec(self.model))
+        _check_divisions({Division("tp", width) for width in self.sweep.widths}, runnable_spec(self.model))
         if ranks != max(self.sweep.widths):
             raise ValueError(
                 f"sweep.widths up to {max(self.sweep.widths)} with {ranks} worker ranks: set placement=1c and "
@@ -210,8 +211,7 @@ class Contention(Ranked):
             )
         if self.placement.several_ranks:
             raise ValueError(
-                f"placement.prefill_tp={self.placement.prefill_tp}, decode_tp={self.placement.decode_tp}: contention "
-                "measures pairs of single ranks; set both to 1"
+                f"placement.{self.placement.widths}: contention measures pairs of single ranks; set both to 1"
             )
         _check_pool(self.scheduler, self.sweep, "sweep.prompt_tokens, sweep.num_decode_seqs or sweep.prefill_tokens")
 
@@ -237,6 +237,7 @@ class Handoff(Ranked):
                 "that decodes; choose xPyD, such as placement=1p1d"
             )
         spec = runnable_spec(self.model)
+        _check_divisions(self.placement.divisions, spec)
         for transfer in self.transfers:
             self.transport.check(self.fabric, [*placement_needs(self.placement), *transfer.needs()])
             transfer.check_widths(self.placement, spec.num_kv_heads)
@@ -259,10 +260,18 @@ class Handoff(Ranked):
         return self.sweep.num_repeats * len(self.sweep.modes) * len(self.sweep.directions)
 
 
-def _check_widths(widths: Iterable[int], spec: ModelSpec) -> None:
+def _check_divisions(divisions: Iterable[Division], spec: ModelSpec) -> None:
     """Raises ValueError where the model does not divide among the ranks of an instance."""
-    for width in widths:
-        Shard(0, width).of(spec)
+    for division in divisions:
+        Member(0, division).of(spec)
+
+
+def _check_tensor_parallel(placement: PlacementConfig, why: str) -> None:
+    """Raises ValueError for instances of stages, or that divide a prompt's tokens."""
+    if placement.prefill_cp > 1 or placement.decode_pp > 1:
+        raise ValueError(
+            f"placement.prefill_cp={placement.prefill_cp}, decode_pp={placement.decode_pp}: {why}; set both to 1"
+        )
 
 
 def _check_pool(pool: SchedulerConfig, sweep: InterferenceSweep | ContentionSweep, keys: str) -> None:
@@ -313,7 +322,7 @@ class Serve(Ranked):
         moves = not self.placement.num_colocated
         self.transport.check(self.fabric, [*placement_needs(self.placement), *self.transfer.needs()] if moves else [])
         spec = runnable_spec(self.model)
-        _check_widths(self.placement.widths, spec)
+        _check_divisions(self.placement.divisions, spec)
         self.transfer.check_widths(self.placement, spec.num_kv_heads)
         self.transfer.check(self.scheduler, spec.block_bytes(self.scheduler.block_size))
         capacity = self.scheduler.num_kv_blocks * self.scheduler.block_size
@@ -339,8 +348,8 @@ class Serve(Ranked):
         undoes = self.faults.goes_on or self.faults.request_timeout_s is not None
         if undoes and self.placement.several_ranks:
             raise ValueError(
-                f"{asked} with placement.prefill_tp={self.placement.prefill_tp}, decode_tp={self.placement.decode_tp}: "
-                "a hand-off between instances of several ranks cannot be undone; choose faults=end without a timeout"
+                f"{asked} with placement.{self.placement.widths}: a hand-off between instances of several ranks cannot "
+                "be undone; choose faults=end without a timeout"
             )
         if self.faults.goes_on and self.transfer.staging != "off" and not self.transport.capabilities.peer_errors:
             raise ValueError(
@@ -388,7 +397,7 @@ class Calibrate(Serve):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.placement.num_colocated or max(self.placement.widths) > 1:
+        if self.placement.num_colocated or self.placement.several_ranks or (self.placement.colocated_tp or 1) > 1:
             raise ValueError(
                 f"placement {self.placement.name}: calibrate times single ranks and the link between two pools; choose "
                 "xPyD with prefill_tp=1 and decode_tp=1, such as placement=1p1d"
@@ -518,7 +527,8 @@ class Simulate(Experiment):
 
     def __post_init__(self) -> None:
         spec = resolve_spec(self.model)
-        _check_widths(self.placement.widths, spec)
+        _check_tensor_parallel(self.placement, "only tensor-parallel instances are simulated")
+        _check_divisions(self.placement.divisions, spec)
         self.transfer.check(self.scheduler, spec.block_bytes(self.scheduler.block_size))
         if self.transfer.staging != "off":
             raise ValueError(

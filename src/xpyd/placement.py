@@ -2,7 +2,7 @@
 
 Rank 0 is the client. Every other rank is a worker. Roles follow nodes: a prefill and a decode worker share a node
 only where the configuration says that they may, since a "transfer" inside one node is no transfer. Workers form
-instances: one rank each, or as many tensor-parallel ranks as configured, on one node where that is possible.
+instances: one rank each, or as many ranks as configured, on one node where that is possible.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from enum import StrEnum
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
 CLIENT_RANK = 0
 
 Width = Literal[1, 2, 4, 8]
+Kind = Literal["tp", "pp", "cp"]
 
 
 class Role(StrEnum):
@@ -33,11 +34,27 @@ class PlacementError(ValueError):
 
 
 @dataclass(frozen=True)
+class Division:
+    """How the ranks of an instance share its work: heads and columns (tp), layers (pp) or a prompt's tokens (cp)."""
+
+    kind: Kind = "tp"
+    width: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"({self.kind}{self.width})" if self.width > 1 else ""
+
+
+@dataclass(frozen=True)
 class PlacementConfig:
-    """xPyD, or a number of colocated instances; ``prefill_tp``, ``decode_tp``, ``colocated_tp`` are ranks of each.
+    """xPyD, or a number of colocated instances.
+
+    An instance has as many ranks as its width: ``prefill_tp``, ``decode_tp`` or ``colocated_tp`` tensor-parallel ones,
+    ``prefill_cp`` context-parallel, or ``decode_pp`` pipeline stages, which run a step's decodes as
+    ``decode_micro_batches`` groups one behind the other (default: one for each stage).
 
     A comparison derives its colocated arm itself, on as many worker ranks: instances of ``colocated_tp`` ranks, by
-    default the wider of ``prefill_tp`` and ``decode_tp`` that divides them (the narrower always does).
+    default the wider of ``prefill_tp`` and ``decode_tp`` that divides them, or else the narrower, or one rank.
     """
 
     num_prefill: Annotated[int, Ge(0)] = 0
@@ -45,6 +62,9 @@ class PlacementConfig:
     num_colocated: Annotated[int, Ge(0)] = 0
     prefill_tp: Width = 1
     decode_tp: Width = 1
+    prefill_cp: Width = 1
+    decode_pp: Width = 1
+    decode_micro_batches: Annotated[int, Gt(0)] | None = None
     colocated_tp: Width | None = None
     allow_shared_node: bool = False
     pin_cores: bool = True
@@ -61,11 +81,11 @@ class PlacementConfig:
                 f"num_prefill={self.num_prefill}, num_decode={self.num_decode}: both must be at least 1, "
                 "or set num_colocated alone"
             )
-        if self.num_colocated and max(self.prefill_tp, self.decode_tp) > 1:
+        if self.num_colocated and self.several_ranks:
             raise ValueError(
-                f"prefill_tp={self.prefill_tp}, decode_tp={self.decode_tp} beside num_colocated={self.num_colocated}: "
-                "they would be ignored; set colocated_tp"
+                f"{self.widths} beside num_colocated={self.num_colocated}: they would be ignored; set colocated_tp"
             )
+        self._check_kinds()
         if self.num_workers % (self.colocated_tp or 1):
             raise ValueError(
                 f"colocated_tp={self.colocated_tp}: {self.num_workers} worker ranks do not divide into instances of "
@@ -73,12 +93,37 @@ class PlacementConfig:
                 "or leave colocated_tp out"
             )
 
+    def _check_kinds(self) -> None:
+        for role, tp, other, width in (
+            ("prefill", self.prefill_tp, "prefill_cp", self.prefill_cp),
+            ("decode", self.decode_tp, "decode_pp", self.decode_pp),
+        ):
+            if tp > 1 and width > 1:
+                raise ValueError(
+                    f"{role}_tp={tp} with {other}={width}: an instance shares work in one way; set one to 1"
+                )
+        if self.decode_micro_batches is not None and self.decode_pp == 1:
+            raise ValueError(
+                f"decode_micro_batches={self.decode_micro_batches} with decode_pp=1 would be ignored; set decode_pp "
+                "or leave it out"
+            )
+
+    @property
+    def prefill(self) -> Division:
+        """Of every prefill instance."""
+        return Division("cp", self.prefill_cp) if self.prefill_cp > 1 else Division("tp", self.prefill_tp)
+
+    @property
+    def decode(self) -> Division:
+        """Of every decode instance."""
+        return Division("pp", self.decode_pp) if self.decode_pp > 1 else Division("tp", self.decode_tp)
+
     @property
     def num_workers(self) -> int:
         """Worker ranks."""
         if self.num_colocated:
             return self.num_colocated * (self.colocated_tp or 1)
-        return self.num_prefill * self.prefill_tp + self.num_decode * self.decode_tp
+        return self.num_prefill * self.prefill.width + self.num_decode * self.decode.width
 
     @property
     def world_size(self) -> int:
@@ -86,20 +131,26 @@ class PlacementConfig:
         return 1 + self.num_workers
 
     @property
-    def widths(self) -> set[int]:
-        """The widths of all instances, the rival's too."""
-        return {self.prefill_tp, self.decode_tp, self._colocated_tp}
+    def divisions(self) -> set[Division]:
+        """Those of all instances, the rival's too."""
+        return {self.prefill, self.decode, Division("tp", self._colocated_tp)}
+
+    @property
+    def widths(self) -> str:
+        """The widths of the two ends of a hand-off, by their keys, for messages."""
+        prefill, decode = self.prefill, self.decode
+        return f"prefill_{prefill.kind}={prefill.width}, decode_{decode.kind}={decode.width}"
 
     @property
     def several_ranks(self) -> bool:
         """Whether a hand-off is between instances of which one at least has several ranks."""
-        return max(self.prefill_tp, self.decode_tp) > 1
+        return max(self.prefill.width, self.decode.width) > 1
 
     @property
     def name(self) -> str:
         if self.num_colocated:
-            return f"{self.num_colocated}C{_tp(self._colocated_tp)}"
-        return f"{self.num_prefill}P{_tp(self.prefill_tp)}{self.num_decode}D{_tp(self.decode_tp)}"
+            return f"{self.num_colocated}C{Division('tp', self._colocated_tp).name}"
+        return f"{self.num_prefill}P{self.prefill.name}{self.num_decode}D{self.decode.name}"
 
     def colocated(self) -> PlacementConfig:
         """The rival on equal resources: as many worker ranks, in colocated instances."""
@@ -115,11 +166,7 @@ class PlacementConfig:
         if self.colocated_tp is not None:
             return self.colocated_tp
         wide, narrow = max(self.prefill_tp, self.decode_tp), min(self.prefill_tp, self.decode_tp)
-        return wide if self.num_workers % wide == 0 else narrow
-
-
-def _tp(width: int) -> str:
-    return f"(tp{width})" if width > 1 else ""
+        return next((width for width in (wide, narrow) if self.num_workers % width == 0), 1)
 
 
 @dataclass(frozen=True)
@@ -128,6 +175,7 @@ class Instance:
 
     role: Role
     ranks: tuple[int, ...]
+    kind: Kind = "tp"
 
     @property
     def leader(self) -> int:
@@ -136,6 +184,10 @@ class Instance:
     @property
     def width(self) -> int:
         return len(self.ranks)
+
+    @property
+    def division(self) -> Division:
+        return Division(self.kind, self.width)
 
 
 @dataclass(frozen=True)
@@ -189,16 +241,16 @@ def place(config: PlacementConfig, nodes: Sequence[str]) -> Placement:
         raise PlacementError(
             f"placement {config.name} needs {config.world_size} ranks (1 client + {config.num_workers} workers), "
             f"{len(nodes)} were started; start {config.world_size}, or change placement.num_prefill/num_decode/"
-            "num_colocated or their widths (prefill_tp, decode_tp, colocated_tp)"
+            "num_colocated or their widths (prefill_tp, decode_tp, colocated_tp, prefill_cp, decode_pp)"
         )
     workers = set(range(1, len(nodes)))
     if config.num_colocated:
-        return _placement(nodes, _instances(Role.COLOCATED, workers, config.colocated_tp or 1, nodes))
-    prefill = _prefill_ranks(config.num_prefill * config.prefill_tp, nodes)
+        return _placement(nodes, _instances(Role.COLOCATED, workers, Division("tp", config.colocated_tp or 1), nodes))
+    prefill = _prefill_ranks(config.num_prefill * config.prefill.width, nodes)
     placement = _placement(
         nodes,
-        _instances(Role.PREFILL, prefill, config.prefill_tp, nodes)
-        + _instances(Role.DECODE, workers - prefill, config.decode_tp, nodes),
+        _instances(Role.PREFILL, prefill, config.prefill, nodes)
+        + _instances(Role.DECODE, workers - prefill, config.decode, nodes),
     )
     if placement.shared_node and not config.allow_shared_node:
         raise PlacementError(
@@ -219,8 +271,9 @@ def _prefill_ranks(num_ranks: int, nodes: Sequence[str]) -> set[int]:
     return set(range(1, 1 + num_ranks))
 
 
-def _instances(role: Role, ranks: set[int], width: int, nodes: Sequence[str]) -> list[Instance]:
-    """Groups of ``width`` ranks: inside nodes first, neighbours together; what is left over is joined across nodes."""
+def _instances(role: Role, ranks: set[int], division: Division, nodes: Sequence[str]) -> list[Instance]:
+    """Groups of ranks: inside nodes first, neighbours together; what is left over is joined across nodes."""
+    width = division.width
     groups: list[tuple[int, ...]] = []
     left: list[int] = []
     for members in _by_node(sorted(ranks), nodes).values():
@@ -228,7 +281,7 @@ def _instances(role: Role, ranks: set[int], width: int, nodes: Sequence[str]) ->
         groups += [tuple(members[i : i + width]) for i in range(0, num_whole, width)]
         left += members[num_whole:]
     groups += [tuple(left[i : i + width]) for i in range(0, len(left), width)]
-    return [Instance(role, group) for group in sorted(groups)]
+    return [Instance(role, group, division.kind) for group in sorted(groups)]
 
 
 def _by_node(ranks: Iterable[int], nodes: Sequence[str]) -> dict[str, list[int]]:

@@ -138,7 +138,7 @@ def write_prediction(session: Session, config: Compare, job: Job) -> None:
     """
     if session.comm.bcast((job.run_dir.path / PREDICTED).exists()):
         return
-    if max(config.placement.widths) > 1:
+    if config.placement.several_ranks or (config.placement.colocated_tp or 1) > 1:
         job.say("no prediction: the cost model knows instances of one rank")
         return
     if config.speculation.on:

@@ -115,6 +115,11 @@ TP2 = ["placement.prefill_tp=2", "placement.decode_tp=2"]
             ["placement.decode_tp=8", "model=micro"],
             r"num_heads=4 of micro does not divide among 8 tensor-parallel ranks",
         ),
+        (["placement.decode_pp=8"], r"num_layers=6 of tiny are fewer than 8 pipeline stages; .*decode_pp of 6 at most"),
+        (["placement.decode_pp=2", "placement.decode_tp=2"], r"decode_tp=2 with decode_pp=2: .*set one to 1"),
+        (["placement.decode_micro_batches=2"], r"placement: decode_micro_batches=2 with decode_pp=1 would be ignored"),
+        (["placement.decode_pp=2", "transfer.direction=push"], r"direction=push with .*prefill_tp=1, decode_pp=2"),
+        (["placement.decode_pp=2", "transport=nixl"], r"nixl declares no two_sided, .*decode_pp=2 needs"),
         (["model=gpt_oss_20b"], r"model=gpt_oss_20b is a shape for experiments.economics only: attention sinks"),
         (
             ["model=tiny_mla", "model.num_kv_heads=2"],

@@ -80,7 +80,7 @@ ANALYSIS_MAY_IMPORT = (
 ONLY_IN = {
     "hydra": ("xpyd.compose",),
     "pandas": ("analysis",),
-    "torch": ("xpyd.kv.cache", "xpyd.kv.codec", "xpyd.model"),
+    "torch": ("xpyd.kv.arenas", "xpyd.kv.cache", "xpyd.kv.codec", "xpyd.model"),
     "mpi4py": ("xpyd.mpi",),
     "ucxx": ("xpyd.transport.ucx",),
     "ucp": ("xpyd.transport.ucx",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xpyd.placement import Placement, PlacementConfig, PlacementError, Role, Width, place
+from xpyd.placement import Division, Placement, PlacementConfig, PlacementError, Role, Width, place
 
 P, D, C, CLIENT = Role.PREFILL, Role.DECODE, Role.COLOCATED, Role.CLIENT
 
@@ -71,6 +71,16 @@ def test_one_node_matters_more_than_neighbouring_ranks() -> None:
     assert groups(placement, D) == [(2, 5), (3, 6)]
 
 
+def test_stages_form_an_instance_as_tensor_parallel_ranks_do() -> None:
+    config = PlacementConfig(num_prefill=2, num_decode=1, decode_pp=4)
+    assert (config.world_size, config.name, config.several_ranks) == (7, "2P1D(pp4)", True)
+    placement = place(config, ["a", *"aa", *"bbbb"])
+    assert groups(placement, D) == [(3, 4, 5, 6)]
+    assert placement.instance_of(5).division == Division("pp", 4)
+    assert placement.instance_of(1).division == Division("tp", 1)
+    assert config.colocated().name == "6C", "the rival's instances are of one rank where none is asked for"
+
+
 def test_an_instance_spans_nodes_only_where_it_must() -> None:
     placement = place(PlacementConfig(num_colocated=3, colocated_tp=2), list("xaaabbb"))
     assert groups(placement, C) == [(1, 2), (3, 6), (4, 5)]
@@ -106,3 +116,5 @@ def test_a_rival_of_fewer_ranks_is_refused() -> None:
 def test_widths_that_would_be_ignored_are_refused() -> None:
     with pytest.raises(ValueError, match=r"decode_tp=2 beside num_colocated=2: .* set colocated_tp"):
         PlacementConfig(num_colocated=2, decode_tp=2)
+    with pytest.raises(ValueError, match=r"decode_pp=2 beside num_colocated=2: .* set colocated_tp"):
+        PlacementConfig(num_colocated=2, decode_pp=2)

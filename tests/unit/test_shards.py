@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from xpyd.kv.reshard import RankPool
 from xpyd.model.shapes import LatentShape
 from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
-from xpyd.placement import PlacementConfig, Role, place
+from xpyd.placement import Division, PlacementConfig, Role, place
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.transport.loopback import Hub, LoopbackTransport
 from xpyd.worker.base import WorkerError
@@ -30,9 +32,12 @@ def test_every_rank_holds_the_whole_latent() -> None:
     latent = ModelSpec("m", 2, 64, 8, 1, 24, 128, 256, latent=LatentShape(12, 16, 8, 16))
     placement = place(PlacementConfig(1, 1, 0, 2, 1, allow_shared_node=True), ["a"] * 4)
     shapes = Shapes(latent, placement, SCHEDULER, TransferConfig("layerwise"))
-    wide, alone = shapes.pool(2), shapes.pool(1)
-    assert wide == alone
-    assert (alone.num_kv_heads, alone.layout.nbytes) == (1, 8 * SCHEDULER.block_size * latent.kv_bytes_per_token())
+    wide, (alone,) = shapes.pools(Division("tp", 2)), shapes.pools(Division())
+    assert wide == [alone, alone]
+    assert (len(alone.holding.heads), alone.layout.nbytes) == (
+        1,
+        8 * SCHEDULER.block_size * latent.kv_bytes_per_token(),
+    )
     moved = [
         sum(plan.nbytes for plan in shapes.plans(rank, Move(5, 3, True, 0, *TABLES), True).values()) for rank in (1, 2)
     ]
@@ -55,8 +60,7 @@ class HandOff:
         self.receives: dict[int, ShardReceive] = {}
         for rank in range(1, config.world_size):
             source = placement.instance_of(rank).role is Role.PREFILL
-            pool = self.shapes.pool(placement.instance_of(rank).width)
-            self.buffers[rank] = np.zeros(pool.layout.nbytes, np.uint8)
+            self.buffers[rank] = np.zeros(self.pool(rank).layout.nbytes, np.uint8)
             self.transports[rank] = transport = LoopbackTransport(rank, self.hub)
             transport.register(self.buffers[rank])
             peer = placement.leaders(Role.DECODE if source else Role.PREFILL)[0]
@@ -76,11 +80,15 @@ class HandOff:
         clock = SimpleNamespace(now_ns=lambda: 1)
         return SimpleNamespace(rank=rank, mailbox=SimpleNamespace(send=send), clock=clock)
 
+    def pool(self, rank: int) -> RankPool:
+        instance = self.shapes.placement.instance_of(rank)
+        return self.shapes.pools(instance.division)[instance.ranks.index(rank)]
+
     def view(self, rank: int) -> NDArray[np.uint8]:
         """[layer, block, K or V, head, byte] of a rank's pool."""
-        pool = self.shapes.pool(self.shapes.placement.instance_of(rank).width)
-        layout = pool.layout
-        return self.buffers[rank].reshape(layout.num_layers, layout.num_blocks, 2, pool.num_kv_heads, pool.head_bytes)
+        pool = self.pool(rank)
+        layout, heads = pool.layout, len(pool.holding.heads)
+        return self.buffers[rank].reshape(layout.num_layers, layout.num_blocks, 2, heads, pool.head_bytes)
 
     def expected(self, rank: int, table: list[int]) -> NDArray[np.uint8]:
         """The pool of a rank that holds the request in ``table``."""
@@ -167,5 +175,8 @@ def test_a_rank_without_a_share_of_the_blocks_is_done_at_once() -> None:
 
 def test_every_rank_gives_as_many_bytes_whatever_its_instance() -> None:
     shapes = HandOff((1, 1)).shapes
-    assert len({shapes.pool(width).layout.nbytes for width in (1, 2, 4)}) == 1
-    assert [instance_blocks(SPEC, width, 8) for width in (1, 2, 4)] == [8, 16, 16], "copies hold no more tokens"
+    divisions = [Division("tp", width) for width in (1, 2, 4)] + [Division("pp", 2), Division("cp", 2)]
+    assert len({pool.layout.nbytes for division in divisions for pool in shapes.pools(division)}) == 1
+    assert [instance_blocks(SPEC, division, 8) for division in divisions] == [8, 16, 16, 16, 8], "copies hold no more"
+    uneven = replace(SPEC, num_layers=5)
+    assert instance_blocks(uneven, Division("pp", 2), 8) == 13, "the stage of 3 of 5 layers decides: 8 * 5 / 3"

@@ -1,8 +1,8 @@
-"""Which KV heads each destination rank takes from which source rank, where two instances differ in width. Pure.
+"""Which layers and KV heads each destination rank takes from which source rank, where instances differ. Pure.
 
-Each destination rank takes just the heads that it holds, straight from a rank that has them. Where several source
-ranks hold copies of a head, destination ranks are dealt out among them; where there are more copies than takers, a
-taker takes an equal share of the blocks from each, so that no link idles while another carries it all.
+Each destination rank takes just what it holds, straight from a rank that has it. Where several source ranks hold
+copies, destination ranks that want the same are dealt out among them; where there are more copies than takers, a taker
+takes an equal share of the blocks from each, so that no link idles while another carries it all.
 """
 
 from __future__ import annotations
@@ -14,20 +14,35 @@ import numpy as np
 
 from xpyd.kv.layout import PoolLayout
 from xpyd.kv.plan import Cells, Plan, merge
-from xpyd.model.shard import Shard
+from xpyd.model.shard import Shard, members
+from xpyd.placement import Division
+
+
+@dataclass(frozen=True)
+class Holding:
+    """The part of every block that one rank holds: layers and KV heads of the whole model."""
+
+    layers: range
+    heads: range
+
+    def common(self, other: Holding) -> Holding:
+        return Holding(_common(self.layers, other.layers), _common(self.heads, other.heads))
+
+    @property
+    def empty(self) -> bool:
+        return not self.layers or not self.heads
 
 
 @dataclass(frozen=True)
 class Pull:
     """What one destination rank takes from one source rank; ranks count inside their instances.
 
-    Heads count inside each rank's own pool. ``share`` of ``num_shares``: which part of the blocks, in table order.
+    ``share`` of ``num_shares``: which part of the blocks, in table order.
     """
 
     source: int
     destination: int
-    source_heads: range
-    destination_heads: range
+    taken: Holding
     share: int = 0
     num_shares: int = 1
 
@@ -42,75 +57,78 @@ class RankPool:
 
     layout: PoolLayout
     head_bytes: int
-    num_planes: int = 2
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.layout.block_bytes // (self.num_planes * self.head_bytes)
+    num_planes: int
+    holding: Holding
 
 
-def splits_heads(source_width: int, destination_width: int, num_kv_heads: int) -> bool:
+def holdings(division: Division, num_layers: int, num_kv_heads: int) -> list[Holding]:
+    """What each rank of an instance holds."""
+    return [Holding(member.layers(num_layers), member.shard.kv_heads(num_kv_heads)) for member in members(division)]
+
+
+def splits_heads(source: Division, destination: Division, num_kv_heads: int) -> bool:
     """Whether a block's heads go to, or come from, different ranks: then a range of heads must be contiguous."""
-    widths = source_width, destination_width
-    return len({len(Shard(0, width).kv_heads(num_kv_heads)) for width in widths}) > 1
+    return len({len(holding.heads) for end in (source, destination) for holding in holdings(end, 1, num_kv_heads)}) > 1
 
 
-def pulls(source_width: int, destination_width: int, num_kv_heads: int) -> list[Pull]:
-    """Every pair of ranks that shares heads, by destination rank. Each pair occurs once."""
-    return [
+def pulls(source: Division, destination: Division, num_layers: int, num_kv_heads: int) -> list[Pull]:
+    """Every pair of ranks that shares layers and heads, by destination rank. Each pair occurs once."""
+    holders = _by_holding(holdings(source, num_layers, num_kv_heads))
+    takers = _by_holding(holdings(destination, num_layers, num_kv_heads))
+    found = [
         pull
-        for rank in range(destination_width)
-        for pull in _pulls_of(rank, source_width, destination_width, num_kv_heads)
+        for wanted, ranks in takers.items()
+        for had, copies in holders.items()
+        for pull in _deal(had, copies, wanted, ranks)
     ]
+    return sorted(found, key=lambda pull: pull.destination)
 
 
-def _pulls_of(rank: int, source_width: int, destination_width: int, num_kv_heads: int) -> Iterator[Pull]:
-    mine = Shard(rank, destination_width).kv_heads(num_kv_heads)
-    num_takers = max(1, destination_width // num_kv_heads)  # ranks that hold the same heads as this one
-    copies = max(1, source_width // num_kv_heads)
-    taker = rank % num_takers
-    first, end = taker * copies // num_takers, max((taker + 1) * copies // num_takers, taker * copies // num_takers + 1)
-    for holder in range(0, source_width, copies):  # the first of the ranks that hold the same heads
-        theirs = Shard(holder, source_width).kv_heads(num_kv_heads)
-        common = range(max(mine.start, theirs.start), min(mine.stop, theirs.stop))
-        if not common:
-            continue
-        for share, copy in enumerate(range(first, end)):
-            yield Pull(
-                holder + copy,
-                rank,
-                range(common.start - theirs.start, common.stop - theirs.start),
-                range(common.start - mine.start, common.stop - mine.start),
-                share,
-                end - first,
-            )
+def _by_holding(ranks: list[Holding]) -> dict[Holding, list[int]]:
+    found: dict[Holding, list[int]] = {}
+    for rank, holding in enumerate(ranks):
+        found.setdefault(holding, []).append(rank)
+    return found
+
+
+def _deal(had: Holding, copies: list[int], wanted: Holding, ranks: list[int]) -> Iterator[Pull]:
+    """The source ranks ``copies``, which all hold ``had``, dealt out among the ``ranks`` that all want ``wanted``."""
+    taken = wanted.common(had)
+    if taken.empty:
+        return
+    for taker, rank in enumerate(ranks):
+        first = taker * len(copies) // len(ranks)
+        mine = copies[first : max((taker + 1) * len(copies) // len(ranks), first + 1)]
+        for share, copy in enumerate(mine):
+            yield Pull(copy, rank, taken, share, len(mine))
+
+
+def _common(one: range, other: range) -> range:
+    return range(max(one.start, other.start), min(one.stop, other.stop))
 
 
 def plan_pull(
     pull: Pull,
     source: RankPool,
     destination: RankPool,
+    num_layers: int,
     tables: tuple[Sequence[int], Sequence[int]],
     max_piece_bytes: int,
     blocks_per_part: int | None = None,
 ) -> Plan:
     """The pieces of one pull, from ``tables`` (source, destination) of the whole request; parts as in plan_request.
 
-    A part without blocks of this pull's share is empty. Heads that are not all of a rank's must lie ``heads_first``.
+    Parts are those of the whole model's ``num_layers``; one without layers or blocks of this pull is empty. Heads that
+    are not all of a rank's must lie ``heads_first``.
     """
     num_blocks = len(tables[0])
     assert num_blocks == len(tables[1]), "both ends hold the same number of blocks"
     mine = pull.blocks(num_blocks)
     parts = []
-    for layers, places in _parts(source.layout.num_layers, num_blocks, blocks_per_part):
-        taken = range(max(mine.start, places.start), min(mine.stop, places.stop))
-        parts.append(
-            Cells(
-                _offsets(source, pull.source_heads, layers, tables[0], taken),
-                _offsets(destination, pull.destination_heads, layers, tables[1], taken),
-            )
-        )
-    return merge(parts, len(pull.source_heads) * source.head_bytes, max_piece_bytes)
+    for layers, places in _parts(num_layers, num_blocks, blocks_per_part):
+        taken, blocks = Holding(_common(pull.taken.layers, layers), pull.taken.heads), _common(mine, places)
+        parts.append(Cells(_offsets(source, taken, tables[0], blocks), _offsets(destination, taken, tables[1], blocks)))
+    return merge(parts, len(pull.taken.heads) * source.head_bytes, max_piece_bytes)
 
 
 def _parts(num_layers: int, num_blocks: int, blocks_per_part: int | None) -> Iterator[tuple[range, range]]:
@@ -124,11 +142,13 @@ def _parts(num_layers: int, num_blocks: int, blocks_per_part: int | None) -> Ite
 
 
 def _offsets(
-    pool: RankPool, heads: range, layers: range, table: Sequence[int], places: range
+    pool: RankPool, taken: Holding, table: Sequence[int], places: range
 ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """First bytes of each plane of ``heads`` in every block of every layer, as they lie in memory."""
+    """First bytes of each plane of the heads in every block of every layer, as they lie in memory."""
+    held = pool.holding
     blocks = np.asarray(table[places.start : places.stop], np.int64)
-    grid = np.asarray(layers, np.int64)[:, None] * pool.layout.layer_stride + blocks * pool.layout.block_stride
+    layers = np.asarray(taken.layers, np.int64) - held.layers.start
+    grid = layers[:, None] * pool.layout.layer_stride + blocks * pool.layout.block_stride
     grid = grid.T if pool.layout.blocks_first else grid
-    planes = np.arange(pool.num_planes, dtype=np.int64) * pool.num_kv_heads * pool.head_bytes
-    return (grid[..., None] + planes + heads.start * pool.head_bytes).ravel()
+    planes = np.arange(pool.num_planes, dtype=np.int64) * len(held.heads) * pool.head_bytes
+    return (grid[..., None] + planes + (taken.heads.start - held.heads.start) * pool.head_bytes).ravel()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from time import perf_counter_ns, thread_time_ns
 from typing import Any, Protocol
 
 import torch
 
+from xpyd.model.meter import Meter
 from xpyd.model.shard import Shard
 
 
@@ -69,31 +69,17 @@ def _wait(request: Any) -> None:
 
 
 class TimedReducer:
-    """Another reducer, with what it cost so far.
-
-    ``busy_ns`` on the clock, waiting for slower ranks included; ``cpu_ns`` of this thread; ``num_bytes`` put in.
-    """
+    """Another reducer, with what it cost so far."""
 
     def __init__(self, inner: Reducer) -> None:
         self.shard = inner.shard
-        self.busy_ns = 0
-        self.cpu_ns = 0
-        self.num_bytes = 0
+        self.meter = Meter()
         self._inner = inner
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        begin = perf_counter_ns(), thread_time_ns()
-        total = self._inner.sum(x)
-        self._count(x, *begin)
-        return total
+        with self.meter.timed(x.nbytes):
+            return self._inner.sum(x)
 
     def join(self, x: torch.Tensor, num_columns: int) -> torch.Tensor:
-        begin = perf_counter_ns(), thread_time_ns()
-        joined = self._inner.join(x, num_columns)
-        self._count(x, *begin)
-        return joined
-
-    def _count(self, x: torch.Tensor, begin_ns: int, cpu_begin_ns: int) -> None:
-        self.busy_ns += perf_counter_ns() - begin_ns
-        self.cpu_ns += thread_time_ns() - cpu_begin_ns
-        self.num_bytes += x.nbytes
+        with self.meter.timed(x.nbytes):
+            return self._inner.join(x, num_columns)

@@ -16,10 +16,11 @@ from xpyd.model.rope import Rope
 from xpyd.model.sampling import Sampled, sample
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.segment import Segment
-from xpyd.model.shard import Shard
+from xpyd.model.shard import Member
 from xpyd.model.spec import ModelSpec
 from xpyd.model.transformer import forward
 from xpyd.model.weights import Weights, load_weights
+from xpyd.placement import Division
 
 __all__ = ["ModelRunner", "Segment"]
 
@@ -46,17 +47,20 @@ class ModelRunner:
         order: PoolOrder | None = None,
         staging_bytes: int = 0,
         weights: Weights | None = None,
+        member: Member | None = None,
     ) -> None:
-        """``weights``: already loaded, in place of those that ``spec`` names."""
+        """``weights``: already loaded, in place of those that ``spec`` names. ``member``: where no reducer says it."""
         spec.check_runs()
         torch.set_num_threads(num_threads)
         self.spec = resolve_spec(spec)
-        self.shard = reducer.shard if reducer else Shard()
+        self.member = member or _member(reducer)
+        self.shard = self.member.shard
         self._reducer = reducer
-        self.cache = KVCache(self.shard.of(self.spec), num_blocks, block_size, device, order, staging_bytes)
+        self.cache = KVCache(self.member.of(self.spec), num_blocks, block_size, device, order, staging_bytes)
         self._device = torch.device(device)
         self._sampling = sampling or SamplingConfig()
-        self._weights = load_weights(self.spec, device, self.shard) if weights is None else weights
+        layers = self.member.layers(self.spec.num_layers)
+        self._weights = weights or load_weights(self.spec, device, self.shard, layers)
         self._rope = Rope.of(self.spec, device)
 
     def shallow(self, num_layers: int) -> ModelRunner:
@@ -80,7 +84,7 @@ class ModelRunner:
         ``on_layer(layer)`` is called as soon as that layer's KV of all segments is in the pool. Followers get no token.
         """
         logits = self.logits(segments, on_layer)
-        if self.shard.rank:
+        if not self.draws:
             return [None] * len(segments)
         seeds = [(segment.seed, segment.index) for segment in segments if segment.samples]
         drawn = iter(sample(logits, self._sampling, seeds) if seeds else ())
@@ -96,9 +100,17 @@ class ModelRunner:
         # Decodes first, by length: sequences that attend together should be of similar length.
         order = sorted(range(len(segments)), key=lambda i: (not segments[i].is_decode, segments[i].end))
         batch = self._pack([segments[i] for i in order])
-        logits = forward(self.spec, self._weights, self._rope, batch, self.cache, on_layer, self._reducer)
+        logits = self._forward(batch, on_layer)
         sampled = [i for i in order if segments[i].samples]
         return logits[self._tensor(sorted(range(len(sampled)), key=sampled.__getitem__))]
+
+    @property
+    def draws(self) -> bool:
+        """Whether this rank has the logits, and so draws the tokens."""
+        return self.shard.rank == 0
+
+    def _forward(self, batch: Batch, on_layer: Callable[[int], None] | None) -> torch.Tensor:
+        return forward(self.spec, self._weights, self._rope, batch, self.cache, on_layer, self._reducer)
 
     def _pack(self, segments: list[Segment]) -> Batch:
         tokens: list[int] = []
@@ -164,3 +176,7 @@ class ModelRunner:
 
     def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def _member(reducer: Reducer | None) -> Member:
+    return Member() if reducer is None else Member(reducer.shard.rank, Division("tp", reducer.shard.width))

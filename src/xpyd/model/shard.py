@@ -1,10 +1,11 @@
-"""Which part of a model one rank of a tensor-parallel instance holds. Floor 0: plain numbers."""
+"""Which part of a model one rank of an instance holds. Plain numbers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from xpyd.model.spec import ModelSpec
+from xpyd.placement import Division
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,44 @@ class Shard:
                     f"model.{key}={value} of {spec.name} does not divide among {self.width} "
                     "tensor-parallel ranks; choose placement.prefill_tp, decode_tp and colocated_tp that divide it"
                 )
+
+
+ALONE = Division()
+
+
+@dataclass(frozen=True)
+class Member:
+    """What rank ``rank`` of an instance divided by ``division`` holds of the model, and of a request's KV.
+
+    tp: a shard of every layer. pp: a run of whole layers, in equal shares or as near as whole numbers get; the first
+    rank has the embedding, the last one the head. cp: the whole model, and the KV of every token.
+    """
+
+    rank: int = 0
+    division: Division = ALONE
+
+    @property
+    def shard(self) -> Shard:
+        """What it holds of each of its layers."""
+        return Shard(self.rank, self.division.width) if self.division.kind == "tp" else Shard()
+
+    def layers(self, num_layers: int) -> range:
+        """Its layers."""
+        division = self.division
+        return Shard(self.rank, division.width).part(num_layers) if division.kind == "pp" else range(num_layers)
+
+    def of(self, spec: ModelSpec) -> ModelSpec:
+        """The model that this rank computes. Raises ValueError where it does not divide."""
+        if self.division.kind != "pp":
+            return self.shard.of(spec)
+        if spec.num_layers < self.division.width:
+            raise ValueError(
+                f"model.num_layers={spec.num_layers} of {spec.name} are fewer than {self.division.width} pipeline "
+                f"stages; choose placement.decode_pp of {spec.num_layers} at most"
+            )
+        return replace(spec, num_layers=len(self.layers(spec.num_layers)))
+
+
+def members(division: Division) -> list[Member]:
+    """Every rank of an instance."""
+    return [Member(rank, division) for rank in range(division.width)]

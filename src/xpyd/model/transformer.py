@@ -35,7 +35,25 @@ def forward(
     ``on_layer(layer)`` is called as soon as that layer's KV is in the pool, before its attention and MLP run.
     With a ``reducer``, ``weights`` are a shard, and only the leader gets the logits of all columns.
     """
-    x = weights.embedding[batch.tokens]  # [num_tokens, hidden_size]
+    x = run_layers(spec, weights, rope, weights.embedding[batch.tokens], batch, cache, on_layer, reducer)
+    logits = logits_of(spec, weights, x, batch)
+    return logits if reducer is None else reducer.join(logits, spec.vocab_size)
+
+
+def run_layers(
+    spec: ModelSpec,
+    weights: Weights,
+    rope: Rope,
+    x: torch.Tensor,
+    batch: Batch,
+    cache: KVCache,
+    on_layer: Callable[[int], None] | None,
+    reducer: Reducer | None = None,
+) -> torch.Tensor:
+    """The hidden state ``x`` [num_tokens, hidden_size] behind the layers of ``weights``, which may be some of all.
+
+    ``on_layer`` as in ``forward``; layers count from 0 here, as in ``cache``.
+    """
     angles = rope.angles(batch.positions, x.dtype)
     for index, layer in enumerate(weights.layers):
         projected = layer.attention.project(rms_norm(x, layer.input_norm, spec.rms_norm_eps), angles)
@@ -46,6 +64,9 @@ def forward(
         x = x + (attended if reducer is None else reducer.sum(attended))
         inner = layer.mlp.run(rms_norm(x, layer.post_norm, spec.rms_norm_eps))
         x = x + (inner if reducer is None else reducer.sum(inner))
-    x = rms_norm(x[batch.sampled_rows], weights.norm, spec.rms_norm_eps)
-    logits = F.linear(x, weights.head).float()
-    return logits if reducer is None else reducer.join(logits, spec.vocab_size)
+    return x
+
+
+def logits_of(spec: ModelSpec, weights: Weights, x: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Of the sampled rows of the last layer's ``x``: [num_samples, rows of the head], float32."""
+    return F.linear(rms_norm(x[batch.sampled_rows], weights.norm, spec.rms_norm_eps), weights.head).float()

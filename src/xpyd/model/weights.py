@@ -7,7 +7,7 @@ that its shard names: exact slices of the whole model's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,17 @@ class Weights:
     head: torch.Tensor  # [vocab_size, hidden_size]; the embedding itself, or rows of it, where tied
 
 
-def load_weights(spec: ModelSpec, device: str = "cpu", shard: Shard | None = None) -> Weights:
-    """The weights of ``spec``, or those of one ``shard`` of it, in its dtype.
+def load_weights(
+    spec: ModelSpec, device: str = "cpu", shard: Shard | None = None, layers: range | None = None
+) -> Weights:
+    """The weights of ``spec``, or those of one ``shard`` or of some of its ``layers``, in its dtype.
+
+    A stage has the embedding where it has the first layer, and the head where it has the last; else they are empty.
 
     Raises CheckpointError for a folder with something missing or misshapen, ValueError for a shape that cannot be run.
     """
     spec.check_runs()
-    shard = shard or Shard()
+    shard, wanted = shard or Shard(), layers if layers is not None else range(spec.num_layers)
     get = _random(spec) if spec.checkpoint is None else Checkpoint(Path(spec.checkpoint)).get
     dtype = DTYPES[spec.dtype]
 
@@ -50,12 +54,24 @@ def load_weights(spec: ModelSpec, device: str = "cpu", shard: Shard | None = Non
 
     with torch.inference_mode():
         embedding = take("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size)
-        layers = [_layer(spec, shard, take, i) for i in range(spec.num_layers)]
+        held = list(_layers(spec, shard, take, wanted))
         norm = take("model.norm.weight", spec.hidden_size)
         rows = rows_of(shard.part(spec.vocab_size))
         tied = spec.tie_word_embeddings
         head = embedding[rows] if tied else take("lm_head.weight", spec.vocab_size, spec.hidden_size, part=(rows,))
-    return Weights(embedding, layers, norm, head)
+    empty = embedding.new_empty((0, spec.hidden_size))
+    if spec.num_layers - 1 not in wanted:
+        head = empty
+    return Weights(embedding if 0 in wanted else empty, held, norm, head)
+
+
+def _layers(spec: ModelSpec, shard: Shard, take: Take, wanted: range) -> Iterator[Layer]:
+    """Random weights come from one stream: those of the other layers are drawn too, and dropped."""
+    for index in range(spec.num_layers):
+        if spec.checkpoint is None or index in wanted:
+            layer = _layer(spec, shard, take, index)
+            if index in wanted:
+                yield layer
 
 
 def _layer(spec: ModelSpec, shard: Shard, take: Take, index: int) -> Layer:

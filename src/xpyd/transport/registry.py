@@ -47,8 +47,7 @@ def placement_needs(placement: PlacementConfig) -> list[Need]:
         apart = Need("placement.allow_shared_node=false", ("cross_node",), "placement.allow_shared_node=true")
         needs.append(apart)
     if placement.several_ranks:
-        widths = f"placement.prefill_tp={placement.prefill_tp}, decode_tp={placement.decode_tp}"
-        needs.append(Need(widths, ("two_sided",), "prefill_tp=1 and decode_tp=1"))
+        needs.append(Need(f"placement.{placement.widths}", ("two_sided",), "instances of one rank"))
     return needs
 
 

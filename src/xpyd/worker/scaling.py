@@ -136,4 +136,4 @@ def _measure(instance: Instance, point: Point, sweep: ScalingSweep, repeat: int,
 
 
 def _spent(reducer: TimedReducer | None) -> tuple[int, int, int]:
-    return (0, 0, 0) if reducer is None else (reducer.busy_ns, reducer.cpu_ns, reducer.num_bytes)
+    return (0, 0, 0) if reducer is None else reducer.meter.read()

@@ -23,13 +23,13 @@ from xpyd.faults import EXIT_RANKS_LOST, FaultConfig, RanksLost
 from xpyd.hybrid import HybridConfig, HybridPolicy
 from xpyd.kv.coalesce import PieceCosts
 from xpyd.model.checkpoint_config import resolve_spec
-from xpyd.model.parallel import reducer_of
+from xpyd.model.instance import runner_of
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.mpi import survives_ends
-from xpyd.placement import CLIENT_RANK, Placement, PlacementConfig, Role, make_hybrid, node_names, place
+from xpyd.placement import CLIENT_RANK, Kind, Placement, PlacementConfig, Role, make_hybrid, node_names, place
 from xpyd.records import HYBRID, SPLIT_ARMS, BlockRow, RequestRow
 from xpyd.request import Request
 from xpyd.router import RouterConfig
@@ -113,7 +113,7 @@ class Session:
         self._mailbox = Mailbox(comm)
         self.crew = Crew(comm, setup.drain_timeout_s)
         self._quarantine: dict[tuple[int, ...], frozenset[int]] = {}  # blocks by the ranks of the instance
-        self._runners: dict[tuple[int, ...], ModelRunner] = {}  # by the ranks of the instance
+        self._runners: dict[tuple[Kind, tuple[int, ...]], ModelRunner] = {}  # by the ranks of the instance
         self._drafts: dict[ModelRunner, ModelRunner | None] = {}  # by the model that they guess for
         self.runner = self._runner_in(self.placement) if self.rank != CLIENT_RANK else None
         cache = self.runner.cache if self.runner is not None else None
@@ -220,18 +220,22 @@ class Session:
     def _runner_in(self, placement: Placement) -> ModelRunner:
         """This rank's runner in its instance of ``placement``, made when it is first asked for: by all of its ranks."""
         setup, instance = self.setup, placement.instance_of(self.rank)
-        if instance.ranks not in self._runners:
-            self._runners[instance.ranks] = ModelRunner(
+        key = instance.kind, instance.ranks
+        if key not in self._runners:
+            self._runners[key] = runner_of(
+                self.comm,
+                instance.ranks,
+                instance.division,
+                setup.placement.decode_micro_batches,
                 self.spec,
-                instance_blocks(self.spec, instance.width, setup.scheduler.num_kv_blocks),
+                instance_blocks(self.spec, instance.division, setup.scheduler.num_kv_blocks),
                 setup.scheduler.block_size,
-                setup.sampling,
+                sampling=setup.sampling,
                 num_threads=max(1, len(self.cores)),
                 order=setup.transfer.order,
                 staging_bytes=setup.transfer.registered_staging_bytes,
-                reducer=reducer_of(self.comm, instance.ranks),
             )
-        return self._runners[instance.ranks]
+        return self._runners[key]
 
     def _draft_in(self, placement: Placement, block: Block) -> ModelRunner | None:
         """The draft that this rank guesses with in its instance of ``placement``, made likewise; by leaders alone."""
@@ -258,7 +262,7 @@ class Session:
         shapes = Shapes(self.spec, placement, scheduler, block.transfer or setup.transfer)
         if self.rank != instance.leader:
             return Follower(runner, self._desk(block, role), instance.leader, transport, shapes)
-        num_blocks = instance_blocks(self.spec, instance.width, setup.scheduler.num_kv_blocks)
+        num_blocks = instance_blocks(self.spec, instance.division, setup.scheduler.num_kv_blocks)
         policy = build_scheduler(replace(scheduler, num_kv_blocks=num_blocks), role)
         engine = Engine(runner, policy, self._speculator(placement, block, policy))
         engine.scheduler.withhold(self._quarantine.get(instance.ranks, frozenset()))

@@ -133,9 +133,7 @@ class ShardedSource(SourceEnd):
     def _payload_bytes(self, outgoing: Outgoing) -> int:
         """What all destination ranks receive: a copy of a head for each that holds it."""
         assert outgoing.sequence is not None
-        width = self._shapes.placement.instance_of(outgoing.submit.peer).width
-        layout = self._shapes.pool(width).layout
-        return width * len(outgoing.sequence.block_table) * layout.num_layers * layout.block_bytes
+        return self._shapes.payload_bytes(outgoing.submit.peer, len(outgoing.sequence.block_table))
 
     def _checksums(self, peer: int, sequence: Sequence) -> bytes:
         """None here: each rank sums what it sent, see ShardSend."""

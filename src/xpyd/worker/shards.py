@@ -1,4 +1,4 @@
-"""One rank's part of a hand-off between instances: its own heads, to or from each rank that shares them.
+"""One rank's part of a hand-off between instances: its own layers and heads, to or from each rank that shares them.
 
 Leaders agree on a hand-off as single ranks do (offer, accept, first token, release). A leader passes it on to its
 followers as a ``Move``; every rank then plans its own pairs from the same two block tables, and tells its leader when
@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from xpyd.kv.layout import PoolLayout, Span
 from xpyd.kv.plan import Plan
-from xpyd.kv.reshard import RankPool, plan_pull, pulls
-from xpyd.model.shard import Shard
+from xpyd.kv.reshard import Holding, RankPool, holdings, plan_pull, pulls
 from xpyd.model.spec import ModelSpec
-from xpyd.placement import Placement
+from xpyd.placement import Division, Placement
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.transport.base import Transport
 from xpyd.transport.flow import RecvFlow, SendFlow
@@ -28,9 +27,17 @@ from xpyd.worker.messages import Move, Sums
 from xpyd.worker.transfer_config import TransferConfig
 
 
-def instance_blocks(spec: ModelSpec, width: int, num_kv_blocks: int) -> int:
-    """KV blocks of an instance whose ranks each give the bytes of ``num_kv_blocks`` blocks of the whole model."""
-    return num_kv_blocks * spec.num_kv_heads // Shard(0, width).of(spec).num_kv_heads
+def instance_blocks(spec: ModelSpec, division: Division, num_kv_blocks: int) -> int:
+    """KV blocks of an instance whose ranks each give the bytes of ``num_kv_blocks`` blocks of the whole model.
+
+    A stage with more layers than others has room for fewer blocks, and decides.
+    """
+    held = max(len(each.layers) * len(each.heads) for each in _holdings(spec, division))
+    return num_kv_blocks * spec.num_layers * spec.num_kv_heads // held
+
+
+def _holdings(spec: ModelSpec, division: Division) -> list[Holding]:
+    return holdings(division, spec.num_layers, spec.num_kv_heads)
 
 
 @dataclass(frozen=True)
@@ -42,26 +49,37 @@ class Shapes:
     scheduler: SchedulerConfig  # as configured; an instance of several ranks has more blocks, see instance_blocks
     transfer: TransferConfig
 
-    def pool(self, width: int) -> RankPool:
-        local = Shard(0, width).of(self.spec)
-        num_blocks = instance_blocks(self.spec, width, self.scheduler.num_kv_blocks)
-        size = self.scheduler.block_size
-        layout = PoolLayout(local.num_layers, num_blocks, local.block_bytes(size), self.transfer.order.blocks_first)
-        return RankPool(layout, size * local.kv_head_dim * local.dtype_bytes, local.kv_planes)
+    def pools(self, division: Division) -> list[RankPool]:
+        """The pool of every rank of an instance."""
+        spec, size, blocks_first = self.spec, self.scheduler.block_size, self.transfer.order.blocks_first
+        num_blocks = instance_blocks(spec, division, self.scheduler.num_kv_blocks)
+        head_bytes = size * spec.kv_head_dim * spec.dtype_bytes
+        found = []
+        for held in _holdings(spec, division):
+            block_bytes = spec.kv_planes * len(held.heads) * head_bytes
+            layout = PoolLayout(len(held.layers), num_blocks, block_bytes, blocks_first)
+            found.append(RankPool(layout, head_bytes, spec.kv_planes, held))
+        return found
+
+    def payload_bytes(self, leader: int, num_blocks: int) -> int:
+        """What all ranks of the instance that ``leader`` leads receive: a copy of a head for each that holds it."""
+        layouts = [pool.layout for pool in self.pools(self.placement.instance_of(leader).division)]
+        return num_blocks * sum(layout.num_layers * layout.block_bytes for layout in layouts)
 
     def plans(self, rank: int, move: Move, sends: bool) -> dict[int, Plan]:
         """This rank's pairs in a hand-off, by the rank at the other end."""
         mine, theirs = self.placement.instance_of(rank), self.placement.instance_of(move.peer)
         source, destination = (mine, theirs) if sends else (theirs, mine)
-        ends = self.pool(source.width), self.pool(destination.width)
-        blocks_per_part = self.transfer.blocks_per_part(self.scheduler)
+        sources, destinations = self.pools(source.division), self.pools(destination.division)
+        limits = self.transfer.max_piece_bytes, self.transfer.blocks_per_part(self.scheduler)
+        tables = move.source_table, move.destination_table
+        num_layers, num_kv_heads = self.spec.num_layers, self.spec.num_kv_heads
         found = {}
-        for pull in pulls(source.width, destination.width, self.spec.num_kv_heads):
+        for pull in pulls(source.division, destination.division, num_layers, num_kv_heads):
             pair = source.ranks[pull.source], destination.ranks[pull.destination]
             if pair[0 if sends else 1] == rank:
-                tables = move.source_table, move.destination_table
-                plan = plan_pull(pull, *ends, tables, self.transfer.max_piece_bytes, blocks_per_part)
-                found[pair[1 if sends else 0]] = plan
+                ends = sources[pull.source], destinations[pull.destination]
+                found[pair[1 if sends else 0]] = plan_pull(pull, *ends, num_layers, tables, *limits)
         return found
 
     def num_parts(self, num_blocks: int) -> int:
@@ -75,7 +93,7 @@ class Shapes:
 
 
 class ShardSend:
-    """Sends this rank's heads of one request to every rank that takes them; parts as in ``kv.plan``."""
+    """Sends what this rank holds of one request to every rank that takes it; parts as in ``kv.plan``."""
 
     def __init__(self, transport: Transport, desk: Desk, buffer: NDArray[np.uint8], shapes: Shapes, move: Move) -> None:
         self.plans = shapes.plans(desk.rank, move, sends=True)
@@ -119,7 +137,7 @@ class ShardSend:
 
 
 class ShardReceive:
-    """Receives this rank's heads of one request from every rank that gives them, and verifies them."""
+    """Receives this rank's part of one request from every rank that gives some of it, and verifies it."""
 
     def __init__(self, transport: Transport, desk: Desk, buffer: NDArray[np.uint8], shapes: Shapes, move: Move) -> None:
         self.plans = shapes.plans(desk.rank, move, sends=False)

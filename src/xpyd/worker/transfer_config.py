@@ -103,7 +103,7 @@ class TransferConfig:
         """Raises ValueError for what a hand-off between instances of several ranks cannot do."""
         if not placement.several_ranks:
             return
-        widths = f"placement.prefill_tp={placement.prefill_tp}, decode_tp={placement.decode_tp}"
+        widths = f"placement.{placement.widths}"
         if self.direction != "pull":
             raise ValueError(f"transfer.direction={self.direction} with {widths}: set transfer.direction=pull")
         if self.staging != "off":
@@ -111,7 +111,7 @@ class TransferConfig:
                 f"transfer.staging={self.staging} (codec.name={self.codec.name}) with {widths}: heads travel as they "
                 "lie; set transfer.staging=off and codec=none"
             )
-        split = splits_heads(placement.prefill_tp, placement.decode_tp, num_kv_heads)
+        split = splits_heads(placement.prefill, placement.decode, num_kv_heads)
         if split and self.block_order != "heads_first":
             raise ValueError(
                 f"transfer.block_order={self.block_order} with {widths}: their ranks hold different numbers of KV "

@@ -1,4 +1,4 @@
-"""Instances of several ranks for real: whatever the widths at both ends, tokens are those of one rank, bytes add up."""
+"""Instances of several ranks for real: whatever is at both ends, tokens are those of one rank, and bytes add up."""
 
 from __future__ import annotations
 
@@ -7,44 +7,54 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
-from tests.mpi.programs.tensor_parallel import REQUESTS, SCHEDULER, SPEC
+from tests.mpi.programs.instances import REQUESTS, SCHEDULER, SPECS
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMBINATIONS = [
-    "1x1:mpi:whole",  # what all others are compared with
-    "2x1:mpi:layerwise",
-    "1x2:ucx:chunkwise",
-    "2x2:mpi:whole",
-    "4x1:mpi:whole",  # two copies of each head at the source: they share the load
-    "2x4:mpi:layerwise",  # two copies at the destination: both are sent
+    "tp1-tp1:micro:mpi:whole",  # what all others of a model are compared with
+    "tp2-tp1:micro:mpi:layerwise",
+    "tp1-tp2:micro:ucx:chunkwise",
+    "tp2-tp2:micro:mpi:whole",
+    "tp4-tp1:micro:mpi:whole",  # two copies of each head at the source: they share the load
+    "tp2-tp4:micro:mpi:layerwise",  # two copies at the destination: both are sent
+    "tp1-tp1:deep:mpi:whole",
+    "tp1-pp2:deep:ucx:layerwise",
+    "tp2-pp4:deep:mpi:chunkwise",  # heads come from two ranks, layers go to four
+    "tp1-tp1:latent:mpi:whole",
+    "tp1-pp2:latent:mpi:layerwise",
+    "tp1-tp1:experts:mpi:whole",
+    "tp1-pp4:experts:ucx:whole",
 ]
 
 
 @pytest.mark.mpi
 def test_tokens_are_those_of_one_rank_and_bytes_add_up(mpirun: Run, tmp_path: Path) -> None:
-    program = str(ROOT / "tests/mpi/programs/tensor_parallel.py")
+    program = str(ROOT / "tests/mpi/programs/instances.py")
     done = mpirun(7, ["-m", "mpi4py", program, str(tmp_path), *COMBINATIONS], 240)
     assert done.returncode == 0, done.stderr
-    expected = None
+    expected: dict[str, NDArray[np.int64]] = {}
     for number, combination in enumerate(COMBINATIONS):
         found = {path.stem: pd.read_parquet(path) for path in (tmp_path / "serve" / str(number)).glob("*.parquet")}
         tokens = found["tokens"].sort_values(["request_id", "index"])[["request_id", "index", "token_id"]].to_numpy()
         assert len(tokens) == sum(request.output_len for request in REQUESTS)
-        expected = tokens if expected is None else expected
-        assert (tokens == expected).all(), combination
+        ends, model, *_ = combination.split(":")
+        source, destination = ends.split("-")
+        assert (tokens == expected.setdefault(model, tokens)).all(), combination
         transfers = found["transfers"].sort_values("request_id")
         assert transfers["verified"].all()
-        width = int(combination[2])  # the destination's: a head goes to every rank that holds it
+        width = int(destination[2:]) if destination.startswith("tp") else 1  # a head goes to every rank that holds it
         blocks = [-(-request.input_len // SCHEDULER.block_size) for request in REQUESTS]
-        planned = [count * SCHEDULER.block_size * SPEC.kv_bytes_per_token(width) for count in blocks]
+        planned = [count * SCHEDULER.block_size * SPECS[model].kv_bytes_per_token(width) for count in blocks]
         assert transfers["payload_bytes"].tolist() == planned, combination
         (block,) = found["blocks"].to_dict("records")
         assert block["ledger_bytes"] == block["transport_bytes"] == sum(planned), combination
-        assert set(found["steps"]["rank"]) == {1, 1 + int(combination[0])}, "leaders write the steps"
+        assert set(found["steps"]["rank"]) == {1, 1 + int(source[2:])}, "leaders write the steps"
 
 
 @pytest.mark.mpi

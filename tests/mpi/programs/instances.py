@@ -1,18 +1,21 @@
-"""Serve three requests between instances of given widths, each pair of widths in a session of its own.
+"""Serve three requests between instances of several ranks, each pair of instances in a session of its own.
 
-Usage: tensor_parallel.py FOLDER PREFILLxDECODE:TRANSPORT:MODE ...; as many ranks as the largest needs. A session runs
-on the first ranks of the world; run folders are FOLDER/serve/0, 1, ...
+Usage: instances.py FOLDER PREFILL-DECODE:MODEL:TRANSPORT:MODE ...; as many ranks as the largest needs. An instance is a
+kind and a width, such as tp2, pp4 or cp2. A session runs on the first ranks of the world; run folders are
+FOLDER/serve/0, 1, ...
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xpyd.clock import wait_quietly
 from xpyd.faults import FaultConfig
 from xpyd.model.sampling_config import SamplingConfig
+from xpyd.model.shapes import ExpertsShape, LatentShape
 from xpyd.model.spec import ModelSpec
 from xpyd.mpi import MPI
 from xpyd.placement import PlacementConfig
@@ -27,17 +30,35 @@ from xpyd.worker.session import Block, Session, Setup
 from xpyd.worker.transfer_config import TransferConfig
 
 SPEC = ModelSpec("micro", 2, 64, 8, 2, 16, 128, 256)  # 2 KV heads: 4 ranks hold two copies of each
+DEEP = replace(SPEC, num_layers=5)  # stages of 2 and 3 layers, or of 1, 1, 1 and 2
+LATENT = LatentShape(12, 16, 8, 16)
+EXPERTS = ExpertsShape(6, 2, 32, shared_intermediate_size=16, first_k_dense_replace=1)
+SPECS = {
+    "micro": SPEC,
+    "deep": DEEP,
+    "latent": replace(DEEP, num_kv_heads=1, head_dim=24, latent=LATENT),
+    "experts": replace(DEEP, experts=EXPERTS),
+}
 SCHEDULER = SchedulerConfig("chunked", max_num_seqs=4, max_num_batched_tokens=32, block_size=8, num_kv_blocks=64)
 REQUESTS = [Request(i, i * 1_000_000, input_len, 5, seed=i) for i, input_len in enumerate((40, 21, 33))]
 
 
-def serve(comm: Any, folder: Path, number: int, prefill_tp: Any, decode_tp: Any, transport: Any, mode: Any) -> None:
-    placement = PlacementConfig(1, 1, prefill_tp=prefill_tp, decode_tp=decode_tp, allow_shared_node=True)
+def placement_of(ends: str) -> PlacementConfig:
+    """``cp2-pp4``: one prefill instance of two context-parallel ranks, one decode instance of four stages."""
+    widths: Any = {
+        f"{role}_{end[:2]}": int(end[2:]) for role, end in zip(("prefill", "decode"), ends.split("-"), strict=True)
+    }
+    return PlacementConfig(1, 1, allow_shared_node=True, **widths)
+
+
+def serve(
+    comm: Any, folder: Path, number: int, placement: PlacementConfig, spec: ModelSpec, transport: Any, mode: Any
+) -> None:
     transfer = TransferConfig(mode, block_order="heads_first", max_piece_bytes=3000, verify="always")
-    transfer.check_widths(placement, SPEC.num_kv_heads)
+    transfer.check_widths(placement, spec.num_kv_heads)
     sampling, router = SamplingConfig(), RouterConfig()
     wire = TransportConfig(transport), transfer, FabricConfig("auto", 10.0)
-    setup = Setup(SPEC, placement, SCHEDULER, *wire, sampling, router, 60.0, FaultConfig(detect_s=30.0))
+    setup = Setup(spec, placement, SCHEDULER, *wire, sampling, router, 60.0, FaultConfig(detect_s=30.0))
     run_dir = RunDir(Path(comm.bcast(RunDir.create(folder, "serve", str(number)).path if comm.rank == 0 else None)))
     with Session(setup, comm, run_dir, lambda: False) as session:
         session.play(Block(0, 0, DISAGGREGATED, REQUESTS))
@@ -49,12 +70,12 @@ def serve(comm: Any, folder: Path, number: int, prefill_tp: Any, decode_tp: Any,
 def main() -> None:
     world = MPI.COMM_WORLD
     for number, combination in enumerate(sys.argv[2:]):
-        widths, transport, mode = combination.split(":")
-        prefill_tp, decode_tp = (int(width) for width in widths.split("x"))
-        color = 0 if world.rank < 1 + prefill_tp + decode_tp else MPI.UNDEFINED
+        ends, model, transport, mode = combination.split(":")
+        placement = placement_of(ends)
+        color = 0 if world.rank < placement.world_size else MPI.UNDEFINED
         comm = world.Split(color, world.rank)
         if comm != MPI.COMM_NULL:
-            serve(comm, Path(sys.argv[1]), number, prefill_tp, decode_tp, transport, mode)
+            serve(comm, Path(sys.argv[1]), number, placement, SPECS[model], transport, mode)
         wait_quietly(world)
 
 
