@@ -20,6 +20,7 @@ FLOORS = {
     "xpyd.model.shapes": 0,
     "xpyd.model.shard": 1,
     "xpyd.model.spec": 0,
+    "xpyd.native": 0,
     "xpyd.records": 1,
     "xpyd.metrics": 1,
     "xpyd.faults": 1,

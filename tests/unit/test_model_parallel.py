@@ -24,6 +24,7 @@ from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.shapes import ExpertsShape, LatentShape
 from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
+from xpyd.model.tensors import Linear
 from xpyd.model.weights import Weights, load_weights
 
 MICRO = ModelSpec(
@@ -153,11 +154,13 @@ def whole_of(shards: list[Weights], spec: ModelSpec) -> Weights:
     def layer(number: int) -> Layer:
         parts = [parts_of(shard.layers[number]) for shard in shards]
         attentions, mlps = zip(*parts, strict=True)
-        split = (each.qkv.split([len(each.qkv) - 2 * kv_rows, kv_rows, kv_rows]) for each in attentions)
+        split = (each.qkv.matrix.split([len(each.qkv.matrix) - 2 * kv_rows, kv_rows, kv_rows]) for each in attentions)
         q, k, v = zip(*split, strict=True)
-        gates, ups = zip(*(each.gate_up.chunk(2) for each in mlps), strict=True)
-        qkv, o = torch.cat([*q, *k[::copies], *v[::copies]]), torch.cat([each.o for each in attentions], 1)
-        mlp = DenseMlp(torch.cat([*gates, *ups]), torch.cat([each.down for each in mlps], 1))
+        gates, ups = zip(*(each.gate_up.matrix.chunk(2) for each in mlps), strict=True)
+        qkv = Linear(torch.cat([*q, *k[::copies], *v[::copies]]))
+        o = Linear(torch.cat([each.o.matrix for each in attentions], 1))
+        down = torch.cat([each.down.matrix for each in mlps], 1)
+        mlp = DenseMlp(Linear(torch.cat([*gates, *ups])), Linear(down))
         return replace(shards[0].layers[number], attention=replace(attentions[0], qkv=qkv, o=o), mlp=mlp)
 
     head = torch.cat([shard.head for shard in shards])
@@ -174,7 +177,7 @@ def check_slices(spec: ModelSpec, width: int) -> None:
         assert torch.equal(mine.post_norm, theirs.post_norm)
         for ours, whole_part in zip(parts_of(mine), parts_of(theirs), strict=True):
             for name in ("qkv", "o") if isinstance(ours, GroupedAttention) else ("gate_up", "down"):
-                assert torch.equal(getattr(ours, name), getattr(whole_part, name)), name
+                assert torch.equal(getattr(ours, name).matrix, getattr(whole_part, name).matrix), name
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -191,17 +194,20 @@ def test_a_checkpoint_is_read_in_parts(tmp_path: Path, width: int) -> None:
     kv_rows, rows = MICRO.num_kv_heads * MICRO.head_dim, MICRO.num_heads * MICRO.head_dim
     for number, layer in enumerate(whole.layers):
         attention, mlp = parts_of(layer)
-        q, k, v = attention.qkv.split([rows, kv_rows, kv_rows])
-        gate, up = mlp.gate_up.chunk(2)
-        parts = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": attention.o}
-        parts |= {"mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": mlp.down}
+        q, k, v = attention.qkv.matrix.split([rows, kv_rows, kv_rows])
+        gate, up = mlp.gate_up.matrix.chunk(2)
+        parts = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v}
+        parts |= {"self_attn.o_proj": attention.o.matrix}
+        parts |= {"mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": mlp.down.matrix}
         parts |= {"input_layernorm": layer.input_norm, "post_attention_layernorm": layer.post_norm}
         tensors |= {f"model.layers.{number}.{name}.weight": part for name, part in parts.items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     check_slices(replace(MICRO, checkpoint=str(tmp_path)), width)
     shards = [load_weights(replace(MICRO, checkpoint=str(tmp_path)), shard=Shard(r, width)) for r in range(width)]
-    assert torch.equal(parts_of(whole_of(shards, MICRO).layers[1])[0].qkv, parts_of(whole.layers[1])[0].qkv)
+    assert torch.equal(
+        parts_of(whole_of(shards, MICRO).layers[1])[0].qkv.matrix, parts_of(whole.layers[1])[0].qkv.matrix
+    )
 
 
 def test_shards_name_their_heads() -> None:

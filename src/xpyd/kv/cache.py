@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from xpyd import native
 from xpyd.kv.layout import PoolLayout, PoolOrder
 from xpyd.model.spec import ModelSpec
 
@@ -44,6 +45,9 @@ class KVCache:
         blocks_last = stored.transpose(0, 1) if self.order.blocks_first else stored
         self.pool = blocks_last.transpose(3, 4) if self.order.heads_first else blocks_last
         self._num_planes = spec.kv_planes
+        self._strides = [stride * dtype.itemsize for stride in self.pool.stride()]  # in bytes
+        self._address = self.pool.data_ptr()
+        self._paging: native.Paging | None = None
         # What one row of a read copies: a plane of a block, or of one head of it. Rows lie one after the other.
         self._row_heads = spec.num_kv_heads if self.order.heads_first else 1
         row_heads = () if self.order.heads_first else (spec.num_kv_heads,)
@@ -70,8 +74,42 @@ class KVCache:
         size = self.block_size
         return [table[position // size] * size + position % size for position in range(start, start + num_tokens)]
 
+    @property
+    def attendable(self) -> bool:
+        """Whether compiled attention can read the pool in place."""
+        return self.pool.is_cpu and self._num_planes == 2 and self.pool.shape[-1] % native.LANES == 0
+
+    def address(self, layer: int) -> int:
+        """Where that layer's first block lies in memory, whatever the pool's order is."""
+        return self._address + layer * self._strides[0]
+
+    def paging(self, num_heads: int) -> native.Paging:
+        """Where KV lies in a layer, for ``num_heads`` query heads and a score of ``q * k / sqrt(head_dim)``."""
+        if self._paging is None or self._paging.num_heads != num_heads:
+            _, _, _, block_size, num_kv_heads, size = self.pool.shape
+            _, *strides, _ = self.pool.stride()
+            self._paging = native.Paging(num_heads, num_kv_heads, size, block_size, *strides, size**-0.5)
+        return self._paging
+
     def write(self, layer: int, slots: torch.Tensor, *planes: torch.Tensor) -> None:
         """Store ``planes``, each [num_tokens, num_kv_heads, kv_head_dim], at ``slots``, shape [num_tokens]."""
+        kernels = native.kernels() if self.pool.is_cpu else None
+        if kernels is not None and all(_rows_are(plane) for plane in planes):
+            _, block, plane_stride, slot, head, item = self._strides
+            for plane, values in enumerate(planes):
+                kernels.xpyd_store(
+                    values.data_ptr(),
+                    values.stride(0) * item,
+                    self.address(layer) + plane * plane_stride,
+                    slots.data_ptr(),
+                    *values.shape[:2],
+                    values.shape[2] * item,
+                    self.block_size,
+                    block,
+                    slot,
+                    head,
+                )
+            return
         blocks, offsets = slots // self.block_size, slots % self.block_size
         for plane, values in enumerate(planes):
             self.pool[layer, blocks, plane, offsets] = values
@@ -98,3 +136,8 @@ class KVCache:
         if not self.order.heads_first:
             return planes
         return planes[..., None, :] + torch.arange(heads, device=tables.device)[:, None]
+
+
+def _rows_are(plane: torch.Tensor) -> bool:
+    """Whether a token's heads lie one behind the other."""
+    return plane.stride(2) == 1 and plane.stride(1) == plane.shape[2]

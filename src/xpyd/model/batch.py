@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -14,7 +15,14 @@ class DecodeGroup:
     begin: int
     end: int
     tables: torch.Tensor  # [batch, max_blocks], padded with block 0
-    mask: torch.Tensor  # [batch, 1, 1, max_blocks * block_size], True where the token may be seen
+    ends: torch.Tensor  # [batch]: cached tokens of each
+    window: int | None  # only so many of them are seen, the last ones
+    block_size: int
+
+    @cached_property
+    def mask(self) -> torch.Tensor:
+        """[batch, 1, 1, max_blocks * block_size], True where the token may be seen."""
+        return decode_mask(self.ends, self.tables.shape[1] * self.block_size, self.window)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from xpyd.model.mlp import DenseMlp, swiglu
+from xpyd.model.mlp import DenseMlp
 from xpyd.model.shapes import ExpertsShape
 from xpyd.model.shard import Shard
 from xpyd.model.tensors import Take
@@ -93,5 +93,5 @@ class Experts:
         made = h.new_empty((len(flat), h.shape[1]))
         for expert, places in zip(self.experts, torch.split(order, sizes), strict=True):
             if len(places):
-                made[places] = swiglu(h[places // chosen.shape[1]], expert.gate_up, expert.down)
+                made[places] = expert.run(h[places // chosen.shape[1]])
         return made.view(*chosen.shape, -1)

@@ -21,7 +21,7 @@ from xpyd.model.rope import Angles, rotate, yarn_mscale
 from xpyd.model.shapes import LatentShape
 from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
-from xpyd.model.tensors import Take, fuse, rms_norm, rows_of
+from xpyd.model.tensors import Linear, Take, fuse, rms_norm, rows_of
 
 NORM_EPS = 1e-6  # of the two inner norms: fixed in DeepSeek's own code, whatever the model's rms_norm_eps is
 
@@ -33,13 +33,13 @@ class LatentAttention:
     shape: LatentShape
     num_heads: int
     scale: float
-    first: torch.Tensor  # what reads the hidden state: queries (or their bottleneck), latent, rotated key
+    first: Linear  # what reads the hidden state: queries (or their bottleneck), latent, rotated key
     q_norm: torch.Tensor | None  # [q_lora_rank]
-    q_up: torch.Tensor | None  # [num_heads * qk_head_dim, q_lora_rank]
+    q_up: Linear | None  # [num_heads * qk_head_dim, q_lora_rank]
     kv_norm: torch.Tensor  # [kv_lora_rank]
     k_up: torch.Tensor  # [num_heads, qk_nope_head_dim, kv_lora_rank]
     v_up: torch.Tensor  # [num_heads, v_head_dim, kv_lora_rank]
-    o: torch.Tensor  # [hidden_size, num_heads * v_head_dim]
+    o: Linear  # [hidden_size, num_heads * v_head_dim]
 
     @classmethod
     def load(cls, take: Take, prefix: str, spec: ModelSpec, shape: LatentShape, shard: Shard) -> LatentAttention:
@@ -74,11 +74,11 @@ class LatentAttention:
     def project(self, h: torch.Tensor, angles: Angles) -> Projected:
         """Queries [num_tokens, num_heads, qk_head_dim]; one plane, [num_tokens, 1, kv_lora_rank + rope_dim]."""
         shape = self.shape
-        found = F.linear(h, self.first)
+        found = self.first(h)
         rest = found.shape[1] - shape.cached_dim
         q, latent, key = torch.split(found, [rest, shape.kv_lora_rank, shape.qk_rope_head_dim], dim=1)
         if self.q_up is not None and self.q_norm is not None:
-            q = F.linear(rms_norm(q, self.q_norm, NORM_EPS), self.q_up)
+            q = self.q_up(rms_norm(q, self.q_norm, NORM_EPS))
         q = q.reshape(len(h), self.num_heads, shape.qk_head_dim)
         plain, rotated = self._parts(q)
         q = torch.cat((plain, rotate(rotated, angles)), dim=-1)
@@ -94,7 +94,7 @@ class LatentAttention:
         parts = [self._decodes(q[group.begin : group.end], cache, layer, group) for group in batch.decodes]
         parts += [self._chunk(q[chunk.rows], cached[chunk.rows], cache, layer, chunk) for chunk in batch.chunks]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return F.linear(out.flatten(1), self.o)
+        return self.o(out.flatten(1))
 
     def _decodes(self, q: torch.Tensor, cache: KVCache, layer: int, group: DecodeGroup) -> torch.Tensor:
         """``q`` [batch, num_heads, qk_head_dim] against the latents as they are; [batch, num_heads, v_head_dim]."""

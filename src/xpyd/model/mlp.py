@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from xpyd.model.shard import Shard
-from xpyd.model.tensors import Take, fuse, rows_of
+from xpyd.model.tensors import Linear, Take, fuse, gated, rows_of
 
 
 @dataclass(frozen=True)
 class DenseMlp:
     """SwiGLU (arXiv:2002.05202): ``down(silu(gate(h)) * up(h))``."""
 
-    gate_up: torch.Tensor  # [2 * intermediate_size, hidden_size]
-    down: torch.Tensor  # [hidden_size, intermediate_size]
+    gate_up: Linear  # [2 * intermediate_size, hidden_size]
+    down: Linear  # [hidden_size, intermediate_size]
 
     @classmethod
     def load(cls, take: Take, prefix: str, hidden: int, inner: int, shard: Shard) -> DenseMlp:
@@ -28,10 +27,4 @@ class DenseMlp:
         )
 
     def run(self, h: torch.Tensor) -> torch.Tensor:
-        return swiglu(h, self.gate_up, self.down)
-
-
-def swiglu(h: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """``down(silu(gate(h)) * up(h))``, [num_tokens, hidden_size] in and out."""
-    gate, up = F.linear(h, gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, down)
+        return self.down(gated(self.gate_up(h)))

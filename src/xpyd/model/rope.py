@@ -9,6 +9,7 @@ import torch
 
 from xpyd.model.shapes import RopeScaling
 from xpyd.model.spec import ModelSpec
+from xpyd.model.tensors import HALF, kernels_for
 
 
 def inverse_frequencies(spec: ModelSpec) -> torch.Tensor:
@@ -100,6 +101,15 @@ class Rope:
 
 
 def rotate(x: torch.Tensor, angles: Angles) -> torch.Tensor:
-    """Rotate ``x`` [num_tokens, num_heads, rope_dim]; halves are paired as in Hugging Face checkpoints."""
+    """``x`` [num_tokens, num_heads, rope_dim], rotated; halves are paired as in Hugging Face checkpoints.
+
+    ``x`` itself may be overwritten: use what is returned.
+    """
+    num_tokens, num_heads, size = x.shape
+    kernels = kernels_for(x)
+    if kernels is not None and x.stride(1) == size and x.stride(2) == 1 and x.dtype == angles.cos.dtype:
+        cos, sin = angles.cos.data_ptr(), angles.sin.data_ptr()
+        kernels.xpyd_rotate(HALF[x.dtype], x.data_ptr(), cos, sin, num_tokens, x.stride(0), num_heads, size)
+        return x
     first, second = x.chunk(2, dim=-1)
     return x * angles.cos + torch.cat((-second, first), dim=-1) * angles.sin

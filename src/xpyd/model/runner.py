@@ -9,7 +9,7 @@ import torch
 
 from xpyd.kv.cache import KVCache
 from xpyd.kv.layout import PoolOrder
-from xpyd.model.batch import Batch, ChunkView, DecodeGroup, causal_mask, decode_mask
+from xpyd.model.batch import Batch, ChunkView, DecodeGroup, causal_mask
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.parallel import Reducer
 from xpyd.model.rope import Rope
@@ -162,12 +162,13 @@ class ModelRunner:
     def _decode_group(self, segments: list[Segment], begin: int) -> DecodeGroup:
         width = self._blocks_of(segments[-1])
         tables = [(segment.block_table + [0] * width)[:width] for segment in segments]
-        lens = self._tensor([segment.end for segment in segments])
         return DecodeGroup(
             begin=begin,
             end=begin + len(segments),
             tables=self._tensor(tables),
-            mask=decode_mask(lens, width * self.cache.block_size, self.spec.sliding_window),
+            ends=self._tensor([segment.end for segment in segments]),
+            window=self.spec.sliding_window,
+            block_size=self.cache.block_size,
         )
 
     def _blocks_of(self, segment: Segment) -> int:

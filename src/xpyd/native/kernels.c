@@ -1,0 +1,165 @@
+/* What a step does on a CPU beside its matrix products: norms, rotations, gates, and attention of decodes.
+ *
+ * Decodes attend to cached blocks in place. Tensor libraries have no such operation: they would copy all KV of a batch
+ * into one tensor first, padded to the longest sequence. Every sequence is computed by itself, so that its result does
+ * not depend on what else is in the batch. Sums are kept in float. Matrices are row-major; strides count numbers.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16 /* heads are this wide, or a multiple of it */
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t wide_bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t half_bits __attribute__((vector_size(2 * LANES), aligned(2)));
+
+struct paging {
+    int64_t num_heads, num_kv_heads, size, block_size, block_stride, plane_stride, token_stride, head_stride;
+    float scale;
+};
+
+/* e^x within 2 units of the last place (Cephes' expf), written so that compilers make vectors of it. */
+static inline __attribute__((always_inline)) float exp_of(float x)
+{
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    const float turns = x * 1.44269504f;
+    const int32_t n = (int32_t)(turns < 0 ? turns - 0.5f : turns + 0.5f);
+    const float r = x - (float)n * 0.693359375f + (float)n * 2.12194440e-4f;
+    float y = 1.9875691500e-4f;
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    const int32_t bits = (n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return y * power;
+}
+
+static inline __attribute__((always_inline)) void softmax(float *x, int64_t n)
+{
+    float max = x[0], sum = 0;
+    for (int64_t i = 0; i < n; i++) max = x[i] > max ? x[i] : max;
+    for (int64_t i = 0; i < n; i++) x[i] = exp_of(x[i] - max), sum += x[i];
+    const float scale = 1.0f / sum;
+    for (int64_t i = 0; i < n; i++) x[i] *= scale;
+}
+
+static inline __attribute__((always_inline)) void fetch(const void *x, int64_t num_bytes)
+{
+    for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch((const char *)x + i);
+}
+
+static inline float from_bfloat16(uint16_t x)
+{
+    const uint32_t bits = (uint32_t)x << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+static inline __attribute__((always_inline)) lanes lanes_of_float(const float *x) { return *(const lanes *)x; }
+
+static inline __attribute__((always_inline)) lanes lanes_of_bfloat16(const uint16_t *x)
+{
+    return (lanes)(__builtin_convertvector(*(const half_bits *)x, wide_bits) << 16);
+}
+
+static inline __attribute__((always_inline)) float sum_of(lanes x)
+{
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += x[i];
+    return sum;
+}
+
+static inline uint16_t to_bfloat16(float x) /* to nearest, ties to even; no NaN comes here */
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+#define T float
+#define LOAD(x) (x)
+#define STORE(x) (x)
+#define NAME(x) x##_float
+#include "kernels_body.h"
+#undef T
+#undef LOAD
+#undef STORE
+#undef NAME
+
+#define T uint16_t
+#define LOAD from_bfloat16
+#define STORE to_bfloat16
+#define NAME(x) x##_bfloat16
+#include "kernels_body.h"
+
+/* What Python calls. `half`: numbers are bfloat16, not float. */
+
+void xpyd_norm(int half, const void *x, const void *weight, void *out, int64_t num_rows, int64_t size, float eps)
+{
+    half ? norm_bfloat16(x, weight, out, num_rows, size, eps) : norm_float(x, weight, out, num_rows, size, eps);
+}
+
+void xpyd_gate(int half, const void *gate_up, void *out, int64_t num_rows, int64_t size)
+{
+    half ? gate_bfloat16(gate_up, out, num_rows, size) : gate_float(gate_up, out, num_rows, size);
+}
+
+void xpyd_rotate(
+    int half, void *x, const void *cos, const void *sin, int64_t num_tokens, int64_t token_stride, int64_t num_heads,
+    int64_t size)
+{
+    half ? rotate_bfloat16(x, cos, sin, num_tokens, token_stride, num_heads, size)
+         : rotate_float(x, cos, sin, num_tokens, token_stride, num_heads, size);
+}
+
+/* Copies rows of `num_bytes`: token i's head h from x to the slot's place in one plane of the pool. Strides in bytes. */
+void xpyd_store(
+    const char *x, int64_t token_stride, char *plane, const int64_t *slots, int64_t num_tokens, int64_t num_heads,
+    int64_t num_bytes, int64_t block_size, int64_t block_stride, int64_t slot_stride, int64_t head_stride)
+{
+    for (int64_t i = 0; i < num_tokens; i++) {
+        char *to = plane + slots[i] / block_size * block_stride + slots[i] % block_size * slot_stride;
+        for (int64_t head = 0; head < num_heads; head++)
+            memcpy(to + head * head_stride, x + i * token_stride + head * num_bytes, (size_t)num_bytes);
+    }
+}
+
+/* q: [batch, num_heads, size] with q_stride numbers from one sequence to the next; out the same without gaps;
+ * tables: [batch, max_blocks]; ends: [batch], cached tokens of each sequence; window: 0 for all of them.
+ * Returns 0, or 1 when memory ran out. */
+int xpyd_attend(
+    int half, const void *q, int64_t q_stride, const void *layer, void *out, const int64_t *tables, int64_t max_blocks,
+    const int64_t *ends, int64_t batch, int64_t window, const struct paging *p)
+{
+    int failed = 0;
+#pragma omp parallel for schedule(dynamic) reduction(| : failed) if (batch > 1)
+    for (int64_t i = 0; i < batch; i++) {
+        const int64_t begin = window && ends[i] > window ? ends[i] - window : 0;
+        float *room = malloc(sizeof(float) * (size_t)(p->num_heads * (ends[i] - begin + 2 * p->size)));
+        const int64_t *table = tables + i * max_blocks, from = i * q_stride, to = i * p->num_heads * p->size;
+        if (room == NULL) {
+            failed = 1;
+            continue;
+        }
+        if (half)
+            attend_one_bfloat16(
+                (const uint16_t *)q + from, layer, (uint16_t *)out + to, table, begin, ends[i], room, p);
+        else
+            attend_one_float((const float *)q + from, layer, (float *)out + to, table, begin, ends[i], room, p);
+        free(room);
+    }
+    return failed;
+}
