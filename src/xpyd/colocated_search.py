@@ -1,4 +1,4 @@
-"""The search of ``tune_colocated``: which scheduler settings it tries, how a block scores, who goes on. Pure.
+"""The search of ``tune_colocated``: which scheduler settings it tries, and who goes on. Pure.
 
 Successive halving: all candidates play a few blocks, the better ones play more, and the best one meets the settings
 that the search began with on requests that none of them has seen.
@@ -7,35 +7,20 @@ that the search began with on requests that none of them has seen.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
-from statistics import fmean
 from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt, MinLen
 
-from xpyd import metrics
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS
-from xpyd.request import Request
 from xpyd.scheduler.base import Policy, SchedulerConfig
-from xpyd.units import NS_PER_S
-from xpyd.workload.slo import SloConfig
+from xpyd.score import Score
 
 Measure = Literal["goodput_rps", "attainment", "itl_p99_s", "ttft_p99_s", "e2e_mean_s"]
 HIGHER_IS_BETTER = ("goodput_rps", "attainment")
 Count = Annotated[int, Gt(0)]
-
-
-@dataclass(frozen=True)
-class Score:
-    """One block of one candidate. Seconds are those of requests that ended; NaN where none did."""
-
-    goodput_rps: float
-    attainment: float
-    itl_p99_s: float
-    ttft_p99_s: float
-    e2e_mean_s: float
 
 
 @dataclass(frozen=True)
@@ -100,36 +85,6 @@ def name_of(scheduler: SchedulerConfig) -> str:
     return f"{scheduler.policy} {scheduler.max_num_batched_tokens} x {scheduler.max_num_seqs}"
 
 
-def score(times: Mapping[int, Sequence[int]], requests: Sequence[Request], slo: SloConfig, duration_ns: int) -> Score:
-    """What one block says. ``times`` (ns): by request id, when it was due, then when each token came.
-
-    A request that lacks tokens misses the limits, as in every table (``xpyd.metrics.meets_slo``).
-    """
-    met, gaps, ttft, e2e = [], [], [], []
-    for request in requests:
-        due, *tokens = times.get(request.request_id, (0,))
-        ended = len(tokens) == request.output_len
-        own = metrics.itl_s(sorted(tokens))
-        if ended:
-            ttft.append((min(tokens) - due) / NS_PER_S)
-            e2e.append((max(tokens) - due) / NS_PER_S)
-            gaps.extend(own.tolist())
-        longest = own.max() if len(own) else 0.0
-        met.append(ended and bool(metrics.meets_slo(True, ttft[-1], longest, slo.ttft_s, slo.itl_s)))
-    return Score(
-        goodput_rps=float(metrics.goodput_rps(met, duration_ns / NS_PER_S)),
-        attainment=float(metrics.attainment(met)),
-        itl_p99_s=_quantile(gaps, 0.99),
-        ttft_p99_s=_quantile(ttft, 0.99),
-        e2e_mean_s=fmean(e2e) if e2e else float("nan"),
-    )
-
-
-def mean_score(scores: Sequence[Score]) -> Score:
-    """The mean of each measure over blocks."""
-    return Score(**{each.name: fmean(getattr(found, each.name) for found in scores) for each in fields(Score)})
-
-
 def ranked(scores: Mapping[str, Score], objective: Sequence[Measure], tie: float) -> list[str]:
     """Names, best first: each place goes to whom the measures leave, in their order, of those not placed yet."""
     left, found = dict(scores), []
@@ -156,7 +111,3 @@ def _cost(found: Score, measure: Measure) -> float:
     if np.isnan(value):
         return float("inf")
     return -value if measure in HIGHER_IS_BETTER else value
-
-
-def _quantile(values: Sequence[float], q: float) -> float:
-    return float(np.quantile(values, q)) if values else float("nan")

@@ -13,12 +13,13 @@ from datetime import datetime
 
 import yaml
 
-from xpyd.colocated_search import ColocatedSearch, Score, mean_score, name_of, ranked, score
+from xpyd.colocated_search import ColocatedSearch, name_of, ranked
 from xpyd.config import TuneColocated
 from xpyd.entry import Job
 from xpyd.records import ColocatedTrialRow
 from xpyd.rival import GROUP, PRESET
 from xpyd.scheduler.base import SchedulerConfig
+from xpyd.score import Score, mean_score, score
 from xpyd.trial import open_session
 from xpyd.worker.session import Block, Session, warm_up_blocks
 

@@ -1,4 +1,4 @@
-"""The search of ``tune_colocated``: the grid, the score of a block, who is better, who goes on."""
+"""The search of ``tune_colocated``: the grid, who is better, who goes on."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from xpyd.colocated_search import ColocatedSearch, Score, mean_score, name_of, ranked, score
-from xpyd.request import Request
+from xpyd.colocated_search import ColocatedSearch, name_of, ranked
 from xpyd.scheduler.base import SchedulerConfig
-from xpyd.workload.slo import SloConfig
+from xpyd.score import Score
 
-MS = 1_000_000
 START = SchedulerConfig("chunked", 32, 256, 16, 512)
 
 
@@ -58,26 +56,8 @@ def test_half_goes_on_and_plays_twice_as_much() -> None:
     assert search().total_repeats(5) == 2 + 4 + 5
 
 
-def test_a_block_scores_by_hand() -> None:
-    requests = [Request(number, 0, 4, 3) for number in range(4)]
-    times = {
-        0: [0, 100 * MS, 110 * MS, 130 * MS],  # met: ttft 100 ms, gaps 10 and 20 ms
-        1: [50 * MS, 350 * MS, 360 * MS, 370 * MS],  # ttft 300 ms is too long
-        2: [0, 10 * MS, 20 * MS, 90 * MS],  # a gap of 70 ms is too long
-        3: [0, 10 * MS, 20 * MS],  # never ended
-    }
-    found = score(times, requests, SloConfig(ttft_s=0.2, itl_s=0.05), 2000 * MS)
-    assert found.goodput_rps == pytest.approx(0.5)
-    assert found.attainment == pytest.approx(0.25)
-    assert found.e2e_mean_s == pytest.approx((0.130 + 0.320 + 0.090) / 3)
-    assert found.itl_p99_s == pytest.approx(0.020 + (0.070 - 0.020) * 0.95)  # 6 gaps: 10, 20, 10, 10, 10, 70
-    assert found.ttft_p99_s == pytest.approx(0.1 + (0.3 - 0.1) * 0.98)  # 100, 300, 10
-
-
-def test_a_block_in_which_nothing_ended_is_the_worst() -> None:
-    nothing = score({}, [Request(0, 0, 4, 3)], SloConfig(0.2, 0.05), 1000 * MS)
-    assert nothing.goodput_rps == 0
-    assert math.isnan(nothing.itl_p99_s)
+def test_who_has_nothing_to_measure_comes_last() -> None:
+    nothing = Score(0.0, 0.0, math.nan, math.nan, math.nan)
     assert ranked({"nothing": nothing, "slow": Score(0.0, 0.0, 9.0, 9.0, 9.0)}, ("itl_p99_s",), 0.02)[-1] == "nothing"
 
 
@@ -91,8 +71,3 @@ def test_the_second_measure_decides_among_those_that_tie() -> None:
     assert ranked(given, ("goodput_rps", "itl_p99_s"), 0.0) == ["most", "nearer", "near", "far"]
     assert ranked(given, ("itl_p99_s",), 0.1)[0] == "far"
     assert ranked(given, ("itl_p99_s", "goodput_rps"), 0.0)[0] == "far"
-
-
-def test_means_are_over_blocks() -> None:
-    both = mean_score([Score(1.0, 0.5, 0.1, 0.2, 1.0), Score(3.0, 1.0, 0.3, 0.4, 2.0)])
-    assert both == Score(2.0, 0.75, pytest.approx(0.2), pytest.approx(0.3), 1.5)  # type: ignore[arg-type]

@@ -51,6 +51,7 @@ FLOORS = {
     "xpyd.simulation": 5,
     "xpyd.calibration": 5,
     "xpyd.parity": 4,
+    "xpyd.score": 2,
     "xpyd.rival": 4,
     "xpyd.colocated_search": 4,
     "xpyd.config": 5,

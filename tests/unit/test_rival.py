@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 
 from tests.unit.test_config import CONF, composed
 from tests.unit.test_parity import compare
-from xpyd.colocated_search import Score, mean_score
 from xpyd.colocated_tuning import preset_text, reason
 from xpyd.compose import settled
 from xpyd.config import Compare, ConfigError, TuneColocated, load_config
 from xpyd.rival import RivalConfig, find_rival
 from xpyd.scheduler.base import SchedulerConfig
+from xpyd.score import Score, mean_score
 from xpyd.trial import compare_blocks
 
 TUNED = SchedulerConfig("chunked", 8, 64, 16, 512)
