@@ -31,6 +31,7 @@ from analysis import (
     scaling,
     serve,
     simulate,
+    speculation,
     transfer,
     tune,
     tune_colocated,
@@ -44,6 +45,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 ANALYSES: dict[str, Callable[[Run], Results]] = {
     "compare": compare.analyse,
     "serve": serve.analyse,
+    "speculation": speculation.analyse,
     "transfer": transfer.analyse,
     "tune": tune.analyse,
     "tune_colocated": tune_colocated.analyse,

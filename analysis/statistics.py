@@ -72,11 +72,11 @@ def block_statistics(
 
 
 def _gap_quantiles(timed: pd.DataFrame, gaps: metrics.Gaps) -> pd.DataFrame:
-    """Quantiles over all gaps of each pair's requests, one row per pair."""
+    """Quantiles over all gaps of each pair's requests that were waited, one row per pair."""
     shares = {**QUANTILES, "max": 1.0}
     rows = {}
     for pair, own in timed.groupby("pair"):
-        seconds = gaps.of(own.index.to_numpy())
+        seconds = metrics.waits_s(gaps.of(own.index.to_numpy()))
         rows[pair] = np.quantile(seconds, list(shares.values())) if len(seconds) else [np.nan] * len(shares)
     return pd.DataFrame.from_dict(rows, orient="index", columns=[f"itl_s {name}" for name in shares])
 

@@ -15,7 +15,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from xpyd.units import format_s
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito), readable on white and on dark.
-ARM_COLOURS = {"colocated": "#d55e00", "colocated_tuned": "#b8860b", "disaggregated": "#0072b2", "null": "#8a8f98"}
+ARM_COLOURS = {
+    "colocated": "#d55e00",
+    "colocated_speculative": "#b8860b",
+    "colocated_tuned": "#b8860b",
+    "disaggregated": "#0072b2",
+    "disaggregated_speculative": "#56b4e9",
+    "null": "#8a8f98",
+}
 COST, GAIN, ACCENT = "#cc3f6c", "#009e73", "#7a5cc9"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#7a5cc9", "#b8860b", "#cc3f6c")
 # Stand-ins in the drawing; the page swaps them for its own variables, so that plots follow its theme.

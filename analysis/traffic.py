@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from analysis.load import Run
-from xpyd.records import DISAGGREGATED
+from xpyd.records import SPLIT_ARMS
 
 OVERHEAD_ALLOWED = 0.25  # interfaces also count packet headers and control messages
 
@@ -24,7 +24,7 @@ class Traffic:
 
     @property
     def finding(self) -> str:
-        if self.arm != DISAGGREGATED:
+        if self.arm not in SPLIT_ARMS:
             return "nothing moved" if not self.ledger_bytes and not self.transport_bytes else "MISMATCH: bytes moved"
         if self.ledger_bytes <= 0 or self.transport_bytes <= 0:
             return "NOT validated: nothing was counted"

@@ -48,6 +48,16 @@ def itl_s(tokens_ns: Stamps) -> NDArray[np.float64]:
     return np.asarray(np.diff(np.asarray(tokens_ns)) / NS_PER_S, dtype=np.float64)
 
 
+def waits_s(gaps_s: Values) -> NDArray[np.float64]:
+    """The gaps that somebody waited, for percentiles: ``gaps_s`` without those of 0, shape [n - 1] or less.
+
+    Tokens of one step (speculative decoding) reach the client together, with gaps of 0 between them. Means per token
+    (``tpot_s``, ``mean_gap_s``) count those too: that is what such a step saves.
+    """
+    gaps = np.asarray(gaps_s, dtype=np.float64)
+    return np.asarray(gaps[gaps != 0], dtype=np.float64)
+
+
 def tpot_s(first_token_ns: Stamps, last_token_ns: Stamps, num_tokens: Values) -> Result:
     """Time per output token: ``(last token - first token) / (n - 1)``; NaN for n < 2, never 0."""
     gaps = np.asarray(num_tokens, dtype=np.float64) - 1

@@ -127,3 +127,11 @@ def test_grouped_tail_equals_one_by_one(unit: float) -> None:
     tails = metrics.tbt_tail_by_request(metrics.gaps_by_request(starts, t_ns))
     one_by_one = [metrics.tbt_tail_s(metrics.itl_s(t_ns[a:b])) for a, b in pairwise(starts)]
     assert tails == pytest.approx(one_by_one, nan_ok=True)
+
+
+def test_tokens_of_one_step_are_waited_for_once() -> None:
+    """The case of docs/metrics.md: three tokens come together."""
+    gaps = metrics.itl_s([0, 10 * MS, 10 * MS, 10 * MS, 25 * MS])
+    assert metrics.waits_s(gaps).tolist() == [0.010, 0.015]
+    assert metrics.tpot_s(0, 25 * MS, 5) == pytest.approx(0.00625)
+    assert metrics.waits_s([0.0, 0.0]).tolist() == []

@@ -141,6 +141,18 @@ def test_preempted_sequences_are_guessed_for_anew() -> None:
     assert guessing.acceptance == 1.0, "its blocks are others now, and so its draft KV was computed again"
 
 
+def test_other_blocks_hold_no_draft_kv() -> None:
+    """A sequence may be preempted and come back without a step of decodes between."""
+    draft = ModelDraft(itself(), prefill_budget=64)
+    sequence = Sequence(0, PROMPTS[0], 9, [5], len(PROMPTS[0]), [0, 1, 2, 3, 4, 5])
+    assert draft.propose([Wanted(sequence, 1)], None).num_prefill_tokens == len(PROMPTS[0])
+    sequence.outputs.append(7)
+    assert draft.propose([Wanted(sequence, 1)], None).num_prefill_tokens == 0
+    sequence.outputs.append(9)
+    sequence.block_table = [10, 11, 12, 13, 14, 15]
+    assert draft.propose([Wanted(sequence, 1)], None).num_prefill_tokens == len(PROMPTS[0]) + 2
+
+
 def test_what_a_step_yields() -> None:
     choices = [Sampled(token, 1.0) for token in (5, 6, 7)]
     assert [s.token for s in agreed(choices, [5, 6])] == [5, 6, 7]
