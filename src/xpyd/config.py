@@ -274,6 +274,19 @@ def _check_tensor_parallel(placement: PlacementConfig, why: str) -> None:
         )
 
 
+def _check_cache(scheduler: SchedulerConfig, placement: PlacementConfig) -> None:
+    """Raises ValueError where the prefix cache or its host tier does not know this kind of instance."""
+    if scheduler.prefix_cache:
+        _check_tensor_parallel(placement, "scheduler.prefix_cache=true knows instances of tensor-parallel ranks only")
+    widest = max(division.width for division in placement.divisions)
+    if scheduler.num_host_blocks and widest > 1:
+        raise ValueError(
+            f"scheduler.num_host_blocks={scheduler.num_host_blocks} with placement {placement.name}: only instances of "
+            "one rank have a host tier; set scheduler.num_host_blocks=0, or prefill_tp=1, decode_tp=1 and "
+            "colocated_tp=1"
+        )
+
+
 def _check_pool(pool: SchedulerConfig, sweep: InterferenceSweep | ContentionSweep, keys: str) -> None:
     needed = sweep.num_blocks(pool.block_size)
     if needed > pool.num_kv_blocks:
@@ -323,6 +336,7 @@ class Serve(Ranked):
         self.transport.check(self.fabric, [*placement_needs(self.placement), *self.transfer.needs()] if moves else [])
         spec = runnable_spec(self.model)
         _check_divisions(self.placement.divisions, spec)
+        _check_cache(self.scheduler, self.placement)
         self.transfer.check_widths(self.placement, spec.num_kv_heads)
         self.transfer.check(self.scheduler, spec.block_bytes(self.scheduler.block_size))
         capacity = self.scheduler.num_kv_blocks * self.scheduler.block_size
@@ -528,6 +542,11 @@ class Simulate(Experiment):
     def __post_init__(self) -> None:
         spec = resolve_spec(self.model)
         _check_tensor_parallel(self.placement, "only tensor-parallel instances are simulated")
+        if self.scheduler.prefix_cache:
+            raise ValueError(
+                "scheduler.prefix_cache=true: simulated prompts have lengths and no tokens, so that none is found "
+                "again; set scheduler.prefix_cache=false"
+            )
         _check_divisions(self.placement.divisions, spec)
         self.transfer.check(self.scheduler, spec.block_bytes(self.scheduler.block_size))
         if self.transfer.staging != "off":

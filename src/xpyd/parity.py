@@ -37,6 +37,10 @@ class Arm:
             "model": self.model,
             "scheduler.block_size": self.scheduler.block_size,
             "scheduler.num_kv_blocks": self.scheduler.num_kv_blocks,
+            "scheduler.prefix_cache": self.scheduler.prefix_cache,
+            "scheduler.eviction": self.scheduler.eviction,
+            "scheduler.num_host_blocks": self.scheduler.num_host_blocks,
+            "scheduler.fetch": self.scheduler.fetch,
             "sampling": self.sampling,
             "speculation": self.speculation,
         }

@@ -121,6 +121,21 @@ class CoalescingRow:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheRow:
+    """What a prefix cache had of a request that was given blocks, to compute it or (decode) for KV that arrives."""
+
+    block: int
+    request_id: int
+    rank: int
+    role: str
+    t_ns: int
+    num_tokens: int  # known by then; more than the prompt after a preemption
+    num_cached_tokens: int  # of them: not computed, or not moved
+    num_host_tokens: int  # of these: fetched from the host tier
+    saved_bytes: int  # decode: KV that did not have to move; else 0
+
+
+@dataclass(frozen=True, slots=True)
 class StepRow:
     """One engine step of one rank."""
 
@@ -371,6 +386,7 @@ TABLES: dict[str, type] = {
     "tokens": TokenRow,
     "transfers": TransferRow,
     "coalescings": CoalescingRow,
+    "caches": CacheRow,
     "steps": StepRow,
     "speculations": SpeculationRow,
     "decisions": DecisionRow,

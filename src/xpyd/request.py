@@ -37,8 +37,14 @@ class Request:
     output_len: int
     class_name: str = "default"
     seed: int = 0
+    prefix_len: int = 0  # its first tokens are those of every request with this ``prefix_seed``
+    prefix_seed: int = 0
+    priority: int = 0  # for the eviction of its KV
 
     def prompt(self, vocab_size: int) -> NDArray[np.int32]:
-        """The prompt's token ids, shape [input_len], made from ``seed`` alone: both arms see the same prompt."""
-        generator = np.random.default_rng(self.seed)
-        return generator.integers(0, vocab_size, size=self.input_len, dtype=np.int32)
+        """The prompt's token ids, shape [input_len], made from the seeds alone: both arms see the same prompt."""
+        own = np.random.default_rng(self.seed).integers(0, vocab_size, size=self.input_len, dtype=np.int32)
+        if self.prefix_len:
+            shared = np.random.default_rng(self.prefix_seed)
+            own[: self.prefix_len] = shared.integers(0, vocab_size, size=self.prefix_len, dtype=np.int32)
+        return own

@@ -126,6 +126,12 @@ TP2 = ["placement.prefill_tp=2", "placement.decode_tp=2"]
             r"model: num_kv_heads=2 with latent attention.*set num_kv_heads=1",
         ),
         (["model=tiny_moe", "+model.experts.n_group=2"], r"model\.experts: n_group=2 with topk_method=greedy"),
+        (["scheduler.eviction=priority"], r"eviction=priority, num_host_blocks=0 beside prefix_cache=false"),
+        (["scheduler.prefix_cache=true", "placement.decode_pp=2"], r"decode_pp=2: scheduler\.prefix_cache=true knows"),
+        (
+            [*TP2, "scheduler.prefix_cache=true", "scheduler.num_host_blocks=8", "transfer.block_order=heads_first"],
+            r"num_host_blocks=8 with placement 1P\(tp2\)1D\(tp2\): only instances of one rank",
+        ),
         ([*TP2, "transfer.direction=push"], r"direction=push with .*prefill_tp=2.* set transfer\.direction=pull"),
         ([*TP2, "transfer.staging=on"], r"staging=on .*prefill_tp=2.* set transfer\.staging=off"),
         ([*TP2, "transport=nixl"], r"nixl declares no two_sided, which placement\.prefill_tp=2, decode_tp=2 needs"),

@@ -47,15 +47,10 @@ class Memory:
         return Memory(build_scheduler(settings, role), pool, [list(empty) for _ in range(settings.num_host_blocks)])
 
     def move(self) -> None:
-        for kind, source, destination in self.scheduler.take_moves():
-            self.moved[kind] += 1
-            arenas = {
-                "copy": (self.pool, self.pool),
-                "demote": (self.pool, self.host),
-                "promote": (self.host, self.pool),
-            }
-            taken, given = arenas[kind]
-            given[destination] = list(taken[source])
+        arenas = {"pool": self.pool, "host": self.host}
+        for from_tier, source, to_tier, destination in self.scheduler.take_moves():
+            self.moved[f"{from_tier} {to_tier}"] += 1
+            arenas[to_tier][destination] = list(arenas[from_tier][source])
 
     def step(self) -> StepPlan:
         plan = self.scheduler.schedule()
@@ -142,7 +137,7 @@ def test_a_prompt_that_is_cached_whole_computes_its_last_token_in_a_copy() -> No
     plan = memory.scheduler.schedule()
     assert [(c.start, c.num_tokens) for c in plan.prefills] == [(7, 1)]
     assert again.block_table[1] != original
-    assert memory.scheduler.take_moves() == [("copy", original, again.block_table[1])]
+    assert memory.scheduler.take_moves() == [("pool", original, "pool", again.block_table[1])]
 
 
 def test_prompts_that_part_inside_a_block_share_its_beginning_by_copy() -> None:
@@ -150,7 +145,7 @@ def test_prompts_that_part_inside_a_block_share_its_beginning_by_copy() -> None:
     run(memory, 0, [1, 2, 3, 4, 5, 6, 7, 8, 9])
     other = run(memory, 1, [1, 2, 3, 4, 5, 6, 0, 0, 0])
     assert other.num_cached == 6
-    assert memory.moved["copy"] == 1
+    assert memory.moved["pool pool"] == 1
 
 
 def test_the_copys_source_survives_a_full_pool() -> None:
@@ -217,9 +212,9 @@ def test_an_evicted_block_comes_back_from_the_host() -> None:
     memory = Memory.of(config(blocks=4, host=4))
     run(memory, 0, [1, 2, 3, 4, 5, 6, 7, 8, 9])
     run(memory, 1, [0] * 16)
-    assert memory.moved["demote"] == 2
+    assert memory.moved["pool host"] == 2
     back = run(memory, 2, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9])
-    assert (back.num_cached, back.num_promoted, memory.moved["promote"]) == (8, 2, 2)
+    assert (back.num_cached, back.num_promoted, memory.moved["host pool"]) == (8, 2, 2)
 
 
 def test_what_is_cheaper_computed_is_neither_demoted_nor_promoted() -> None:
@@ -306,7 +301,7 @@ def check_cache(memory: Memory) -> None:
     assert dict(held) == {block: n for block, n in enumerate(cache._refcounts) if n}
     assert not held.keys() & (set(cache._free) | cache._idle.keys())
     assert len(held) + cache.num_free == cache.num_blocks
-    for tier in (cache, cache._below):
+    for tier in (cache, cache._host):
         if tier is None:
             continue
         assert {block: tier._blocks[entry.key] for block, entry in tier._entries.items()} == {

@@ -56,9 +56,14 @@ class KVCache:
         self._read = self._memory.new_empty((0, *row))  # grows; fresh memory for every layer costs page faults
 
     @property
+    def registered(self) -> torch.Tensor:
+        """All bytes of the registered memory, the pool's and those behind it, uint8."""
+        return self._memory.view(torch.uint8)
+
+    @property
     def buffer(self) -> NDArray[np.uint8]:
         """All bytes, the pool's ``layout.nbytes`` and staging behind them, without a copy. Host memory only."""
-        view: NDArray[np.uint8] = self._memory.view(torch.uint8).numpy()
+        view: NDArray[np.uint8] = self.registered.numpy()
         return view
 
     @property

@@ -47,12 +47,15 @@ def plan_request(
     destination: Sequence[int],
     max_piece_bytes: int,
     blocks_per_part: int | None = None,
+    num_here: int = 0,
 ) -> Plan:
     """Runs of memory that are contiguous at both ends, cut at ``max_piece_bytes``, part after part.
 
-    A part is one layer of all blocks, or all layers of ``blocks_per_part`` blocks where that is given.
+    A part is one layer of all blocks, or all layers of ``blocks_per_part`` blocks where that is given. The first
+    ``num_here`` blocks do not move; a part of these alone is empty.
     """
-    return merge(split_parts(layout, source, destination, blocks_per_part), layout.block_bytes, max_piece_bytes)
+    parts = split_parts(layout, source, destination, blocks_per_part, num_here)
+    return merge(parts, layout.block_bytes, max_piece_bytes)
 
 
 def merge(parts: Iterable[Cells], cell_bytes: int, max_piece_bytes: int) -> Plan:
@@ -69,7 +72,11 @@ def merge(parts: Iterable[Cells], cell_bytes: int, max_piece_bytes: int) -> Plan
 
 
 def split_parts(
-    layout: PoolLayout, source: Sequence[int], destination: Sequence[int], blocks_per_part: int | None
+    layout: PoolLayout,
+    source: Sequence[int],
+    destination: Sequence[int],
+    blocks_per_part: int | None,
+    num_here: int = 0,
 ) -> Iterator[Cells]:
     """The cells of each part, in the order of the pool's memory where the tables allow it."""
     assert len(source) == len(destination), "both ends hold the same number of blocks"
@@ -77,10 +84,10 @@ def split_parts(
     tables = np.asarray(source, np.int64), np.asarray(destination, np.int64)
     if blocks_per_part is None:
         for layer in layers:
-            yield Cells(*(_offsets(layout, layers[layer : layer + 1], table) for table in tables))
+            yield Cells(*(_offsets(layout, layers[layer : layer + 1], table[num_here:]) for table in tables))
         return
     for begin in range(0, len(source), blocks_per_part):
-        chunk = slice(begin, begin + blocks_per_part)
+        chunk = slice(max(begin, num_here), max(begin + blocks_per_part, num_here))
         yield Cells(*(_offsets(layout, layers, table[chunk]) for table in tables))
 
 

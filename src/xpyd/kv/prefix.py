@@ -23,15 +23,32 @@ ROOT = b""  # the parent of a first block
 KEY_BYTES = 16
 
 
-class BlockMove(NamedTuple):
-    """Bytes of a block, all layers, to be moved before the next step, in the order given.
+Tier = Literal["pool", "host", "outbox"]
 
-    ``copy``: inside the pool. ``demote``: from the pool to a host slot. ``promote``: the other way.
+
+class BlockMove(NamedTuple):
+    """Bytes of a block, all layers, to be copied before the next step, in the order given.
+
+    ``outbox``: where blocks wait that are on their way to the remote pool.
     """
 
-    kind: Literal["copy", "demote", "promote"]
+    source_tier: Tier
     source: int
+    destination_tier: Tier
     destination: int
+
+
+class Below(Protocol):
+    """Where a tier's evicted blocks go."""
+
+    name: Tier
+
+    @property
+    def num_free(self) -> int: ...
+
+    def adopt(self, entry: Entry) -> int | None:
+        """A slot for the block's bytes; None where it is not wanted."""
+        ...
 
 
 class Fetch(Protocol):
@@ -97,20 +114,27 @@ class _Match:
 
 
 class PrefixCache(BlockAllocator):
-    """A block allocator that remembers. ``below``: where evicted blocks go, the bookkeeping of the host tier."""
+    """A block allocator that remembers. ``host``: the bookkeeping of the tier that evicted blocks come back from.
+
+    ``below`` takes what is evicted where there is no host tier. The tiers of an instance share ``moves``.
+    """
 
     def __init__(
         self,
         num_blocks: int,
         block_size: int,
         policy: EvictionPolicy = "lru",
-        below: PrefixCache | None = None,
+        host: PrefixCache | None = None,
         fetch: Fetch | None = None,
+        name: Tier = "pool",
+        moves: list[BlockMove] | None = None,
     ) -> None:
         super().__init__(num_blocks, block_size)
+        self.name: Tier = name
+        self.below: Below | None = host
         self.num_evicted = 0
         self._score = POLICIES[policy]
-        self._below = below
+        self._host = host
         self._fetch = fetch
         self._tick = 0
         self._entries: dict[int, Entry] = {}
@@ -119,7 +143,7 @@ class PrefixCache(BlockAllocator):
         self._idle: dict[int, Entry] = {}  # findable, and held by nobody
         self._leaves: list[tuple[Score, int, int]] = []  # a heap of idle leaves; some are stale
         self._serials = count()  # no two leaves compare equal
-        self._moves: list[BlockMove] = []
+        self._moves = [] if moves is None else moves
 
     @property
     def num_free(self) -> int:
@@ -132,7 +156,8 @@ class PrefixCache(BlockAllocator):
 
     def take_moves(self) -> list[BlockMove]:
         """What has to be moved before anything is written into a block that was handed out since the last call."""
-        moves, self._moves = self._moves, []
+        moves = list(self._moves)
+        self._moves.clear()
         return moves
 
     def cached_tokens(self, wanted: Wanted) -> int:
@@ -206,15 +231,15 @@ class PrefixCache(BlockAllocator):
         source = [] if match.partial is None else [match.partial]
         for block in source:  # held until its copy is ordered: making room must not evict it
             self._claim(block, wanted.priority)
-        promoted = [self._below.hold(slot, wanted.priority, self._tick) for slot in match.host] if self._below else []
+        promoted = [self._host.hold(slot, wanted.priority, self._tick) for slot in match.host] if self._host else []
         new = self.allocate(num_new)
-        self._moves += [BlockMove("promote", slot, block) for slot, block in zip(match.host, new, strict=False)]
-        self._moves += [BlockMove("copy", block, new[len(promoted)]) for block in source]
+        self._moves += [BlockMove("host", slot, "pool", block) for slot, block in zip(match.host, new, strict=False)]
+        self._moves += [BlockMove("pool", block, "pool", new[len(promoted)]) for block in source]
         self.free(source)
         for entry, block in zip(promoted, new, strict=False):
             self._add(block, replace(entry, use=replace(entry.use)))
-        if self._below:
-            self._below.free(match.host)
+        if self._host:
+            self._host.free(match.host)
         num_shared = len(match.shared) + len(promoted)
         num_cached = num_shared * self.block_size + match.num_partial
         return Placed(match.shared + new, num_cached, num_shared, len(promoted))
@@ -233,17 +258,17 @@ class PrefixCache(BlockAllocator):
             if block is None:
                 break
             shared.append(block)
-        match = _Match(shared, self._match_below(wanted, len(shared), limit))
+        match = _Match(shared, self._match_host(wanted, len(shared), limit))
         if not match.host:
             self._match_partial(match, wanted, limit)
         return match
 
-    def _match_below(self, wanted: Wanted, num_shared: int, limit: int) -> list[int]:
+    def _match_host(self, wanted: Wanted, num_shared: int, limit: int) -> list[int]:
         slots: list[int] = []
-        if self._below is None:
+        if self._host is None:
             return slots
         for key in wanted.keys[num_shared : limit // self.block_size]:
-            slot = self._below.find(key)
+            slot = self._host.find(key)
             if slot is None or key in self._blocks:
                 break
             slots.append(slot)
@@ -323,13 +348,13 @@ class PrefixCache(BlockAllocator):
                 return block, entry  # else it was used since, or has been evicted
 
     def _demote(self, block: int, entry: Entry) -> None:
-        if self._below is None or not self._below.num_free:
+        if self.below is None or not self.below.num_free:
             return
         if self._fetch is not None and not self._fetch(entry.depth * self.block_size, 1):
             return
-        slot = self._below.adopt(entry)
+        slot = self.below.adopt(entry)
         if slot is not None:
-            self._moves.append(BlockMove("demote", block, slot))
+            self._moves.append(BlockMove(self.name, block, self.below.name, slot))
 
 
 def _num_common(left: list[int], right: list[int]) -> int:

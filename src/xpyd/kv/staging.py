@@ -66,17 +66,18 @@ def plan_staged(
     slot_bytes: int,
     blocks_per_part: int | None = None,
     cell_bytes: int | None = None,
+    num_here: int = 0,
 ) -> StagedPlan:
     """The cells of each part in pieces that fill a slot. ``slot_bytes`` holds one block of one layer at least.
 
-    ``cell_bytes``: what such a block takes in a slot, where a codec changes that.
+    ``cell_bytes``: what such a block takes in a slot, where a codec changes that. ``num_here`` as in ``plan_request``.
     """
     cell_bytes = cell_bytes or layout.block_bytes
     per_piece = slot_bytes // cell_bytes
     assert per_piece, f"a slot of {slot_bytes} bytes holds no block of {cell_bytes} bytes"
     pieces: list[Cells] = []
     part_ends = []
-    for cells in split_parts(layout, source, destination, blocks_per_part):
+    for cells in split_parts(layout, source, destination, blocks_per_part, num_here):
         for begin in range(0, len(cells.source), per_piece):
             pieces.append(Cells(*(offsets[begin : begin + per_piece] for offsets in cells)))
         part_ends.append(len(pieces))

@@ -153,6 +153,7 @@ class Scheduler(ABC):
         self._num_reserved = 0  # tables handed out by reserve() whose sequence is not admitted yet
         self._num_reserved_blocks = 0  # blocks in them
         self._quarantined: set[int] = set()  # blocks that a lost rank may still read or write
+        self._placed: list[Sequence] = []  # looked up in the prefix cache since ``take_placed``
 
     @abstractmethod
     def schedule(self) -> StepPlan:
@@ -233,6 +234,11 @@ class Scheduler(ABC):
         keys = block_keys(prompt, self.config.block_size, [])
         here = [self._cache.find(key) == block for key, block in zip(keys, table[:-1], strict=False)]
         return here.index(False) if False in here else len(here)
+
+    def take_placed(self) -> list[Sequence]:
+        """The sequences that were given blocks since the last call, with what the prefix cache had of them."""
+        placed, self._placed = self._placed, []
+        return placed
 
     def take_moves(self) -> list[BlockMove]:
         """Copies of blocks that must be made before the next step, and before KV lands in a reserved table."""
@@ -391,6 +397,7 @@ class Scheduler(ABC):
         sequence.block_table = placed.table
         sequence.num_computed = sequence.num_cached = placed.num_cached
         sequence.num_promoted, sequence.num_findable = placed.num_promoted, placed.num_shared
+        self._placed.append(sequence)
         return True
 
     def _reserve(self, num_blocks: int, spare: int, prompt: list[int] | None) -> list[int] | None:
@@ -459,5 +466,8 @@ class Scheduler(ABC):
 
 def _prefix_cache(config: SchedulerConfig, fetch: Fetch | None) -> PrefixCache:
     size, policy = config.block_size, config.eviction
-    host = PrefixCache(config.num_host_blocks, size, policy) if config.num_host_blocks else None
-    return PrefixCache(config.num_kv_blocks, size, policy, host, fetch)
+    moves: list[BlockMove] = []
+    host = None
+    if config.num_host_blocks:
+        host = PrefixCache(config.num_host_blocks, size, policy, name="host", moves=moves)
+    return PrefixCache(config.num_kv_blocks, size, policy, host, fetch, moves=moves)

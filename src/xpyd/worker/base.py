@@ -10,7 +10,7 @@ from xpyd.clock import Clock
 from xpyd.faults import FaultConfig
 from xpyd.model.segment import Segment
 from xpyd.placement import CLIENT_RANK, Role
-from xpyd.records import StageRow, StepRow
+from xpyd.records import CacheRow, StageRow, StepRow
 from xpyd.request import Stage
 from xpyd.run_dir import RowWriter
 from xpyd.scheduler.base import NeverFits, Sequence, StepPlan
@@ -145,6 +145,7 @@ class Worker(ABC):
             return False
         begin_ns = self.desk.clock.now_ns()
         self._stamp_begins(plan, begin_ns)
+        self._write_placed(begin_ns)
         self.before_run(plan)
         tell = self._tell if self.desk.followers else None
         outputs = self.engine.run(plan, self.on_layer, tell, self.between_layers)
@@ -250,7 +251,7 @@ class Worker(ABC):
 
     def _tell(self, plan: StepPlan, segments: list[Segment]) -> None:
         """The followers run the same step: they wait for this rank, and it for them, at every sum over ranks."""
-        self.desk.mailbox.send_all(self.desk.followers, Step(segments, self.finals(plan)))
+        self.desk.mailbox.send_all(self.desk.followers, Step(segments, self.finals(plan), self.engine.moves))
 
     def _stamp_begins(self, plan: StepPlan, begin_ns: int) -> None:
         for chunk in plan.prefills:
@@ -258,6 +259,24 @@ class Worker(ABC):
             if not sequence.outputs and sequence.request_id not in self._begun:  # a recompute is no second begin
                 self._begun.add(sequence.request_id)
                 self.desk.stamp(sequence.request_id, Stage.PREFILL_BEGIN, begin_ns)
+
+    def _write_placed(self, begin_ns: int) -> None:
+        """What the prefix cache had of the sequences that were just admitted."""
+        block_size = self.engine.scheduler.config.block_size
+        for sequence in self.engine.scheduler.take_placed():
+            self.desk.rows.write(
+                CacheRow(
+                    block=self.desk.block,
+                    request_id=sequence.request_id,
+                    rank=self.desk.rank,
+                    role=self.desk.role.value,
+                    t_ns=begin_ns,
+                    num_tokens=sequence.num_tokens,
+                    num_cached_tokens=sequence.num_cached,
+                    num_host_tokens=sequence.num_promoted * block_size,
+                    saved_bytes=0,
+                )
+            )
 
     def _write_step(self, plan: StepPlan, begin_ns: int, end_ns: int) -> None:
         scheduler = self.engine.scheduler

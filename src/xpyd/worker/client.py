@@ -130,7 +130,7 @@ class Client:
     def _submit(self, flight: Flight) -> None:
         r, way = flight.request, flight.way
         self._dispatch.sent(r, way, time.monotonic())
-        submit = Submit(r.request_id, flight.prompt, r.output_len, r.seed, way.peer, flight.attempt)
+        submit = Submit(r.request_id, flight.prompt, r.output_len, r.seed, way.peer, flight.attempt, r.priority)
         self._desk.mailbox.send(way.prefill_rank, submit)
         if way.decision is not None:
             self._desk.rows.write(decision_row(self._desk.block, flight.attempt, r, way.decision))

@@ -10,7 +10,7 @@ import numpy as np
 from xpyd.kv.checksum import checksums, mismatches
 from xpyd.kv.coalesce import choose
 from xpyd.model.sampling import Sampled
-from xpyd.records import CoalescingRow
+from xpyd.records import CacheRow, CoalescingRow
 from xpyd.request import Stage
 from xpyd.scheduler.base import NeverFits, Sequence
 from xpyd.transport.base import TransportError
@@ -36,6 +36,8 @@ from xpyd.worker.undo import UndoingDestination
 
 
 class DestinationEnd(UndoingDestination):
+    skips_blocks = True  # with a prefix cache, KV that is here already does not move
+
     def __init__(self, engine: Engine, mover: Mover) -> None:
         super().__init__(engine, mover)
         self.ledger_bytes = 0  # KV bytes that the plans of incoming transfers promised
@@ -149,29 +151,53 @@ class DestinationEnd(UndoingDestination):
         offer, ahead = incoming.offer, self._config.direction == "push"
         if self._config.staging != "off" and self._slots.num_free < self._config.pieces_in_flight:
             return False  # staging memory is taken before blocks: whoever holds both can always go on
-        table = self.engine.scheduler.reserve(offer.num_blocks, ahead)
+        prompt = unpack_prompt(offer.prompt) if self.skips_blocks else None
+        table = self.engine.scheduler.reserve(offer.num_blocks, ahead, prompt)
         if table is None:
             return False
+        self.engine.settle()  # before anything lands in a block that was evicted for it
         incoming.table, incoming.reserved_ns = table, self.desk.clock.now_ns()
         incoming.since_ns = time.perf_counter_ns()
-        self.ledger_bytes += self.mover.wire_bytes(len(table))
+        if prompt is not None:
+            incoming.num_here = self.engine.scheduler.num_here(table, prompt)
+            self._write_here(incoming, len(prompt))
+        self.ledger_bytes += self.mover.wire_bytes(len(table) - incoming.num_here)
         if not ahead:
             self._receive_pull(incoming)
-        self.desk.mailbox.send(incoming.source, Accept(offer.request_id, table, incoming.staged))
+        self.desk.mailbox.send(incoming.source, Accept(offer.request_id, table, incoming.staged, incoming.num_here))
         return True
+
+    def _write_here(self, incoming: Incoming, input_len: int) -> None:
+        """What of a request's KV the prefix cache had, and the bytes that need not move for it."""
+        scheduler = self.engine.scheduler.config
+        if not scheduler.prefix_cache:
+            return
+        self.desk.rows.write(
+            CacheRow(
+                block=self.desk.block,
+                request_id=incoming.offer.request_id,
+                rank=self.desk.rank,
+                role=self.desk.role.value,
+                t_ns=incoming.reserved_ns,
+                num_tokens=input_len,
+                num_cached_tokens=incoming.num_here * scheduler.block_size,
+                num_host_tokens=0,
+                saved_bytes=self.mover.wire_bytes(incoming.num_here),
+            )
+        )
 
     def _receive_pull(self, incoming: Incoming) -> None:
         """Post what there is to receive, directly or staged; a one-sided transport reads what is final."""
         incoming.num_inflight = self._num_inflight()
         if self._stage(incoming):
-            plan = self.mover.plan_staged(incoming.source_table, incoming.table)
+            plan = self.mover.plan_staged(incoming.source_table, incoming.table, incoming.num_here)
             slots = self._slots.take(self._config.pieces_in_flight)
             assert slots is not None, "looked at before the offer was taken"
             seq, packer = incoming.offer.transfer_seq, self.mover.packer()
             incoming.plan = plan
             incoming.flow = StagedReceive(self._transport, incoming.source, packer, plan, seq, slots)
         elif self._one_sided_pull:
-            read = self.mover.plan(incoming.source_table, incoming.table)
+            read = self.mover.plan(incoming.source_table, incoming.table, incoming.num_here)
             window = self._config.pieces_in_flight
             incoming.plan = read
             incoming.flow = ReadFlow(self._transport, incoming.source, read.source, read.destination, window)
@@ -185,7 +211,7 @@ class DestinationEnd(UndoingDestination):
         self._post_receives(incoming)
 
     def _post_receives(self, incoming: Incoming) -> None:
-        plan = self.mover.plan(incoming.source_table, incoming.table)
+        plan = self.mover.plan(incoming.source_table, incoming.table, incoming.num_here)
         incoming.plan = plan
         seq = incoming.offer.transfer_seq
         incoming.flow = RecvFlow(self._transport, incoming.source, plan.destination, seq, plan.part_ends)
@@ -195,8 +221,8 @@ class DestinationEnd(UndoingDestination):
         if self._config.staging != "auto":
             return self._config.staging == "on"
         assert self._costs is not None, "transfer.staging=auto needs measured costs"
-        direct = self.mover.plan(incoming.source_table, incoming.table)
-        staged = self.mover.plan_staged(incoming.source_table, incoming.table)
+        direct = self.mover.plan(incoming.source_table, incoming.table, incoming.num_here)
+        staged = self.mover.plan_staged(incoming.source_table, incoming.table, incoming.num_here)
         num_pieces = len(direct.source), len(staged.pieces)
         choice = choose(self._costs, direct.nbytes, *num_pieces, staged.num_cells)
         self.desk.rows.write(
@@ -221,9 +247,8 @@ class DestinationEnd(UndoingDestination):
         """All KV is here and there is a seat: join the decode batch."""
         offer = incoming.offer
         prompt = unpack_prompt(offer.prompt)
-        sequence = Sequence(
-            offer.request_id, prompt, offer.output_len, [first.token], len(prompt), incoming.table, offer.seed
-        )
+        known = [first.token], len(prompt), incoming.table
+        sequence = Sequence(offer.request_id, prompt, offer.output_len, *known, offer.seed, offer.priority)
         self.engine.scheduler.admit(sequence)
         now_ns = self.desk.clock.now_ns()
         self.desk.stamp(offer.request_id, Stage.DECODE_ADMIT, now_ns)
@@ -257,7 +282,8 @@ class DestinationEnd(UndoingDestination):
             return False
         found = checksums(self._cache.buffer, self._cache.layout, incoming.table)
         expected = np.frombuffer(first.checksums, dtype=found.dtype).reshape(found.shape)
-        wrong = mismatches(expected, found)
+        num_here = incoming.num_here  # these did not move: a prompt computed elsewhere may have rounded otherwise
+        wrong = mismatches(expected[:, num_here:], found[:, num_here:])
         if wrong:
             raise WorkerError(
                 f"{self.desk.who}: KV of request {first.request_id} from rank {incoming.source} "

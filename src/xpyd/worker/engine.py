@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from xpyd.kv.arenas import Arenas
+from xpyd.kv.prefix import BlockMove
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.sampling import Sampled
 from xpyd.scheduler.base import Chunk, Scheduler, Sequence, StepPlan
@@ -25,10 +27,23 @@ class Output:
 class Engine:
     """A model runner and a scheduler over the same pool of KV blocks; with a speculator, a step guesses ahead."""
 
-    def __init__(self, runner: ModelRunner, scheduler: Scheduler, speculator: Speculator | None = None) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        speculator: Speculator | None = None,
+        arenas: Arenas | None = None,
+    ) -> None:
         self.runner = runner
         self.scheduler = scheduler
         self.speculator = speculator
+        self.arenas = arenas or Arenas(runner.cache)
+        self.moves: list[BlockMove] = []  # made before the running step: followers make them too
+
+    def settle(self) -> None:
+        """Copy the blocks that must be copied before anything is written into those handed out since the last time."""
+        self.moves = self.scheduler.take_moves()
+        self.arenas.move(self.moves)
 
     def run(
         self,
@@ -46,6 +61,7 @@ class Engine:
         guesses = {} if self.speculator is None else self.speculator.guess(plan.decodes, on_draft)
         runs = [_segments(chunk, guesses.get(chunk.sequence.request_id, [])) for chunk in chunks]
         segments = [segment for run in runs for segment in run]
+        self.settle()
         if tell is not None:
             tell(plan, segments)
         results = iter(self.runner.run(segments, on_layer))

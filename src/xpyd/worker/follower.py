@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 
+from xpyd.kv.arenas import Arenas
 from xpyd.model.runner import ModelRunner
 from xpyd.transport.base import Transport
 from xpyd.worker.base import IDLE_SLEEP_S, Desk
@@ -24,6 +25,7 @@ class Follower:
     ) -> None:
         self.ledger_bytes = 0
         self._runner = runner
+        self._arenas = Arenas(runner.cache)
         self._desk = desk
         self._leader = leader
         self._transport = transport
@@ -70,6 +72,7 @@ class Follower:
         if not self._steps:
             return False
         step = self._steps.popleft()
+        self._arenas.move(step.moves)
         self._runner.run(step.segments, lambda layer: self._on_layer(step, layer))
         for final in step.finals:
             self._parts_done(final.request_id, final.num_parts)

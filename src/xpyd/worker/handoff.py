@@ -99,6 +99,7 @@ class Incoming:
     offer: Offer
     source_table: list[int]  # empty until a push is announced
     table: list[int] = field(default_factory=list)
+    num_here: int = 0  # blocks of it whose KV was here already
     reserved_ns: int = 0  # the client's clock
     since_ns: int = 0  # this rank's own clock, for the timeout only: accepted, or (then) the prompt is computed
     parts_ready: int = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from xpyd.kv.prefix import BlockMove
 from xpyd.model.segment import Segment
 
 
@@ -24,6 +25,7 @@ class Submit(Message, frozen=True):
     seed: int
     peer: int
     attempt: int = 0  # counts the times that the request was routed
+    priority: int = 0  # for eviction
 
 
 class Emitted(msgspec.Struct, frozen=True, array_like=True):
@@ -64,17 +66,19 @@ class Offer(Message, frozen=True):
     num_blocks: int
     table: list[int]
     attempt: int = 0
+    priority: int = 0
 
 
 class Accept(Message, frozen=True):
     """Decode to prefill: these destination blocks are yours. Pull: receives are posted, send; or they are being read.
 
-    ``staged``: through staging memory at both ends.
+    ``staged``: through staging memory at both ends. The first ``num_here`` blocks are there already and do not move.
     """
 
     request_id: int
     table: list[int]
     staged: bool
+    num_here: int = 0
 
 
 class Announce(Message, frozen=True):
@@ -137,6 +141,7 @@ class Step(Message, frozen=True):
 
     segments: list[Segment]
     finals: list[Final]
+    moves: list[BlockMove] = []  # to be made first
 
 
 class Move(Message, frozen=True):

@@ -60,7 +60,7 @@ class Mover:
         pool_bytes = self.cache.layout.nbytes
         coded = config.codec.name != "none"
         self._codec = CellCodec(config.codec, self.cache.cells) if coded else None
-        self.slots = Slots(pool_bytes, config.max_piece_bytes, self.cache.buffer.nbytes - pool_bytes)
+        self.slots = Slots(pool_bytes, config.max_piece_bytes, config.registered_staging_bytes)
         self._accused: set[int] = set()
 
     def drop(self, rank: int) -> None:
@@ -74,13 +74,13 @@ class Mover:
             reason = f"{self.desk.who} cannot reach it: {error}"
             self.desk.mailbox.send(CLIENT_RANK, PeerLost(peer, reason))
 
-    def plan(self, source: Sequence[int], destination: Sequence[int]) -> Plan:
+    def plan(self, source: Sequence[int], destination: Sequence[int], num_here: int = 0) -> Plan:
         layout, limit = self.cache.layout, self.config.max_piece_bytes
-        return plan_request(layout, source, destination, limit, self.blocks_per_part)
+        return plan_request(layout, source, destination, limit, self.blocks_per_part, num_here)
 
-    def plan_staged(self, source: Sequence[int], destination: Sequence[int]) -> StagedPlan:
+    def plan_staged(self, source: Sequence[int], destination: Sequence[int], num_here: int = 0) -> StagedPlan:
         layout, limit = self.cache.layout, self.config.max_piece_bytes
-        return plan_staged(layout, source, destination, limit, self.blocks_per_part, self.cell_bytes)
+        return plan_staged(layout, source, destination, limit, self.blocks_per_part, self.cell_bytes, num_here)
 
     @property
     def cell_bytes(self) -> int:

@@ -49,7 +49,9 @@ class ServingWorker(Worker):
         """Queue a prompt; it moves on where a peer decodes it, and there is anything to decode."""
         prompt = unpack_prompt(submit.prompt)
         moves = submit.peer >= 0 and submit.output_len > 1
-        if self.add(Sequence(submit.request_id, prompt, 1 if moves else submit.output_len, seed=submit.seed)) and moves:
+        num_outputs = 1 if moves else submit.output_len
+        sequence = Sequence(submit.request_id, prompt, num_outputs, seed=submit.seed, priority=submit.priority)
+        if self.add(sequence) and moves:
             assert self._source is not None, (
                 f"request {submit.request_id} cannot move on from a {self.desk.role} worker"
             )

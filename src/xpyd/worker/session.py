@@ -21,7 +21,9 @@ from xpyd.dispatch import Dispatch, HybridDispatch, PoolDispatch
 from xpyd.economics.scenario import Calibration, Scenario
 from xpyd.faults import EXIT_RANKS_LOST, FaultConfig, RanksLost
 from xpyd.hybrid import HybridConfig, HybridPolicy
+from xpyd.kv.arenas import Arenas
 from xpyd.kv.coalesce import PieceCosts
+from xpyd.kv.tiers import FetchCosts
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.instance import runner_of
 from xpyd.model.runner import ModelRunner
@@ -44,6 +46,7 @@ from xpyd.worker.client import Client, Played
 from xpyd.worker.crew import Crew
 from xpyd.worker.destination import DestinationEnd
 from xpyd.worker.engine import Engine
+from xpyd.worker.fetch_costs import measure_fetch
 from xpyd.worker.follower import Follower
 from xpyd.worker.links import Links
 from xpyd.worker.mailbox import Mailbox
@@ -112,6 +115,7 @@ class Session:
         self._launcher = os.getppid()
         self._mailbox = Mailbox(comm)
         self.crew = Crew(comm, setup.drain_timeout_s)
+        self._fetch_costs: dict[ModelRunner, FetchCosts] = {}
         self._quarantine: dict[tuple[int, ...], frozenset[int]] = {}  # blocks by the ranks of the instance
         self._runners: dict[tuple[Kind, tuple[int, ...]], ModelRunner] = {}  # by the ranks of the instance
         self._drafts: dict[ModelRunner, ModelRunner | None] = {}  # by the model that they guess for
@@ -141,8 +145,9 @@ class Session:
     def _play(self, block: Block) -> Played | None:
         placement = self.placement_of(block.arm)
         if self.rank != CLIENT_RANK:
-            self._runner_in(placement)  # an arm's first block may have to load it, before any clock runs
+            runner = self._runner_in(placement)  # an arm's first block may have to load it, before any clock runs
             self._draft_in(placement, block)
+            self._fetch(runner, block.scheduler or self.setup.scheduler)
         self.crew.wait(patient=True)  # a model may have been loaded
         self.clock = synchronise(self.comm, peers=self.crew.ranks[1:], wait=self.crew.wait)
         self.rows.muted = block.number < 0
@@ -263,8 +268,9 @@ class Session:
         if self.rank != instance.leader:
             return Follower(runner, self._desk(block, role), instance.leader, transport, shapes)
         num_blocks = instance_blocks(self.spec, instance.division, setup.scheduler.num_kv_blocks)
-        policy = build_scheduler(replace(scheduler, num_kv_blocks=num_blocks), role)
-        engine = Engine(runner, policy, self._speculator(placement, block, policy))
+        policy = build_scheduler(replace(scheduler, num_kv_blocks=num_blocks), role, self._fetch(runner, scheduler))
+        arenas = Arenas(runner.cache, scheduler.num_host_blocks)
+        engine = Engine(runner, policy, self._speculator(placement, block, policy), arenas)
         engine.scheduler.withhold(self._quarantine.get(instance.ranks, frozenset()))
         desk = self._desk(block, role, instance.ranks[1:])
         if role is Role.COLOCATED:
@@ -273,6 +279,14 @@ class Session:
         mover = Mover(engine, desk, transport, shapes.transfer, self._piece_costs)
         ends = _ends(role, engine, mover, shapes if setup.placement.several_ranks else None)
         return ServingWorker(engine, desk, timeout_s, mover, *ends)
+
+    def _fetch(self, runner: ModelRunner, scheduler: SchedulerConfig) -> FetchCosts | None:
+        """What decides on blocks of the host tier, measured when it is first asked for; None: they always come back."""
+        if not scheduler.num_host_blocks or scheduler.fetch == "always":
+            return None
+        if runner not in self._fetch_costs:
+            self._fetch_costs[runner] = measure_fetch(runner, scheduler.num_host_blocks)
+        return self._fetch_costs[runner]
 
     def _play_client(self, block: Block, placement: Placement, desk: Desk) -> Played:
         for r in block.requests:

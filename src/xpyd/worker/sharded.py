@@ -143,6 +143,8 @@ class ShardedSource(SourceEnd):
 class ShardedDestination(DestinationEnd):
     """The leader of a decode instance."""
 
+    skips_blocks = False  # each rank plans its own pairs from whole tables
+
     def __init__(self, engine: Engine, mover: Mover, shapes: Shapes) -> None:
         super().__init__(engine, mover)
         self._shapes = shapes

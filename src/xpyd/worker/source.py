@@ -148,7 +148,7 @@ class SourceEnd(UndoingSource):
 
     def _offered_before(self, chunk: Chunk) -> bool:
         """Whether a pull is offered before this chunk runs: the first part becomes final in it."""
-        return {"whole": False, "layerwise": chunk.samples, "chunkwise": chunk.start == 0}[self._config.mode]
+        return {"whole": False, "layerwise": chunk.samples, "chunkwise": True}[self._config.mode]
 
     def _finals(self, layer: int) -> Iterator[tuple[Outgoing, int]]:
         """What of the running step is final now that ``layer`` is in the pool: requests and their number of parts."""
@@ -211,7 +211,7 @@ class SourceEnd(UndoingSource):
     def _send_offer(self, outgoing: Outgoing, num_blocks: int, table: list[int]) -> None:
         s = outgoing.submit
         seq = outgoing.transfer_seq
-        offer = Offer(s.request_id, s.prompt, s.output_len, s.seed, seq, num_blocks, table, s.attempt)
+        offer = Offer(s.request_id, s.prompt, s.output_len, s.seed, seq, num_blocks, table, s.attempt, s.priority)
         self.desk.mailbox.send(s.peer, offer)
 
     def _start(self, outgoing: Outgoing) -> None:
@@ -226,11 +226,11 @@ class SourceEnd(UndoingSource):
             slots = self._slots.take(self._config.pieces_in_flight)
             if slots is None:
                 return  # tried again when another transfer gives its slots back
-            staged = self.mover.plan_staged(sequence.block_table, accept.table)
+            staged = self.mover.plan_staged(sequence.block_table, accept.table, accept.num_here)
             seq, packer = outgoing.transfer_seq, self.mover.packer(sequence.block_table, len(sequence.prompt))
             outgoing.plan, outgoing.flow = staged, StagedSend(self._transport, peer, packer, staged, seq, slots)
         else:
-            plan = self.mover.plan(sequence.block_table, accept.table)
+            plan = self.mover.plan(sequence.block_table, accept.table, accept.num_here)
             outgoing.plan, outgoing.flow = plan, self._flow(outgoing, plan)
         outgoing.started_ns = time.perf_counter_ns()
         outgoing.parts_done(outgoing.parts_ready)
@@ -293,7 +293,8 @@ class SourceEnd(UndoingSource):
 
     def _payload_bytes(self, outgoing: Outgoing) -> int:
         assert outgoing.sequence is not None
-        return self.mover.wire_bytes(len(outgoing.sequence.block_table))
+        num_here = outgoing.accept.num_here if outgoing.accept is not None else 0
+        return self.mover.wire_bytes(len(outgoing.sequence.block_table) - num_here)
 
     def _checksums(self, peer: int, sequence: Sequence) -> bytes:
         """The checksums of the request's KV where this transfer is to be verified, else nothing."""

@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le
 from xpyd.request import Request
 from xpyd.workload.arrivals import ArrivalConfig
 from xpyd.workload.lengths import LengthConfig, Tokens
+from xpyd.workload.prefixes import Prefix, PrefixConfig
 from xpyd.workload.summary import ClassSummary, WorkloadSummary, summarise_rows
 from xpyd.workload.traces import Trace, TraceConfig
 
@@ -31,6 +32,7 @@ class Stream(IntEnum):
     CLASSES = 1
     PROMPTS = 2
     LENGTHS = 3
+    PREFIXES = 4
 
 
 def spawn_generator(seed: int, pair: int, stream: Stream) -> np.random.Generator:
@@ -40,24 +42,36 @@ def spawn_generator(seed: int, pair: int, stream: Stream) -> np.random.Generator
 
 @dataclass(frozen=True)
 class ClassConfig:
-    """One kind of request in a mix: its share of all requests, and its lengths."""
+    """One kind of request in a mix: its share of all requests, and its lengths.
+
+    With a ``prefix`` every prompt begins with one of a few shared beginnings, and ``input_len`` is what comes behind.
+    """
 
     name: str
     share: Annotated[float, Gt(0), Le(1)]
     input_len: LengthConfig
     output_len: LengthConfig
+    prefix: PrefixConfig | None = None
+    priority: int = 0  # with scheduler.eviction=priority the KV of lower ones goes first
 
     def draw(self, generator: np.random.Generator, num: int) -> tuple[list[int], list[int]]:
         """``num`` input lengths and ``num`` output lengths, each from a stream of its own."""
         inputs, outputs = generator.spawn(2)
-        return self.input_len.build().draw(inputs, num).tolist(), self.output_len.build().draw(outputs, num).tolist()
+        own = self.input_len.build().draw(inputs, num) + self.prefix_len
+        return own.tolist(), self.output_len.build().draw(outputs, num).tolist()
+
+    @property
+    def prefix_len(self) -> int:
+        """Tokens of a prompt that it shares."""
+        return self.prefix.prefix_len if self.prefix is not None else 0
 
     def max_tokens(self) -> int:
         """Input and output tokens of the longest request that ``draw`` can give."""
-        return self.input_len.build().longest() + self.output_len.build().longest()
+        return self.prefix_len + self.input_len.build().longest() + self.output_len.build().longest()
 
     def summary(self) -> ClassSummary:
-        return ClassSummary(self.name, self.share, self.input_len.build().mean(), self.output_len.build().mean())
+        mean_input = self.prefix_len + self.input_len.build().mean()
+        return ClassSummary(self.name, self.share, mean_input, self.output_len.build().mean())
 
 
 @dataclass(frozen=True)
@@ -94,11 +108,31 @@ class WorkloadConfig:
         """
         lengths = self._draw_lengths(pair) if self.trace is None else self._read_lengths(pair)
         seeds = self._stream(pair, Stream.PROMPTS).integers(2**32, size=self.num_requests).tolist()
-        return [
+        requests = [
             Request(number, offset_ns, input_len, output_len, class_name, seed)
             for number, (offset_ns, (input_len, output_len, class_name), seed) in enumerate(
                 zip(self._offsets_ns(pair), lengths, seeds, strict=True)
             )
+        ]
+        return requests if self.trace is not None else self._with_prefixes(requests, pair)
+
+    def _with_prefixes(self, requests: list[Request], pair: int) -> list[Request]:
+        """Each with a prefix of its class. The prefixes are those of every pair, which one a request has is drawn."""
+        classes = {cls.name: cls for cls in self._mix}
+        drawn: dict[str, list[Prefix]] = {}
+        for number, (name, cls) in enumerate(classes.items()):
+            if cls.prefix is not None:
+                generator = self._stream(pair, Stream.PREFIXES).spawn(number + 1)[number]
+                seeds = np.random.SeedSequence(self.seed, spawn_key=(Stream.PREFIXES, number))
+                drawn[name] = cls.prefix.draw(generator, seeds, len(requests))
+        return [
+            replace(
+                request,
+                priority=classes[request.class_name].priority,
+                prefix_len=drawn[request.class_name][i].num_tokens if request.class_name in drawn else 0,
+                prefix_seed=drawn[request.class_name][i].seed if request.class_name in drawn else 0,
+            )
+            for i, request in enumerate(requests)
         ]
 
     def check(self, num_pairs: int) -> None:

@@ -1,0 +1,83 @@
+"""Prompts with shared beginnings, without and with a prefix cache: colocated, then moved in every mode.
+
+Usage: prefix_cache.py FOLDER TRANSPORT SETTINGS (JSON of TransferConfig fields) WIDTH. Three ranks, colocated as
+instances of WIDTH.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from xpyd.faults import FaultConfig
+from xpyd.model.sampling_config import SamplingConfig
+from xpyd.model.spec import ModelSpec
+from xpyd.mpi import MPI
+from xpyd.placement import PlacementConfig
+from xpyd.records import COLOCATED, DISAGGREGATED
+from xpyd.request import Request
+from xpyd.router import RouterConfig
+from xpyd.run_dir import RunDir
+from xpyd.scheduler.base import SchedulerConfig
+from xpyd.transport.fabric import FabricConfig
+from xpyd.transport.registry import TransportConfig
+from xpyd.worker.session import Block, Session, Setup
+from xpyd.worker.transfer_config import TransferConfig
+
+MODEL = ModelSpec("test", 3, 32, 4, 2, 8, 64, 128)
+PLAIN = SchedulerConfig("chunked", max_num_seqs=3, max_num_batched_tokens=32, block_size=4, num_kv_blocks=20)
+CACHED = replace(PLAIN, prefix_cache=True)
+LENGTHS = ((40, 4), (50, 4), (41, 1), (40, 4), (37, 4), (64, 4), (50, 4), (45, 4)) * 2
+REQUESTS = [
+    Request(i, 0, n, out, seed=i % 6, prefix_len=36, prefix_seed=9 + i % 2) for i, (n, out) in enumerate(LENGTHS)
+]
+
+
+def blocks(transfer: TransferConfig, width: int) -> list[Block]:
+    pull_only = transfer.staging != "off"
+    modes = product(("pull",) if pull_only else ("pull", "push"), ("whole", "layerwise", "chunkwise"))
+    moved = [replace(transfer, direction=direction, mode=mode) for direction, mode in modes]
+    tiered = replace(CACHED, num_host_blocks=32, fetch="always")
+    arms = [(COLOCATED, PLAIN, None), (COLOCATED, CACHED, None)]
+    arms += [(COLOCATED, tiered, None)] if width == 1 else []
+    arms += [(DISAGGREGATED, CACHED, each) for each in moved]
+    return [
+        Block(number, 0, arm, REQUESTS, concurrency=3, transfer=each, scheduler=scheduler)
+        for number, (arm, scheduler, each) in enumerate(arms)
+    ]
+
+
+def main() -> None:
+    comm = MPI.COMM_WORLD
+    transfer, width = TransferConfig(verify="always", **json.loads(sys.argv[3])), int(sys.argv[4])
+    setup = Setup(
+        MODEL,
+        PlacementConfig(1, 1, colocated_tp=width, allow_shared_node=True),  # type: ignore[arg-type]
+        PLAIN,
+        TransportConfig(sys.argv[2]),
+        transfer,
+        FabricConfig("test", 10.0),
+        SamplingConfig(),
+        RouterConfig(),
+        20.0,
+        FaultConfig(detect_s=30.0),  # a crowded machine is no fault
+    )
+    run_dir = RunDir(Path(sys.argv[1]))
+    if comm.rank == 0:
+        (run_dir.path / "streams").mkdir(parents=True, exist_ok=True)
+    comm.Barrier()
+    with Session(setup, comm, run_dir, lambda: False) as session:
+        for block in blocks(transfer, width):
+            played = session.play(block)
+            if played is not None:
+                assert not played.unfinished, f"{block.arm}, {block.transfer}: {played.unfinished}"
+    comm.Barrier()
+    if comm.rank == 0:
+        run_dir.finish()
+
+
+if __name__ == "__main__":
+    main()
