@@ -22,6 +22,7 @@ from analysis.compare_tables import (
     verdict_table,
 )
 from analysis.format import interval, sentence
+from analysis.hybrid import decisions_table, hybrid_plot, hybrid_table, reckoning_table, three_arms_table
 from analysis.invariance import check_invariance
 from analysis.ledger import OVERALL, ClassVerdict, Comparison
 from analysis.load import Run, differences
@@ -29,7 +30,7 @@ from analysis.results import Results, Table, Tone
 from analysis.rivals import rivals_table
 from analysis.tables import checks_table, config_columns, request_table, traffic_table
 from xpyd.economics.verdict import Answer
-from xpyd.records import COLOCATED, DISAGGREGATED, NULL
+from xpyd.records import COLOCATED, DISAGGREGATED, HYBRID, NULL
 
 MAX_CONFIG_COLUMNS = 4
 TONES: dict[Answer, Tone] = {Answer.SPLIT: "split", Answer.UNDECIDED: "open"}
@@ -39,13 +40,15 @@ def analyse(run: Run, by_class: bool = False) -> Results:
     """Everything that a comparison says; ``by_class`` puts every length class's ledger among the main tables."""
     comparison = Comparison(run)
     overall = comparison.verdicts[0]
-    arms = [*comparison.rivals[1:], *(arm for arm in (DISAGGREGATED, NULL) if comparison.pairs[arm])]
+    arms = [*comparison.rivals[1:], *(arm for arm in (DISAGGREGATED, HYBRID, NULL) if comparison.pairs[arm])]
     invariance = [check_invariance(run, comparison.requests, comparison.tokens, COLOCATED, arm) for arm in arms]
+    hybrid = bool(comparison.pairs[HYBRID])
     per_class = [make(comparison, n) for n in comparison.lengths[1:] for make in (ledger_table, metric_table)]
     tables = [
         verdict_table(comparison),
         ledger_table(comparison, OVERALL),
         rivals_table(comparison),
+        *([hybrid_table(comparison), three_arms_table(comparison), reckoning_table(comparison)] if hybrid else []),
         metric_table(comparison, OVERALL),
         *(per_class if by_class else []),
         traffic_table(run),
@@ -59,8 +62,12 @@ def analyse(run: Run, by_class: bool = False) -> Results:
         because=f"{sentence(overall.verdict.because)} {overall.pools_note}".strip(),
         tables=tables,
         frame=tidy_lines(comparison),
-        plots=comparison_plots(comparison),
-        details=[*([] if by_class else per_class), request_table(comparison.requests, run.labels)],
+        plots=[*comparison_plots(comparison), *([hybrid_plot(comparison)] if hybrid else [])],
+        details=[
+            *([] if by_class else per_class),
+            *([decisions_table(comparison)] if hybrid else []),
+            request_table(comparison.requests, run.labels),
+        ],
         tone="open" if overall.pools_note else TONES.get(overall.verdict.answer, "stay"),
     )
 

@@ -22,7 +22,7 @@ from analysis.tokens import order_tokens
 from xpyd import metrics
 from xpyd.economics.ledger import ArmTimes, make_ledger
 from xpyd.economics.verdict import Interval, Verdict, decide, pools_note
-from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, NULL
+from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, HYBRID, NULL
 
 OVERALL = "all"
 LEDGER_LINES = ("bill_s", "win_s", "ledger_s", "pools_s", "net_s")
@@ -107,7 +107,11 @@ class Comparison:
         played = set(run.tables["blocks"]["arm"])
         self.rivals = [arm for arm in (COLOCATED, COLOCATED_TUNED) if arm in played] or [COLOCATED]
         split, null = ([*self.rivals, DISAGGREGATED], [self.rivals[-1], NULL])
-        self.pairs = {DISAGGREGATED: complete_pairs(run, split), NULL: complete_pairs(run, null)}
+        self.pairs = {
+            DISAGGREGATED: complete_pairs(run, split),
+            HYBRID: complete_pairs(run, [*split, HYBRID]),
+            NULL: complete_pairs(run, null),
+        }
         if not self.pairs[DISAGGREGATED]:
             where = ", ".join(str(path) for path in run.paths)
             raise RunError(f"{where}: no block pair has ended in both arms; let the run go on, or measure again")
@@ -144,7 +148,7 @@ class Comparison:
 
     def sides_of(self, length: str, base: str, other: str) -> Sides:
         """The same for any two arms; the pairs are those of ``sides``."""
-        chosen = self.requests[self.requests["pair"].isin(self.pairs[NULL if other == NULL else DISAGGREGATED])]
+        chosen = self.requests[self.requests["pair"].isin(self.pairs[other if other in self.pairs else DISAGGREGATED])]
         if length != OVERALL:
             chosen = chosen[chosen["length"] == length]
         finished = chosen[chosen["status"] == "finished"]

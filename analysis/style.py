@@ -21,6 +21,7 @@ ARM_COLOURS = {
     "colocated_tuned": "#b8860b",
     "disaggregated": "#0072b2",
     "disaggregated_speculative": "#56b4e9",
+    "hybrid": "#009e73",
     "null": "#8a8f98",
 }
 COST, GAIN, ACCENT = "#cc3f6c", "#009e73", "#7a5cc9"

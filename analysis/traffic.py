@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from analysis.load import Run
-from xpyd.records import SPLIT_ARMS
+from xpyd.records import HYBRID, SPLIT_ARMS
 
 OVERHEAD_ALLOWED = 0.25  # interfaces also count packet headers and control messages
 
@@ -24,7 +24,9 @@ class Traffic:
 
     @property
     def finding(self) -> str:
-        if self.arm not in SPLIT_ARMS:
+        if self.arm == HYBRID and not self.ledger_bytes and not self.transport_bytes:
+            return "nothing moved: every request stayed"
+        if self.arm not in (*SPLIT_ARMS, HYBRID):
             return "nothing moved" if not self.ledger_bytes and not self.transport_bytes else "MISMATCH: bytes moved"
         if self.ledger_bytes <= 0 or self.transport_bytes <= 0:
             return "NOT validated: nothing was counted"

@@ -167,6 +167,7 @@ class HybridPolicy:
         self.loads: Mapping[int, RankLoad] = {rank: RankLoad() for rank in self._expected}
         self._flying: Counter[tuple[int, int]] = Counter()  # moves sent and not landed, by (source, destination)
         context_len = scenario.mean([cls.context_len for cls in scenario.classes])
+        self._next = 0  # whose turn it is among equals, as a place among the sorted ranks
         self._seq_s = self._compute.decode_s(1, context_len)
         longest = max(cls.input_len for cls in scenario.classes)
         self._chunk_s = self._compute.chunk_s(min(longest, scenario.chunk_tokens or longest))
@@ -174,7 +175,7 @@ class HybridPolicy:
     def decide(self, input_len: int, output_len: int, present: Collection[int], now_s: float) -> Decision:
         """Where a request goes. ``present``: the ranks that are not lost, at least one."""
         cls = RequestClass(1.0, input_len, output_len)
-        stays = [self._stay(cls, rank, now_s) for rank in self.loads if rank in present]
+        stays = [self._stay(cls, rank, now_s) for rank in self._in_turn() if rank in present]
         stay = min(stays, key=lambda way: way.total_s)
         if output_len < 2:
             return Decision(stay, stay, None, "nothing to decode")
@@ -195,6 +196,7 @@ class HybridPolicy:
             source.front_since_s = now_s
         source.prompts[request_id] = prefill_s(self._compute, self._scenario, RequestClass(1.0, input_len, 1), 0.0)
         self.loads[way.decode_rank].decodes.add(request_id)
+        self._next = (sorted(self.loads).index(way.prefill_rank) + 1) % len(self.loads)
         if way.moves:
             self._flying[way.prefill_rank, way.decode_rank] += 1
 
@@ -212,6 +214,11 @@ class HybridPolicy:
     def ended(self, request_id: int, way: Reckoning, now_s: float) -> None:
         self.first_token(request_id, way, now_s)
         self.loads[way.decode_rank].decodes.discard(request_id)
+
+    def _in_turn(self) -> list[int]:
+        """All ranks, the one behind the last that got a prompt first: of equals the first is taken."""
+        ranks = sorted(self.loads)
+        return ranks[self._next :] + ranks[: self._next]
 
     def _stay(self, cls: RequestClass, rank: int, now_s: float) -> Reckoning:
         queue_s, own_s, imposed_s = self._prompt(cls, rank, now_s)
@@ -265,8 +272,9 @@ class HybridPolicy:
         found = []
         one_way = self._config.policy == "move"  # as the split arm does
         for ours, theirs in (self._pools,) if one_way else (self._pools, self._pools[::-1]):
-            sources = sorted((rank for rank in ours if rank in present), key=source_s)[:MAX_CANDIDATES]
-            ends = sorted((rank for rank in theirs if rank in present), key=destination_s)[:MAX_CANDIDATES]
+            turn = [rank for rank in self._in_turn() if rank in present]
+            sources = sorted((rank for rank in turn if rank in ours), key=source_s)[:MAX_CANDIDATES]
+            ends = sorted((rank for rank in turn if rank in theirs), key=destination_s)[:MAX_CANDIDATES]
             found += [(p, d) for p in sources for d in ends if not self._reaches(d, p)]
         return found
 
