@@ -42,6 +42,9 @@ MAX_SHARE = 0.9  # of a rank's time in prompts: beyond, the closed form of a gap
 MAX_CANDIDATES = 4  # of each pool, the cheapest: all pairs of large pools would take longer than they save
 
 
+Policy = Literal["off", "cost", "stay", "move"]
+
+
 @dataclass(frozen=True)
 class HybridConfig:
     """The hybrid arm of a comparison. ``stay`` and ``move``: what it degenerates to, all of one kind.
@@ -49,7 +52,7 @@ class HybridConfig:
     ``margin``: the share of the cost of staying that a move must save, since moves rest on more that is reckoned.
     """
 
-    policy: Literal["off", "cost", "stay", "move"] = "off"
+    policy: Policy = "off"
     margin: Annotated[float, Ge(0)] = 0.05
 
     @property
@@ -65,10 +68,10 @@ class Expected:
     prefill_share: float
 
 
-def expected_loads(calibration: Calibration, scenario: Scenario) -> tuple[Expected, Expected]:
+def expected_loads(calibration: Calibration, scenario: Scenario, policy: Policy = "cost") -> tuple[Expected, Expected]:
     """The loads of a prefill rank and of a decode rank in the pure arm that the closed form finds cheaper end to end.
 
-    Where that is the colocated one, both are the same.
+    Where that is the colocated one, both are the same. A ``policy`` that is not ``cost`` names the arm itself.
     """
     compute = calibration.compute.model
     arms = list(predict(calibration, scenario).values())
@@ -82,7 +85,7 @@ def expected_loads(calibration: Calibration, scenario: Scenario) -> tuple[Expect
         batch = decode_batch(compute, scenario, rate_rps, num_ranks, scenario.mean(prompts) / prefill_ranks, beside)
         return Expected(batch.num_others, min(MAX_SHARE, rate_rps * stolen / prefill_ranks))
 
-    if colocated <= split:
+    if policy == "stay" or (policy == "cost" and colocated <= split):
         both = expected(scenario.num_colocated, scenario.num_colocated)
         return both, both
     apart = expected(scenario.num_decode, scenario.num_prefill)
@@ -162,7 +165,7 @@ class HybridPolicy:
         self._link: LinkModel = calibration.link.model
         self._scenario = scenario
         self._pools = pools
-        loads = expected_loads(calibration, scenario)
+        loads = expected_loads(calibration, scenario, config.policy)
         self._expected = {rank: loads[i] for i, pool in enumerate(pools) for rank in pool}
         self.loads: Mapping[int, RankLoad] = {rank: RankLoad() for rank in self._expected}
         self._flying: Counter[tuple[int, int]] = Counter()  # moves sent and not landed, by (source, destination)
