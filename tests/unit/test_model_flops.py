@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from xpyd.model import tensors
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.shapes import ExpertsShape, LatentShape
 from xpyd.model.spec import ModelSpec
@@ -37,6 +38,7 @@ def test_flops_are_those_of_the_products(
 ) -> None:
     spec, pair_flops = MODELS[name]
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", by_products)
+    monkeypatch.setattr(tensors, "_packs", lambda weight: False)  # the counter does not see oneDNN's own products
     engine = ModelRunner(spec, num_blocks=4, block_size=16)
     step = Segment([(7 * i) % 97 for i in range(num_tokens)], start, [0, 1], 0, 0, True)
     with FlopCounterMode(display=False) as counter:

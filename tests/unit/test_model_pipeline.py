@@ -99,7 +99,7 @@ def test_tokens_and_kv_are_those_of_one_rank(width: int, count: int | None, vari
 
 def test_only_the_first_stage_embeds_and_only_the_last_has_the_head() -> None:
     stages = on_stages(2, None, DEEP, steps)
-    sizes = [(len(runner._weights.embedding), len(runner._weights.head)) for runner, _ in stages]
+    sizes = [(len(runner._weights.embedding), len(runner._weights.head.matrix)) for runner, _ in stages]
     assert sizes == [(97, 0), (0, 97)]
     assert [len(runner._weights.layers) for runner, _ in stages] == [2, 3]
 
@@ -118,7 +118,7 @@ def test_stage_weights_are_those_of_the_whole_model() -> None:
     for layers in (range(2), range(2, 5)):
         held = load_weights(DEEP, layers=layers).layers
         for mine, theirs in zip(held, whole.layers[layers.start : layers.stop], strict=True):
-            assert torch.equal(mine.mlp.gate_up, theirs.mlp.gate_up)  # type: ignore[attr-defined]
+            assert torch.equal(mine.mlp.gate_up.matrix, theirs.mlp.gate_up.matrix)  # type: ignore[attr-defined]
 
 
 @given(num=st.integers(1, 40), count=st.integers(1, 9))

@@ -12,6 +12,7 @@ from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling import Sampled
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.speculation_config import SpeculationConfig
+from xpyd.model.tensors import Linear
 from xpyd.model.weights import load_weights
 from xpyd.records import SpeculationRow
 from xpyd.scheduler.base import Scheduler, SchedulerConfig, Sequence
@@ -70,8 +71,9 @@ def chunked(num_blocks: int = 64, budget: int = 16) -> Scheduler:
 def itself(noise: float = 0.0) -> ModelRunner:
     """The model as its own draft, its head perturbed."""
     weights = load_weights(MICRO)
-    head = weights.head + noise * torch.randn(weights.head.shape, generator=torch.Generator().manual_seed(1))
-    return ModelRunner(MICRO, 64, 4, weights=replace(weights, head=head))
+    head = weights.head.matrix
+    head = head + noise * torch.randn(head.shape, generator=torch.Generator().manual_seed(1))
+    return ModelRunner(MICRO, 64, 4, weights=replace(weights, head=Linear(head)))
 
 
 EXPECTED = play(None, chunked())

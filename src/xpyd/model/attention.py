@@ -57,7 +57,7 @@ class GroupedAttention:
     def project(self, h: torch.Tensor, angles: Angles) -> Projected:
         """Queries [num_tokens, num_heads, head_dim]; planes K and V, [num_tokens, num_kv_heads, head_dim]."""
         num_heads, num_rotated = self.num_heads, self.num_heads + self.num_kv_heads
-        qkv = self.qkv(h).view(len(h), num_rotated + self.num_kv_heads, -1)
+        qkv = self.qkv(h).view(h.shape[0], num_rotated + self.num_kv_heads, -1)
         v = qkv[:, num_rotated:]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = (part.contiguous() for part in (qkv[:, :num_heads], qkv[:, num_heads:num_rotated]))

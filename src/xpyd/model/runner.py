@@ -102,6 +102,8 @@ class ModelRunner:
         batch = self._pack([segments[i] for i in order])
         logits = self._forward(batch, on_layer)
         sampled = [i for i in order if segments[i].samples]
+        if sampled == sorted(sampled):
+            return logits
         return logits[self._tensor(sorted(range(len(sampled)), key=sampled.__getitem__))]
 
     @property
@@ -117,7 +119,7 @@ class ModelRunner:
         positions: list[int] = []
         slots: list[int] = []
         chunks: list[ChunkView] = []
-        rows: list[int] = []
+        rows: list[int] = []  # that sample
         for segment in segments:
             begin = len(tokens)
             tokens += segment.tokens
@@ -127,13 +129,15 @@ class ModelRunner:
                 rows.append(len(tokens) - 1)
             if not segment.is_decode:
                 chunks.append(self._chunk(segment, begin))
+        sizes = [len(tokens)] * 3 + [len(rows)]
+        packed = self._tensor(tokens + positions + slots + rows).split(sizes)  # made, and brought to a GPU, at once
         return Batch(
-            tokens=self._tensor(tokens),
-            positions=self._tensor(positions),
-            slots=self._tensor(slots),
+            tokens=packed[0],
+            positions=packed[1],
+            slots=packed[2],
             decodes=self._decode_groups([segment for segment in segments if segment.is_decode]),
             chunks=chunks,
-            sampled_rows=self._tensor(rows),
+            sampled_rows=packed[3],
         )
 
     def _chunk(self, segment: Segment, begin: int) -> ChunkView:

@@ -55,7 +55,7 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [num_rows, in]; [num_rows, out]."""
-        num_rows = len(x)
+        num_rows = x.shape[0]
         if not self._is_packed:
             return F.linear(x, self._weight, self._bias)
         if not num_rows:
@@ -68,7 +68,7 @@ class Linear:
 
 def _packs(weight: torch.Tensor) -> bool:
     """Whether oneDNN multiplies such matrices in a layout of its own."""
-    if not weight.is_cpu or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not weight.is_cpu or not weight.numel() or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float32 or bool(bfloat16)

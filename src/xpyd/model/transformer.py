@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
 from xpyd.kv.cache import KVCache
 from xpyd.model.batch import Batch
@@ -69,4 +68,4 @@ def run_layers(
 
 def logits_of(spec: ModelSpec, weights: Weights, x: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Of the sampled rows of the last layer's ``x``: [num_samples, rows of the head], float32."""
-    return F.linear(rms_norm(x[batch.sampled_rows], weights.norm, spec.rms_norm_eps), weights.head).float()
+    return weights.head(rms_norm(x[batch.sampled_rows], weights.norm, spec.rms_norm_eps)).float()

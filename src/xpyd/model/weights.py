@@ -22,7 +22,7 @@ from xpyd.model.layer import Attention, Layer, Mlp
 from xpyd.model.mlp import DenseMlp
 from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
-from xpyd.model.tensors import Part, Shape, Take, rows_of
+from xpyd.model.tensors import Linear, Part, Shape, Take, rows_of
 
 Get = Callable[[str, Shape, Part], torch.Tensor]  # (Hugging Face name, shape of the whole, part) -> that part
 
@@ -32,7 +32,7 @@ class Weights:
     embedding: torch.Tensor  # [vocab_size, hidden_size]
     layers: list[Layer]
     norm: torch.Tensor
-    head: torch.Tensor  # [vocab_size, hidden_size]; the embedding itself, or rows of it, where tied
+    head: Linear  # [vocab_size, hidden_size]; rows of the embedding where tied
 
 
 def load_weights(
@@ -62,7 +62,7 @@ def load_weights(
     empty = embedding.new_empty((0, spec.hidden_size))
     if spec.num_layers - 1 not in wanted:
         head = empty
-    return Weights(embedding if 0 in wanted else empty, held, norm, head)
+    return Weights(embedding if 0 in wanted else empty, held, norm, Linear(head))
 
 
 def _layers(spec: ModelSpec, shard: Shard, take: Take, wanted: range) -> Iterator[Layer]:
