@@ -16,6 +16,7 @@ from annotated_types import Gt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from xpyd.colocated_search import ColocatedSearch
+from xpyd.economics.prices import PriceConfig
 from xpyd.economics.sweep import EconomicsConfig
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS
 from xpyd.faults import FaultConfig
@@ -40,6 +41,7 @@ from xpyd.records import (
 )
 from xpyd.rival import RivalConfig, fingerprint
 from xpyd.router import RouterConfig
+from xpyd.saturation_search import SaturationSearch
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.simulate.config import MachineConfig, SimulateConfig
 from xpyd.slurm import SlurmConfig
@@ -516,6 +518,37 @@ class Speculation(Compare):
 
 
 @dataclass(frozen=True)
+class Saturation(Compare):
+    """Every arm of a comparison at rising rates of arrivals; ``search`` says which, and ``workload`` gives the rest."""
+
+    null_control: bool = False
+    search: SaturationSearch = field(kw_only=True)
+    prices: PriceConfig = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workload.arrival is None or self.workload.arrival.rate_rps is None:
+            raise ValueError(
+                f"workload.arrival={self.workload.arrival}: saturation sets the rate of arrivals, and needs a process "
+                "that has one; set workload.arrival.kind=poisson and a rate_rps"
+            )
+        if self.null_control:
+            raise ValueError("null_control=true: saturation plays each arm once at a rate; leave it out")
+        self.workload_at(self.search.max_rps).check(self.search.num_repeats)
+
+    def workload_at(self, rate_rps: float) -> WorkloadConfig:
+        """The workload of a block with arrivals at this rate."""
+        assert self.workload.arrival is not None
+        num_requests = self.search.num_requests(rate_rps, self.workload.num_requests)
+        arrival = replace(self.workload.arrival, rate_rps=rate_rps)
+        return replace(self.workload, num_requests=num_requests, arrival=arrival)
+
+    @property
+    def planned_blocks(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
 class SimulatedTransport:
     """There is none; tables name it."""
 
@@ -589,6 +622,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "calibrate": Calibrate,
     "compare": Compare,
     "speculation": Speculation,
+    "saturation": Saturation,
 }
 
 

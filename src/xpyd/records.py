@@ -264,6 +264,17 @@ class ColocatedTrialRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SaturationRow:
+    """One block of the ``saturation`` experiment; all blocks of a ``repeat`` play the same requests, at their rates."""
+
+    block: int
+    arm: str
+    rate_rps: float  # of arrivals
+    repeat: int
+    attainment: float  # by which the search went on
+
+
+@dataclass(frozen=True, slots=True)
 class GapRow:
     """One decode gap of the ``interference`` experiment: a fixed decode batch, with or without prefill beside it."""
 
@@ -394,6 +405,7 @@ TABLES: dict[str, type] = {
     "transfer_points": TransferPointRow,
     "tune": TuneRow,
     "tune_colocated": ColocatedTrialRow,
+    "saturation": SaturationRow,
     "gaps": GapRow,
     "receipts": ReceiptRow,
     "receiving_gaps": ReceivingGapRow,

@@ -17,6 +17,7 @@ EXPERIMENT_GROUPS = {
     "compare": (*SERVING, "rival", "speculation"),
     "speculation": ("placement", "speculation"),
     "tune_colocated": ("scheduler", "workload"),
+    "saturation": ("scheduler", "slo", "prices"),
     "serve": SERVING,
     "transfer": ("placement", "transport", "fabric", "launch"),
     "tune": ("fabric", "search", "launch"),

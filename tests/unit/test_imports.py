@@ -52,6 +52,8 @@ FLOORS = {
     "xpyd.calibration": 5,
     "xpyd.parity": 4,
     "xpyd.score": 2,
+    "xpyd.saturation_search": 4,
+    "xpyd.saturation": 5,
     "xpyd.rival": 4,
     "xpyd.colocated_search": 4,
     "xpyd.config": 5,

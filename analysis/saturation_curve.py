@@ -1,0 +1,166 @@
+"""Numbers behind a ``saturation`` run: goodput, use and price at every rate, and the rate at which an arm gives way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from analysis.intervals import CONFIDENCE, SEED, bootstrap_mean
+from analysis.load import Run, RunError
+from analysis.requests import request_frame
+from analysis.statistics import block_statistics, meets_slo, num_workers
+from analysis.tokens import order_tokens
+from xpyd.economics.prices import PriceConfig, cost_per_million
+from xpyd.economics.verdict import MIN_BLOCK_PAIRS, Interval
+from xpyd.placement import Role
+from xpyd.records import SPLIT_ARMS
+from xpyd.units import NS_PER_S
+
+NUM_RESAMPLES = 2000
+STATISTICS = ("attainment", "goodput_rps", "ttft_s p99", "itl_s p99")
+PRICED = "cost_per_million"
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm at one rate. ``blocks``: a row per repeat, a column per figure, the use of each pool among them."""
+
+    arm: str
+    rate_rps: float
+    blocks: pd.DataFrame
+
+    def mean(self, figure: str) -> Interval:
+        return bootstrap_mean(self.blocks[figure])
+
+    @property
+    def pools(self) -> list[str]:
+        return [name.removeprefix("use ") for name in map(str, self.blocks) if name.startswith("use ")]
+
+
+@dataclass(frozen=True)
+class Saturated:
+    """Where an arm gives way. ``rate``: estimate and interval; ``bracket``: the rates played around it, NaN: none."""
+
+    arm: str
+    rate: Interval
+    bracket: tuple[float, float]
+    draws: NDArray[np.float64]  # of the rate, resampled; the repeats are those of every arm
+
+
+def curve(run: Run) -> list[Point]:
+    """Every arm at every rate it played, in order. Raises RunError where no block has ended."""
+    played, blocks = run.tables["saturation"], run.tables["blocks"]
+    if played.empty:
+        raise RunError(f"{run.paths[0]}: no block has ended; let the run go on, or measure again")
+    tokens = order_tokens(run)
+    requests = request_frame(run, tokens)
+    slo, price = run.config["slo"], PriceConfig(**run.config["prices"])
+    points = []
+    for (arm, rate), own in played.groupby(["arm", "rate_rps"], sort=True):
+        mine = blocks[blocks["block"].isin(own["block"])]
+        offered = requests[requests["block"].isin(own["block"])]
+        timed = offered[offered["status"] == "finished"]
+        found = block_statistics(offered, timed, tokens.gaps, mine, slo, num_workers(run))[list(STATISTICS)]
+        duration_s = (mine.set_index("pair")["end_ns"] - mine.set_index("pair")["begin_ns"]) / NS_PER_S
+        good = offered[meets_slo(offered, slo)].groupby("pair")["num_tokens"].sum()
+        found["good_tokens_per_s"] = good.reindex(found.index).fillna(0) / duration_s
+        per_hour = price.per_hour(priced_ranks(run, str(arm)))
+        found[PRICED] = [cost_per_million(per_hour, tokens_per_s) for tokens_per_s in found["good_tokens_per_s"]]
+        points.append(Point(str(arm), float(str(rate)), found.join(use_of_pools(run, str(arm), mine))))
+    return points
+
+
+def priced_ranks(run: Run, arm: str) -> dict[Role, int]:
+    """Ranks of each role in an arm, as prices count them."""
+    placement = run.config["placement"]
+    if arm not in SPLIT_ARMS:
+        return {Role.COLOCATED: num_workers(run)}
+    return {
+        role: int(placement[f"num_{role}"]) * int(placement.get(f"{role}_tp") or 1)
+        for role in (Role.PREFILL, Role.DECODE)
+    }
+
+
+def use_of_pools(run: Run, arm: str, blocks: pd.DataFrame) -> pd.DataFrame:
+    """Share of a block in which the instances of each pool run a step: ``sum(steps) / (instances * duration)``.
+
+    One row per repeat, a column ``use <role>`` for each pool. Waiting for KV or for requests is no use.
+    """
+    placement, steps = run.config["placement"], run.tables["steps"]
+    if arm in SPLIT_ARMS:
+        pools = {role: int(placement[f"num_{role}"]) for role in ("prefill", "decode")}
+    else:
+        width = int(placement.get("colocated_tp") or 1)
+        pools = {"colocated" if arm != "hybrid" else "hybrid": num_workers(run) // width}
+    steps = steps[steps["block"].isin(blocks["block"])]
+    pair_of = blocks.set_index("block")["pair"]
+    duration_s = (blocks.set_index("pair")["end_ns"] - blocks.set_index("pair")["begin_ns"]) / NS_PER_S
+    found = pd.DataFrame(index=duration_s.index)
+    for role, count in pools.items():
+        own = steps[steps["role"] == role]
+        busy_s = ((own["end_ns"] - own["begin_ns"]) / NS_PER_S).groupby(own["block"].map(pair_of)).sum()
+        found[f"use {role}"] = busy_s.reindex(found.index).fillna(0.0) / (count * duration_s)
+    return found
+
+
+def saturated(points: Sequence[Point], target: float) -> list[Saturated]:
+    """The saturation point of every arm: where attainment, made to fall with the rate, crosses ``target``.
+
+    Between two rates it is interpolated over the logarithm of the rate. The interval resamples repeats, the same for
+    all rates and arms, as every repeat plays the same requests in all of them.
+    """
+    by_arm: dict[str, list[Point]] = {}
+    for point in points:
+        by_arm.setdefault(point.arm, []).append(point)
+    repeats = sorted(set.intersection(*(set(point.blocks.index) for point in points)))
+    generator = np.random.default_rng(SEED)
+    picks = generator.integers(0, len(repeats), (NUM_RESAMPLES, len(repeats))) if repeats else np.empty((0, 0), int)
+    return [_saturated(arm, own, target, repeats, picks) for arm, own in by_arm.items()]
+
+
+def _saturated(
+    arm: str, points: Sequence[Point], target: float, repeats: list[int], picks: NDArray[np.int64]
+) -> Saturated:
+    rates = np.array([point.rate_rps for point in points])
+    shares = np.array([point.blocks["attainment"].reindex(repeats) for point in points], dtype=np.float64)
+    if not len(repeats):
+        return Saturated(arm, Interval(np.nan, np.nan, np.nan), (np.nan, np.nan), np.empty(0))
+    mid = crossing(rates, shares.mean(axis=1), target)
+    draws = np.array([crossing(rates, shares[:, pick].mean(axis=1), target) for pick in picks])
+    known = len(repeats) >= MIN_BLOCK_PAIRS and bool(np.isfinite(draws).all())
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail]) if known else (np.nan, np.nan)
+    failed = rates[shares.mean(axis=1) < target]
+    top = float(failed.min()) if len(failed) else np.nan
+    passed = rates[rates < top] if len(failed) else rates
+    bottom = float(passed.max()) if len(passed) else np.nan
+    return Saturated(arm, Interval(float(low), mid, float(high)), (bottom, top), draws)
+
+
+def crossing(rates: NDArray[np.float64], shares: NDArray[np.float64], target: float) -> float:
+    """The rate at which ``shares`` (one per rate, rising) fall below ``target``; NaN where all are on one side."""
+    falling = isotonic_regression(shares, increasing=False).x
+    below = np.flatnonzero(falling < target)
+    if not len(below) or below[0] == 0:
+        return float("nan")
+    right = below[0]
+    high, low = falling[right - 1], falling[right]
+    part = (high - target) / (high - low)
+    return float(np.exp(np.log(rates[right - 1]) + part * np.log(rates[right] / rates[right - 1])))
+
+
+def ratios(found: Sequence[Saturated], base: str) -> Mapping[str, Interval]:
+    """Each arm's saturation point over that of ``base``, with the interval of the paired resamples."""
+    reference = next(each for each in found if each.arm == base)
+    shown = {}
+    for each in found:
+        drawn = each.draws / reference.draws if len(each.draws) == len(reference.draws) else np.empty(0)
+        known = each.rate.known and reference.rate.known
+        low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if known else (np.nan, np.nan)
+        shown[each.arm] = Interval(float(low), each.rate.mid / reference.rate.mid, float(high))
+    return shown
