@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,5 +92,11 @@ def meets_slo(requests: pd.DataFrame, slo: Mapping[str, float]) -> pd.Series[boo
 def num_workers(run: Run) -> int:
     """Ranks with a model, the same number in every arm."""
     placement = run.config["placement"]
-    ranks = ((f"num_{role}", f"{role}_tp") for role in ("prefill", "decode", "colocated"))
-    return sum(int(placement[number]) * int(placement.get(width) or 1) for number, width in ranks)
+    roles = ("prefill", "decode", "colocated")
+    return sum(int(placement[f"num_{role}"]) * instance_of(placement, role)[1] for role in roles)
+
+
+def instance_of(placement: Mapping[str, Any], role: str) -> tuple[str, int]:
+    """How the ranks of an instance of this role divide its work, and how many they are."""
+    widths = ((kind, int(placement.get(f"{role}_{kind}") or 1)) for kind in ("tp", "cp", "pp"))
+    return next((each for each in widths if each[1] > 1), ("tp", 1))

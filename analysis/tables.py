@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.format import number
 from analysis.load import Run
 from analysis.results import Table, titled
+from analysis.statistics import instance_of
 from analysis.traffic import count_traffic
 from xpyd.units import NS_PER_S, format_bytes
 
@@ -102,8 +103,8 @@ def placement_name(placement: Mapping[str, Any]) -> str:
     """``1P2D``, ``2C``; with the ranks of an instance where they are several: ``1P(tp2)1D``."""
 
     def part(role: str, letter: str) -> str:
-        width = placement.get(f"{role}_tp") or 1
-        return f"{placement.get(f'num_{role}', 0)}{letter}" + (f"(tp{width})" if width > 1 else "")
+        kind, width = instance_of(placement, role)
+        return f"{placement.get(f'num_{role}', 0)}{letter}" + (f"({kind}{width})" if width > 1 else "")
 
     return part("colocated", "C") if placement.get("num_colocated") else part("prefill", "P") + part("decode", "D")
 

@@ -19,6 +19,7 @@ CLIENT_RANK = 0
 
 Width = Literal[1, 2, 4, 8]
 Kind = Literal["tp", "pp", "cp"]
+Split = Literal["zigzag", "contiguous"]  # of a prompt among context-parallel ranks
 
 
 class Role(StrEnum):

@@ -269,3 +269,7 @@ def test_the_ranks_of_instances_count_as_ranks(tmp_path: Path) -> None:
     assert num_workers(run) == 8
     assert placement_name(placement) == "2P(tp2)1D(tp4)"
     assert placement_name({"num_colocated": 3}) == "3C"
+    divided = {**placement, "prefill_tp": 1, "prefill_cp": 4, "decode_tp": 1, "decode_pp": 2}
+    run = load_run(write_run(tmp_path / "d", compare_rows(), config={"placement": {**divided, "colocated_tp": None}}))
+    assert num_workers(run) == 10
+    assert placement_name(divided) == "2P(cp4)1D(pp2)"

@@ -28,8 +28,10 @@ COMBINATIONS = [
     "tp2-pp4:deep:mpi:chunkwise",  # heads come from two ranks, layers go to four
     "tp1-tp1:latent:mpi:whole",
     "tp1-pp2:latent:mpi:layerwise",
+    "cp2-tp2:latent:ucx:chunkwise",
     "tp1-tp1:experts:mpi:whole",
-    "tp1-pp4:experts:ucx:whole",
+    "cp2-pp4:experts:ucx:whole",
+    "cp4-pp2:deep:mpi:layerwise",  # a share of the blocks from each of four ranks, to each of two stages
 ]
 
 

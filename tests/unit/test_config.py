@@ -118,6 +118,8 @@ TP2 = ["placement.prefill_tp=2", "placement.decode_tp=2"]
         ),
         (["placement.decode_pp=8"], r"num_layers=6 of tiny are fewer than 8 pipeline stages; .*decode_pp of 6 at most"),
         (["placement.decode_pp=2", "placement.decode_tp=2"], r"decode_tp=2 with decode_pp=2: .*set one to 1"),
+        (["placement.prefill_cp=2", "placement.prefill_tp=2"], r"prefill_tp=2 with prefill_cp=2: .*set one to 1"),
+        (["placement.prefill_cp=2", "transfer.staging=on"], r"staging=on .*prefill_cp=2, decode_tp=1.*staging=off"),
         (["placement.decode_micro_batches=2"], r"placement: decode_micro_batches=2 with decode_pp=1 would be ignored"),
         (["placement.decode_pp=2", "transfer.direction=push"], r"direction=push with .*prefill_tp=1, decode_pp=2"),
         (["placement.decode_pp=2", "transport=nixl"], r"nixl declares no two_sided, .*decode_pp=2 needs"),

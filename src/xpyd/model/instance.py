@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from xpyd.model.context import ContextRunner, MpiGatherer
 from xpyd.model.parallel import reducer_of
 from xpyd.model.pipeline import MpiStages, PipelineRunner
 from xpyd.model.runner import ModelRunner
@@ -27,7 +28,11 @@ def runner_of(
     ``num_micro_batches`` is for pipelines; the rest is ModelRunner's. Raises what it raises.
     """
     pool = spec, num_blocks, block_size
-    if division.kind == "pp" and division.width > 1:
+    if division.width == 1:
+        return ModelRunner(*pool, **options)
+    if division.kind == "cp":
+        return ContextRunner(MpiGatherer(_group(comm, ranks)), "zigzag", *pool, **options)
+    if division.kind == "pp":
         return PipelineRunner(MpiStages(_group(comm, ranks)), num_micro_batches, *pool, **options)
     return ModelRunner(*pool, reducer=reducer_of(comm, ranks), **options)
 

@@ -115,7 +115,7 @@ class PipelineRunner(ModelRunner):
         """``num_micro_batches``: default one for each stage. The rest as ModelRunner's."""
         super().__init__(spec, num_blocks, block_size, member=stages.member, **options)
         self.stages = stages
-        self._num_micro_batches = num_micro_batches or stages.member.division.width
+        self.num_micro_batches = num_micro_batches or stages.member.division.width  # may change between steps
 
     @property
     def draws(self) -> bool:
@@ -123,7 +123,7 @@ class PipelineRunner(ModelRunner):
 
     def run(self, segments: Sequence[Segment], on_layer: OnLayer | None = None) -> list[Sampled | None]:
         drawn: list[Sampled | None] = []
-        for group in micro_batches(segments, self._num_micro_batches):
+        for group in micro_batches(segments, self.num_micro_batches):
             drawn += super().run(group, on_layer)
         delivered: list[Sampled | None] = self.stages.deliver(drawn, _idle(on_layer))
         return delivered

@@ -48,15 +48,17 @@ def run_layers(
     cache: KVCache,
     on_layer: Callable[[int], None] | None,
     reducer: Reducer | None = None,
+    gather: Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]] | None = None,
 ) -> torch.Tensor:
     """The hidden state ``x`` [num_tokens, hidden_size] behind the layers of ``weights``, which may be some of all.
 
-    ``on_layer`` as in ``forward``; layers count from 0 here, as in ``cache``.
+    ``on_layer`` as in ``forward``; layers count from 0 here, as in ``cache``. ``gather`` makes of a layer's planes
+    those of all ranks' tokens, whose slots ``batch`` has.
     """
     angles = rope.angles(batch.positions, x.dtype)
     for index, layer in enumerate(weights.layers):
         projected = layer.attention.project(rms_norm(x, layer.input_norm, spec.rms_norm_eps), angles)
-        cache.write(index, batch.slots, *projected.planes)
+        cache.write(index, batch.slots, *(projected.planes if gather is None else gather(projected.planes)))
         if on_layer is not None:
             on_layer(index)
         attended = layer.attention.attend(projected, batch, cache, index)
