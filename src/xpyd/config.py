@@ -281,11 +281,16 @@ def _check_cache(scheduler: SchedulerConfig, placement: PlacementConfig) -> None
     if scheduler.prefix_cache:
         _check_tensor_parallel(placement, "scheduler.prefix_cache=true knows instances of tensor-parallel ranks only")
     widest = max(division.width for division in placement.divisions)
-    if scheduler.num_host_blocks and widest > 1:
+    tiers = f"scheduler.num_host_blocks={scheduler.num_host_blocks}, num_remote_blocks={scheduler.num_remote_blocks}"
+    if (scheduler.num_host_blocks or scheduler.num_remote_blocks) and widest > 1:
         raise ValueError(
-            f"scheduler.num_host_blocks={scheduler.num_host_blocks} with placement {placement.name}: only instances of "
-            "one rank have a host tier; set scheduler.num_host_blocks=0, or prefill_tp=1, decode_tp=1 and "
-            "colocated_tp=1"
+            f"{tiers} with placement {placement.name}: only instances of one rank have lower tiers; set both to 0, or "
+            "prefill_tp=1, decode_tp=1 and colocated_tp=1"
+        )
+    if scheduler.num_remote_blocks and max(placement.num_prefill, placement.num_colocated) < 2:
+        raise ValueError(
+            f"{tiers} with placement {placement.name}: the remote pool is shared by workers that compute prompts, and "
+            "there is one; set scheduler.num_remote_blocks=0 or choose a placement with two, such as placement=2c"
         )
 
 
@@ -336,6 +341,14 @@ class Serve(Ranked):
     def __post_init__(self) -> None:
         moves = not self.placement.num_colocated
         self.transport.check(self.fabric, [*placement_needs(self.placement), *self.transfer.needs()] if moves else [])
+        if self.scheduler.num_remote_blocks:
+            asked = f"scheduler.num_remote_blocks={self.scheduler.num_remote_blocks}"
+            self.transport.check(self.fabric, [Need(asked, ("two_sided",), "scheduler.num_remote_blocks=0")])
+            if self.faults.goes_on:
+                raise ValueError(
+                    f"{asked} with faults.policy={self.faults.policy}: the remote pool does not outlive a lost rank; "
+                    "choose faults=end or scheduler.num_remote_blocks=0"
+                )
         spec = runnable_spec(self.model)
         _check_divisions(self.placement.divisions, spec)
         _check_cache(self.scheduler, self.placement)

@@ -40,6 +40,7 @@ class Arm:
             "scheduler.prefix_cache": self.scheduler.prefix_cache,
             "scheduler.eviction": self.scheduler.eviction,
             "scheduler.num_host_blocks": self.scheduler.num_host_blocks,
+            "scheduler.num_remote_blocks": self.scheduler.num_remote_blocks,
             "scheduler.fetch": self.scheduler.fetch,
             "sampling": self.sampling,
             "speculation": self.speculation,

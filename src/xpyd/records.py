@@ -132,7 +132,18 @@ class CacheRow:
     num_tokens: int  # known by then; more than the prompt after a preemption
     num_cached_tokens: int  # of them: not computed, or not moved
     num_host_tokens: int  # of these: fetched from the host tier
+    num_remote_tokens: int  # of these: fetched from the remote pool, before the request was queued
     saved_bytes: int  # decode: KV that did not have to move; else 0
+
+
+@dataclass(frozen=True, slots=True)
+class TierRow:
+    """Bytes that a rank's prefix cache moved in a block, by way: ``pool host``, or ``fetched`` over the wire."""
+
+    block: int
+    rank: int
+    way: str
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +409,7 @@ TABLES: dict[str, type] = {
     "transfers": TransferRow,
     "coalescings": CoalescingRow,
     "caches": CacheRow,
+    "tiers": TierRow,
     "steps": StepRow,
     "speculations": SpeculationRow,
     "decisions": DecisionRow,

@@ -129,11 +129,19 @@ TP2 = ["placement.prefill_tp=2", "placement.decode_tp=2"]
             r"model: num_kv_heads=2 with latent attention.*set num_kv_heads=1",
         ),
         (["model=tiny_moe", "+model.experts.n_group=2"], r"model\.experts: n_group=2 with topk_method=greedy"),
-        (["scheduler.eviction=priority"], r"eviction=priority, num_host_blocks=0 beside prefix_cache=false"),
+        (["scheduler.eviction=priority"], r"eviction=priority, num_host_blocks=0, .* beside prefix_cache=false"),
         (["scheduler.prefix_cache=true", "placement.decode_pp=2"], r"decode_pp=2: scheduler\.prefix_cache=true knows"),
         (
             [*TP2, "scheduler.prefix_cache=true", "scheduler.num_host_blocks=8", "transfer.block_order=heads_first"],
-            r"num_host_blocks=8 with placement 1P\(tp2\)1D\(tp2\): only instances of one rank",
+            r"num_host_blocks=8, .* with placement 1P\(tp2\)1D\(tp2\): only instances of one rank",
+        ),
+        (
+            ["scheduler.prefix_cache=true", "scheduler.num_remote_blocks=8"],
+            r"num_remote_blocks=8 with placement 1P1D: .*there is one",
+        ),
+        (
+            ["placement=2p1d", "transport=nixl", "scheduler.prefix_cache=true", "scheduler.num_remote_blocks=8"],
+            r"nixl declares no two_sided, which scheduler\.num_remote_blocks=8 needs",
         ),
         ([*TP2, "transfer.direction=push"], r"direction=push with .*prefill_tp=2.* set transfer\.direction=pull"),
         ([*TP2, "transfer.staging=on"], r"staging=on .*prefill_tp=2.* set transfer\.staging=off"),

@@ -6,6 +6,7 @@ pool on a GPU the arena is pinned host memory. The slots behind the pool are reg
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -21,9 +22,11 @@ def block_nbytes(layout: PoolLayout) -> int:
 
 
 class Arenas:
-    """``num_outbox`` slots begin at byte ``outbox_begin`` of the registered memory."""
+    """``num_outbox`` slots begin at byte ``behind`` of the registered memory, and ``num_shelf`` follow them."""
 
-    def __init__(self, cache: KVCache, num_host_blocks: int = 0, outbox_begin: int = 0, num_outbox: int = 0) -> None:
+    def __init__(
+        self, cache: KVCache, num_host_blocks: int = 0, behind: int = 0, num_outbox: int = 0, num_shelf: int = 0
+    ) -> None:
         layout = cache.layout
         self._cache = cache
         self._slot_shape = (layout.num_layers, layout.block_bytes)
@@ -35,10 +38,12 @@ class Arenas:
         self._tiers = {  # each [num_blocks, num_layers, block_bytes]
             "pool": pool,
             "host": self._host(num_host_blocks),
-            "outbox": self.slots(outbox_begin, num_outbox),
+            "outbox": self._slots(behind, num_outbox),
+            "shelf": self._slots(behind + num_outbox * block_nbytes(layout), num_shelf),
         }
+        self.moved_bytes: Counter[str] = Counter()  # by "from to"
 
-    def slots(self, begin: int, num_slots: int) -> torch.Tensor:
+    def _slots(self, begin: int, num_slots: int) -> torch.Tensor:
         """Slots of the registered memory behind the pool: a view [num_slots, num_layers, block_bytes]."""
         nbytes = num_slots * block_nbytes(self._cache.layout)
         return self._cache.registered[begin : begin + nbytes].view(num_slots, *self._slot_shape)
@@ -46,7 +51,9 @@ class Arenas:
     def move(self, moves: Iterable[BlockMove]) -> None:
         """Make these copies in this order."""
         for source_tier, source, destination_tier, destination in moves:
-            self._tiers[destination_tier][destination].copy_(self._tiers[source_tier][source])
+            taken = self._tiers[source_tier][source]
+            self._tiers[destination_tier][destination].copy_(taken)
+            self.moved_bytes[f"{source_tier} {destination_tier}"] += taken.numel()
 
     def _host(self, num_blocks: int) -> torch.Tensor:
         pinned = self._cache.registered.is_cuda

@@ -23,13 +23,13 @@ ROOT = b""  # the parent of a first block
 KEY_BYTES = 16
 
 
-Tier = Literal["pool", "host", "outbox"]
+Tier = Literal["pool", "host", "outbox", "shelf"]
 
 
 class BlockMove(NamedTuple):
     """Bytes of a block, all layers, to be copied before the next step, in the order given.
 
-    ``outbox``: where blocks wait that are on their way to the remote pool.
+    ``outbox``: where blocks wait that are on their way to the remote pool. ``shelf``: what a rank keeps of that pool.
     """
 
     source_tier: Tier
@@ -73,13 +73,14 @@ def block_keys(tokens: list[int], block_size: int, keys: list[bytes]) -> list[by
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A findable block: its tokens, what came before them, and its use."""
+    """A findable block: its tokens, what came before them, its use, and the key of its chain's first block."""
 
     key: bytes
     parent: bytes
     tokens: list[int]
     depth: int
     use: Use
+    root: bytes
     num_children: int = 0
 
 
@@ -172,9 +173,14 @@ class PrefixCache(BlockAllocator):
         """
         return self._place(self._match(wanted, len(wanted.tokens) - 1), wanted, num_blocks, spare)
 
-    def place_landing(self, wanted: Wanted, num_blocks: int, spare: int) -> Placed | None:
-        """A table for KV that arrives, at least its last block: full blocks that are here need not come."""
-        limit = (num_blocks - 1) * self.block_size
+    def findable(self, wanted: Wanted) -> int:
+        """Full blocks of these tokens, but for one that holds the last, that the pool and the host tier have."""
+        match = self._match(wanted, len(wanted.tokens) - 1)
+        return len(match.shared) + len(match.host)
+
+    def place_landing(self, wanted: Wanted, num_blocks: int, spare: int, last_lands: bool = True) -> Placed | None:
+        """A table for KV that arrives, ``last_lands``: at least its last block. What is here need not come."""
+        limit = (num_blocks - last_lands) * self.block_size
         match = self._match(wanted, limit)
         match.partial, match.num_partial = None, 0  # it would be written over
         return self._place(match, wanted, num_blocks, spare)
@@ -193,7 +199,7 @@ class PrefixCache(BlockAllocator):
         tokens = wanted.tokens[index * size : (index + 1) * size]
         parent = wanted.keys[index - 1] if index else ROOT
         use = Use(self._tick, self._tick, self._tick, priority=wanted.priority)
-        self._add(block, Entry(key, parent, tokens, index, use))
+        self._add(block, Entry(key, parent, tokens, index, use, wanted.keys[0]))
         return True
 
     def adopt(self, entry: Entry) -> int | None:
@@ -206,11 +212,25 @@ class PrefixCache(BlockAllocator):
                 self._offer(here, self._entries[here])
             return None
         (slot,) = self.allocate(1)
-        self._refcounts[slot] = 0
-        self._add(slot, mine)
-        self._idle[slot] = mine
-        self._offer(slot, mine)
+        self.enter(slot, mine)
         return slot
+
+    def enter(self, slot: int, entry: Entry) -> None:
+        """Make a slot that was allocated findable, held by nobody; free again where its block is here by now."""
+        if entry.key in self._blocks:
+            self.free([slot])
+            return
+        self._refcounts[slot] = 0
+        self._add(slot, entry)
+        self._idle[slot] = entry
+        self._offer(slot, entry)
+
+    def evict_to(self, below: Below, fetch: Fetch | None) -> None:
+        """Where the lowest tier's evicted blocks go, and which are worth it."""
+        if self._host is not None:
+            self._host.evict_to(below, fetch)
+            return
+        self.below, self._fetch = below, fetch
 
     def allocate(self, num_blocks: int) -> list[int]:
         while len(self._free) < num_blocks <= self.num_free:
@@ -245,7 +265,7 @@ class PrefixCache(BlockAllocator):
         return Placed(match.shared + new, num_cached, num_shared, len(promoted))
 
     def hold(self, slot: int, priority: int, tick: int) -> Entry:
-        """Keep a slot while its bytes are wanted by the tier above, until ``free``; what is in it."""
+        """Keep a slot while its bytes are wanted elsewhere, until ``free``; what is in it."""
         self._tick = tick
         self._claim(slot, priority)
         return self._entries[slot]

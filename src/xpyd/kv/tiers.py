@@ -13,13 +13,12 @@ from xpyd.economics.cost import ComputeModel, LinkModel
 
 @dataclass(frozen=True)
 class FetchCosts:
-    """One tier as seen from one instance. ``block_bytes`` are of all layers; a block is ``num_pieces`` descriptors."""
+    """One tier as seen from one instance. ``block_bytes`` are of all layers; the link's bytes include its pieces."""
 
     compute: ComputeModel
     link: LinkModel
     block_size: int
     block_bytes: int
-    num_pieces: int = 1
 
     def recompute_s(self, start: int, num_blocks: int) -> float:
         """Seconds that computing these blocks adds to a prompt whose first ``start`` tokens have KV.
@@ -29,8 +28,8 @@ class FetchCosts:
         return self.compute.chunk_s(num_blocks * self.block_size, start)
 
     def fetch_s(self, num_blocks: int) -> float:
-        """Seconds to bring them here: alpha, a descriptor for each piece, and bytes over bandwidth."""
-        return self.link.transfer_s(num_blocks * self.block_bytes, num_blocks * self.num_pieces)
+        """Seconds to bring them here: alpha, and bytes over bandwidth."""
+        return self.link.transfer_s(num_blocks * self.block_bytes)
 
     def __call__(self, start: int, num_blocks: int) -> bool:
         """True where fetching is the cheaper of the two."""

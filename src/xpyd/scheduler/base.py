@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt
 
 from xpyd.kv.blocks import BlockAllocator
 from xpyd.kv.eviction import EvictionPolicy
-from xpyd.kv.prefix import BlockMove, Fetch, PrefixCache, Wanted, block_keys
+from xpyd.kv.prefix import Below, BlockMove, Fetch, Placed, PrefixCache, Wanted, block_keys
 
 Policy = Literal["chunked", "prefill_first"]
 
@@ -36,7 +36,8 @@ class SchedulerConfig:
     ``max_num_batched_tokens`` bounds a step: it is the chunk size of ``chunked``; under ``prefill_first`` a longer
     prompt runs alone. ``prefix_cache``: blocks are found again by their tokens (``kv.prefix``), and ``eviction`` says
     which go first. ``num_host_blocks``: evicted blocks go to a host arena of so many, and come back from there; with
-    ``fetch=cheaper`` only where that costs less than computing them (``kv.tiers``).
+    ``fetch=cheaper`` only where that costs less than computing them (``kv.tiers``). ``num_remote_blocks``: what every
+    worker lends to a pool of all, beneath the host tier.
     """
 
     policy: Policy
@@ -47,13 +48,15 @@ class SchedulerConfig:
     prefix_cache: bool = False
     eviction: EvictionPolicy = "lru"
     num_host_blocks: Annotated[int, Ge(0)] = 0
+    num_remote_blocks: Annotated[int, Ge(0)] = 0
     fetch: Literal["cheaper", "always"] = "cheaper"
 
     def __post_init__(self) -> None:
-        if not self.prefix_cache and (self.eviction != "lru" or self.num_host_blocks):
+        if not self.prefix_cache and (self.eviction != "lru" or self.num_host_blocks or self.num_remote_blocks):
             raise ValueError(
-                f"eviction={self.eviction}, num_host_blocks={self.num_host_blocks} beside prefix_cache=false: nothing "
-                "is kept that could be evicted; set scheduler.prefix_cache=true or leave them out"
+                f"eviction={self.eviction}, num_host_blocks={self.num_host_blocks}, num_remote_blocks="
+                f"{self.num_remote_blocks} beside prefix_cache=false: nothing is kept that could be evicted; set "
+                "scheduler.prefix_cache=true or leave them out"
             )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
@@ -81,6 +84,7 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were asked for
     num_cached: int = 0  # tokens that had KV when it was admitted, or last admitted again
     num_promoted: int = 0  # blocks of them that came from the host tier
+    num_remote: int = 0  # blocks that came from the remote pool before it was queued
     num_findable: int = 0  # leading blocks of its table that the prefix cache knows by these very ids
 
     @property
@@ -234,6 +238,29 @@ class Scheduler(ABC):
         keys = block_keys(prompt, self.config.block_size, [])
         here = [self._cache.find(key) == block for key, block in zip(keys, table[:-1], strict=False)]
         return here.index(False) if False in here else len(here)
+
+    def send_below(self, below: Below, fetch: Fetch | None) -> None:
+        """Blocks that the lowest tier evicts go to ``below``, where ``fetch`` says that they would come back."""
+        assert self._cache is not None, "no blocks are cached"
+        self._cache.evict_to(below, fetch)
+
+    def num_findable(self, sequence: Sequence) -> int:
+        """Leading blocks of a new sequence that the pool and the host tier have; never the one with its last token."""
+        return 0 if self._cache is None else self._cache.findable(self._wanted(sequence))
+
+    def place_fetched(self, sequence: Sequence, num_blocks: int) -> Placed | None:
+        """Hold the first blocks of a new sequence: those behind ``num_shared`` are to be fetched. None: no room."""
+        assert self._cache is not None, "no blocks are cached"
+        return self._cache.place_landing(self._wanted(sequence), num_blocks, self._headroom(), last_lands=False)
+
+    def keep_fetched(self, sequence: Sequence, placed: Placed, landed: bool) -> None:
+        """Let go of these blocks; where what was fetched has ``landed``, it is found when the sequence is queued."""
+        assert self._cache is not None, "no blocks are cached"
+        wanted = self._wanted(sequence)
+        for index in range(placed.num_shared, len(placed.table) if landed else 0):
+            if not self._cache.publish(placed.table[index], wanted, index):
+                break
+        self._blocks.free(placed.table)
 
     def take_placed(self) -> list[Sequence]:
         """The sequences that were given blocks since the last call, with what the prefix cache had of them."""

@@ -274,9 +274,11 @@ class Worker(ABC):
                     num_tokens=sequence.num_tokens,
                     num_cached_tokens=sequence.num_cached,
                     num_host_tokens=sequence.num_promoted * block_size,
+                    num_remote_tokens=min(sequence.num_cached, sequence.num_remote * block_size),
                     saved_bytes=0,
                 )
             )
+            sequence.num_remote = 0  # counted
 
     def _write_step(self, plan: StepPlan, begin_ns: int, end_ns: int) -> None:
         scheduler = self.engine.scheduler

@@ -182,6 +182,7 @@ class DestinationEnd(UndoingDestination):
                 num_tokens=input_len,
                 num_cached_tokens=incoming.num_here * scheduler.block_size,
                 num_host_tokens=0,
+                num_remote_tokens=0,
                 saved_bytes=self.mover.wire_bytes(incoming.num_here),
             )
         )

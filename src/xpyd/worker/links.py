@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xpyd.placement import Placement, Role
+from xpyd.placement import CLIENT_RANK, Placement, Role
 from xpyd.transport.base import UNKNOWN, Transport
 from xpyd.transport.counters import crossed_interfaces, interface_bytes
 from xpyd.transport.fabric import FabricConfig, locked_memory_limit
@@ -31,23 +31,29 @@ class Links:
         placement: Placement,
         buffer: NDArray[np.uint8] | None,
         unit_bytes: int = 0,
+        everyone: bool = False,
     ) -> None:
-        """``buffer``: the memory of this rank's spans, most of them multiples of ``unit_bytes``, a KV block."""
+        """``buffer``: the memory of this rank's spans, most of them multiples of ``unit_bytes``, a KV block.
+
+        ``everyone``: workers of one role are connected too, for a pool that they share.
+        """
         if buffer is not None:
             fabric.check_locked_memory(buffer.nbytes, locked_memory_limit())
         self.transport: Transport = config.build(fabric, comm)
         if buffer is not None:
             self.transport.register(buffer, unit_bytes)
         addresses = comm.allgather(self.transport.address())
+        nodes = placement.nodes
         role = placement.roles[comm.rank]
         peers = placement.ranks(OPPOSITE[role]) if role in OPPOSITE else ()
+        if everyone and role is not Role.CLIENT:
+            peers = tuple(rank for rank in range(len(nodes)) if rank not in (CLIENT_RANK, comm.rank))
         self.transport.connect({peer: addresses[peer] for peer in peers})
         mine = {(comm.rank, peer): self.transport.route(peer) for peer in peers}
         for route in mine.values():
             fabric.check_route(route)
         routes = {pair: route for each in comm.allgather(mine) for pair, route in each.items()}
         self.routes: dict[str, str] = {f"{source}->{peer}": route for (source, peer), route in routes.items()}
-        nodes = placement.nodes
         unknown = any(route == UNKNOWN and nodes[source] != nodes[peer] for (source, peer), route in routes.items())
         lanes = [lane for route in routes.values() for lane in route.split("+")]
         self.interfaces = crossed_interfaces(lanes, unknown, interface_bytes())  # of this node

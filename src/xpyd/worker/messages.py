@@ -210,6 +210,59 @@ class Dropped(Message, frozen=True):
     attempt: int
 
 
+class Seek(Message, frozen=True):
+    """Worker to a chain's home in the remote pool: what do you have of these blocks, from the first on?"""
+
+    request_id: int
+    keys: list[bytes]
+    priority: int
+
+
+class Found(Message, frozen=True):
+    """The answer: so many of them, in these slots, which are held until ``Bring``."""
+
+    request_id: int
+    slots: list[int]
+
+
+class Bring(Message, frozen=True):
+    """Receives are posted: send the slots from the ``first`` on into these blocks. An empty table: never mind."""
+
+    request_id: int
+    first: int
+    table: list[int]
+    transfer_seq: int
+
+
+class PutEntry(msgspec.Struct, frozen=True, array_like=True):
+    """A block that was evicted, see ``kv.prefix.Entry``."""
+
+    key: bytes
+    parent: bytes
+    root: bytes
+    depth: int
+    priority: int
+
+
+class Put(Message, frozen=True):
+    """Worker to a home: blocks for you wait in these outbox slots. ``number`` is their transfer's."""
+
+    number: int
+    entries: list[PutEntry]
+    slots: list[int]
+
+
+class Take(Message, frozen=True):
+    """The answer: receives are posted into these slots; -1: not wanted."""
+
+    number: int
+    slots: list[int]
+
+
+class Closed(Message, frozen=True):
+    """Between workers at a block's end: this rank asks for nothing more, and puts nothing."""
+
+
 class EndBlock(Message, frozen=True):
     """Client to worker: no request of this block is left. ``abort`` drops what is still there."""
 
@@ -221,7 +274,8 @@ BetweenInstances = (
 )
 InsideInstance = Step | Move | Moved | Sums
 OfFaults = Beat | PeerLost | Gone | Cancel | Cancelled | Dropped
-AnyMessage = BetweenInstances | InsideInstance | OfFaults
+OfPool = Seek | Found | Bring | Put | Take | Closed
+AnyMessage = BetweenInstances | InsideInstance | OfFaults | OfPool
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(AnyMessage)

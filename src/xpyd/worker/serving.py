@@ -15,6 +15,7 @@ from xpyd.worker.end import End
 from xpyd.worker.engine import Engine, Output
 from xpyd.worker.messages import AnyMessage, Final, Submit, unpack_prompt
 from xpyd.worker.mover import Mover
+from xpyd.worker.pool import PoolEnd
 from xpyd.worker.source import SourceEnd
 
 
@@ -29,12 +30,14 @@ class ServingWorker(Worker):
         mover: Mover | None = None,
         source: SourceEnd | None = None,
         destination: DestinationEnd | None = None,
+        pool: PoolEnd | None = None,
     ) -> None:
         super().__init__(engine, desk, drain_timeout_s)
         self._mover = mover
         self._source = source
         self._destination = destination
-        self._ends: list[End] = [end for end in (source, destination) if end is not None]
+        self.pool = pool
+        self._ends: list[End] = [end for end in (source, destination, pool) if end is not None]
 
     def handle(self, source: int, message: AnyMessage) -> None:
         if isinstance(message, Submit):
@@ -51,13 +54,23 @@ class ServingWorker(Worker):
         moves = submit.peer >= 0 and submit.output_len > 1
         num_outputs = 1 if moves else submit.output_len
         sequence = Sequence(submit.request_id, prompt, num_outputs, seed=submit.seed, priority=submit.priority)
+
+        def queue() -> None:
+            self._queue(submit, sequence, moves)
+
+        if self.pool is None or not self.pool.want(sequence, queue):
+            queue()
+
+    def _queue(self, submit: Submit, sequence: Sequence, moves: bool) -> None:
         if self.add(sequence) and moves:
             assert self._source is not None, (
                 f"request {submit.request_id} cannot move on from a {self.desk.role} worker"
             )
-            self._source.take(submit, len(prompt))
+            self._source.take(submit, len(sequence.prompt))
 
     def move(self) -> bool:
+        if self._ending and self.pool is not None and super().quiet:
+            self.pool.close()
         return any([end.move() for end in self._ends])  # noqa: C419 - every end, whatever the first one did
 
     def before_run(self, plan: StepPlan) -> None:
@@ -79,7 +92,8 @@ class ServingWorker(Worker):
             return
         self.receive()
         for end in self._ends:
-            end.between_layers()
+            if not end.quiet:  # else there is nothing to progress, and a layer is short
+                end.between_layers()
 
     def committed(self, outputs: list[Output], finished: list[Sequence], end_ns: int) -> None:
         moving = self._source.moving(outputs) if self._source is not None else []
@@ -108,7 +122,7 @@ class ServingWorker(Worker):
 
     @property
     def ledger_bytes(self) -> int:
-        return self._destination.ledger_bytes if self._destination is not None else 0
+        return sum(end.ledger_bytes for end in (self._destination, self.pool) if end is not None)
 
     @property
     def quiet(self) -> bool:

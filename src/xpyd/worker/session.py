@@ -21,9 +21,7 @@ from xpyd.dispatch import Dispatch, HybridDispatch, PoolDispatch
 from xpyd.economics.scenario import Calibration, Scenario
 from xpyd.faults import EXIT_RANKS_LOST, FaultConfig, RanksLost
 from xpyd.hybrid import HybridConfig, HybridPolicy
-from xpyd.kv.arenas import Arenas
 from xpyd.kv.coalesce import PieceCosts
-from xpyd.kv.tiers import FetchCosts
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.instance import runner_of
 from xpyd.model.runner import ModelRunner
@@ -46,7 +44,6 @@ from xpyd.worker.client import Client, Played
 from xpyd.worker.crew import Crew
 from xpyd.worker.destination import DestinationEnd
 from xpyd.worker.engine import Engine
-from xpyd.worker.fetch_costs import measure_fetch
 from xpyd.worker.follower import Follower
 from xpyd.worker.links import Links
 from xpyd.worker.mailbox import Mailbox
@@ -58,6 +55,7 @@ from xpyd.worker.sharded import ShardedDestination, ShardedSource
 from xpyd.worker.shards import Shapes, instance_blocks
 from xpyd.worker.source import SourceEnd
 from xpyd.worker.speculation import Speculator, build_speculator, draft_runner
+from xpyd.worker.tiers import Tiers, tier_rows
 from xpyd.worker.transfer_config import TransferConfig
 
 
@@ -115,16 +113,19 @@ class Session:
         self._launcher = os.getppid()
         self._mailbox = Mailbox(comm)
         self.crew = Crew(comm, setup.drain_timeout_s)
-        self._fetch_costs: dict[ModelRunner, FetchCosts] = {}
+        self._tiers = Tiers(setup.scheduler, setup.transfer, self.spec)
         self._quarantine: dict[tuple[int, ...], frozenset[int]] = {}  # blocks by the ranks of the instance
         self._runners: dict[tuple[Kind, tuple[int, ...]], ModelRunner] = {}  # by the ranks of the instance
         self._drafts: dict[ModelRunner, ModelRunner | None] = {}  # by the model that they guess for
         self.runner = self._runner_in(self.placement) if self.rank != CLIENT_RANK else None
         cache = self.runner.cache if self.runner is not None else None
         self.links: Links | None = None
-        if not setup.placement.num_colocated:
-            pool = (cache.buffer, cache.layout.block_bytes) if cache is not None else (None, 0)
-            self.links = Links(setup.transport, setup.fabric, comm, self.placement, *pool)
+        shares = setup.scheduler.num_remote_blocks > 0
+        if shares or not setup.placement.num_colocated:
+            buffer, unit_bytes = (cache.buffer, cache.layout.block_bytes) if cache is not None else (None, 0)
+            self.links = Links(setup.transport, setup.fabric, comm, self.placement, buffer, unit_bytes, shares)
+        if shares and self.links is not None:
+            self._tiers.measure_remote(comm, self.placement, self.links.transport, self.runner)
         self._piece_costs: PieceCosts | None = None
         if self.links is not None and setup.transfer.staging == "auto":
             self._piece_costs = measure_piece_costs(
@@ -147,7 +148,7 @@ class Session:
         if self.rank != CLIENT_RANK:
             runner = self._runner_in(placement)  # an arm's first block may have to load it, before any clock runs
             self._draft_in(placement, block)
-            self._fetch(runner, block.scheduler or self.setup.scheduler)
+            self._tiers.prepare(runner, block.scheduler or self.setup.scheduler)
         self.crew.wait(patient=True)  # a model may have been loaded
         self.clock = synchronise(self.comm, peers=self.crew.ranks[1:], wait=self.crew.wait)
         self.rows.muted = block.number < 0
@@ -238,7 +239,7 @@ class Session:
                 sampling=setup.sampling,
                 num_threads=max(1, len(self.cores)),
                 order=setup.transfer.order,
-                staging_bytes=setup.transfer.registered_staging_bytes,
+                staging_bytes=setup.transfer.registered_staging_bytes + self._tiers.registered_bytes,
             )
         return self._runners[key]
 
@@ -262,31 +263,24 @@ class Session:
         """What this rank does in a block: lead its instance of one or several ranks, or follow."""
         setup, instance = self.setup, placement.instance_of(self.rank)
         runner, role, timeout_s = self._runner_in(placement), instance.role, setup.drain_timeout_s
-        transport = self.links.transport if self.links is not None and role is not Role.COLOCATED else None
         scheduler = block.scheduler or setup.scheduler
+        moves = role is not Role.COLOCATED or scheduler.num_remote_blocks
+        transport = self.links.transport if self.links is not None and moves else None
         shapes = Shapes(self.spec, placement, scheduler, block.transfer or setup.transfer)
         if self.rank != instance.leader:
             return Follower(runner, self._desk(block, role), instance.leader, transport, shapes)
         num_blocks = instance_blocks(self.spec, instance.division, setup.scheduler.num_kv_blocks)
-        policy = build_scheduler(replace(scheduler, num_kv_blocks=num_blocks), role, self._fetch(runner, scheduler))
-        arenas = Arenas(runner.cache, scheduler.num_host_blocks)
-        engine = Engine(runner, policy, self._speculator(placement, block, policy), arenas)
+        fetch = self._tiers.fetch(runner, scheduler)
+        policy = build_scheduler(replace(scheduler, num_kv_blocks=num_blocks), role, fetch)
+        speculator, arenas = self._speculator(placement, block, policy), self._tiers.arenas(runner, scheduler)
+        engine = Engine(runner, policy, speculator, arenas)
         engine.scheduler.withhold(self._quarantine.get(instance.ranks, frozenset()))
         desk = self._desk(block, role, instance.ranks[1:])
-        if role is Role.COLOCATED:
+        if transport is None:
             return ServingWorker(engine, desk, timeout_s)
-        assert transport is not None
         mover = Mover(engine, desk, transport, shapes.transfer, self._piece_costs)
         ends = _ends(role, engine, mover, shapes if setup.placement.several_ranks else None)
-        return ServingWorker(engine, desk, timeout_s, mover, *ends)
-
-    def _fetch(self, runner: ModelRunner, scheduler: SchedulerConfig) -> FetchCosts | None:
-        """What decides on blocks of the host tier, measured when it is first asked for; None: they always come back."""
-        if not scheduler.num_host_blocks or scheduler.fetch == "always":
-            return None
-        if runner not in self._fetch_costs:
-            self._fetch_costs[runner] = measure_fetch(runner, scheduler.num_host_blocks)
-        return self._fetch_costs[runner]
+        return ServingWorker(engine, desk, timeout_s, mover, *ends, self._tiers.pool_end(engine, mover, placement))
 
     def _play_client(self, block: Block, placement: Placement, desk: Desk) -> Played:
         for r in block.requests:
@@ -383,6 +377,8 @@ def _ends(
     """The ends of the hand-off that a role has; ``shapes`` where a hand-off is between several ranks."""
     source: SourceEnd | None = None
     destination: DestinationEnd | None = None
+    if role is Role.COLOCATED:
+        return None, None
     if role is not Role.DECODE:
         source = SourceEnd(engine, mover) if shapes is None else ShardedSource(engine, mover, shapes)
     if role is not Role.PREFILL:

@@ -32,7 +32,7 @@ PLAIN = SchedulerConfig("chunked", max_num_seqs=3, max_num_batched_tokens=32, bl
 CACHED = replace(PLAIN, prefix_cache=True)
 LENGTHS = ((40, 4), (50, 4), (41, 1), (40, 4), (37, 4), (64, 4), (50, 4), (45, 4)) * 2
 REQUESTS = [
-    Request(i, 0, n, out, seed=i % 6, prefix_len=36, prefix_seed=9 + i % 2) for i, (n, out) in enumerate(LENGTHS)
+    Request(i, 0, n, out, seed=i % 6, prefix_len=36, prefix_seed=9 + i % 4 // 2) for i, (n, out) in enumerate(LENGTHS)
 ]
 
 
@@ -41,8 +41,10 @@ def blocks(transfer: TransferConfig, width: int) -> list[Block]:
     modes = product(("pull",) if pull_only else ("pull", "push"), ("whole", "layerwise", "chunkwise"))
     moved = [replace(transfer, direction=direction, mode=mode) for direction, mode in modes]
     tiered = replace(CACHED, num_host_blocks=32, fetch="always")
+    remote = replace(CACHED, num_remote_blocks=64, fetch="always")
+    both = replace(remote, num_host_blocks=6)
     arms = [(COLOCATED, PLAIN, None), (COLOCATED, CACHED, None)]
-    arms += [(COLOCATED, tiered, None)] if width == 1 else []
+    arms += [(COLOCATED, tiered, None), (COLOCATED, remote, None), (COLOCATED, both, None)] if width == 1 else []
     arms += [(DISAGGREGATED, CACHED, each) for each in moved]
     return [
         Block(number, 0, arm, REQUESTS, concurrency=3, transfer=each, scheduler=scheduler)
@@ -56,7 +58,7 @@ def main() -> None:
     setup = Setup(
         MODEL,
         PlacementConfig(1, 1, colocated_tp=width, allow_shared_node=True),  # type: ignore[arg-type]
-        PLAIN,
+        replace(CACHED, num_remote_blocks=64, fetch="always") if width == 1 else PLAIN,
         TransportConfig(sys.argv[2]),
         transfer,
         FabricConfig("test", 10.0),
