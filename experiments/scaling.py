@@ -1,4 +1,4 @@
-"""Tensor parallel scaling: prefill and decode steps on 1, 2 and 4 ranks of one instance, beside one rank alone.
+"""Scaling inside an instance: prefill and decode steps on 1, 2 and 4 ranks that divide heads, layers or tokens.
 
 python -m experiments.scaling model=small
 mpirun -n 5 python -m experiments.scaling 'sweep.widths=[1,2,4]'

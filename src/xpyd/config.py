@@ -188,7 +188,7 @@ class Scaling(Ranked):
 
     def __post_init__(self) -> None:
         ranks = self.placement.num_workers
-        _check_divisions({Division("tp", width) for width in self.sweep.widths}, runnable_spec(self.model))
+        _check_divisions({way.division for way in self.sweep.ways}, runnable_spec(self.model))
         if ranks != max(self.sweep.widths):
             raise ValueError(
                 f"sweep.widths up to {max(self.sweep.widths)} with {ranks} worker ranks: set placement=1c and "

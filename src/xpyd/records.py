@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Arms. ``colocated_tuned``: colocated with a tuned scheduler. ``null``: the A/A control, which is the tuned arm once
 # more, or without one the colocated arm. ``_speculative``: with guesses ahead, where an arm without them is played too.
 COLOCATED, COLOCATED_TUNED, DISAGGREGATED, NULL = "colocated", "colocated_tuned", "disaggregated", "null"
@@ -325,18 +325,25 @@ class ReceivingGapRow:
 
 @dataclass(frozen=True, slots=True)
 class ScalingRow:
-    """One step of the ``scaling`` experiment: a prompt, or a decode batch, on an instance of ``width`` ranks."""
+    """One step of the ``scaling`` experiment, as one rank of an instance of ``width`` ranks sees it.
 
+    ``kind``: what the ranks divide (tp, pp, cp); ``variant``: in which way, of those that the kind has.
+    """
+
+    kind: str
+    variant: str
+    num_micro_batches: int  # of a pipeline; else 0
     width: int
+    rank: int  # inside the instance; 0 leads it, and has the tokens when its step ends
     num_cores: int  # that its ranks may use; fewer than ``width``: oversubscribed
     num_prefill_tokens: int  # 0: a decode step
     num_decode_seqs: int
     repeat: int
     index: int
     step_s: float
-    reduce_s: float  # of it in sums over ranks, waiting included; 0 at width 1
-    reduce_bytes: int  # that this rank put into them
-    work_s: float  # CPU seconds of the leader's thread outside the sums: what is left of one rank's work
+    exchange_s: float  # of it in exchange with other ranks, waiting for them included; 0 at width 1
+    exchange_bytes: int  # that this rank put into it
+    work_s: float  # CPU seconds of this rank's thread outside of it
     logit_error: float  # largest difference of a logit to width 1, once per kind of step
 
 

@@ -62,11 +62,28 @@ def contention_rows() -> list[Any]:
 
 
 def scaling_rows() -> list[Any]:
-    """A 12 ms prompt takes two ranks 8 ms, a quarter of it in sums: 1.5 times as fast. Four ranks share two cores."""
-    found = ((1, 0.012, 0.0), (2, 0.008, 0.002), (4, 0.010, 0.006))
+    """A 12 ms prompt takes two ranks 8 ms, a quarter of it in exchange: 1.5 times as fast. Four ranks share two cores.
+
+    Cut in two, its second half takes 10 ms and the first 6, then waits; in a zigzag both take 8. Eight decodes: 4 ms,
+    through two stages as one micro-batch too, as four in 2.5 ms.
+    """
+    steps = {
+        ("tp", "", 0, 1, 256, 0): [(0.012, 0.0, 0.011)],
+        ("tp", "", 0, 2, 256, 0): [(0.008, 0.002, 0.0055)] * 2,
+        ("tp", "", 0, 4, 256, 0): [(0.010, 0.006, 0.00275)] * 4,
+        ("cp", "contiguous", 0, 2, 256, 0): [(0.010, 0.001, 0.009), (0.010, 0.005, 0.005)],
+        ("cp", "zigzag", 0, 2, 256, 0): [(0.008, 0.001, 0.006)] * 2,
+        ("tp", "", 0, 1, 0, 8): [(0.004, 0.0, 0.004)],
+        ("pp", "1 micro-batch", 1, 2, 0, 8): [(0.004, 0.002, 0.002)] * 2,
+        ("pp", "4 micro-batches", 4, 2, 0, 8): [(0.0025, 0.0005, 0.002)] * 2,
+    }
     return [
-        ScalingRow(width, 2, 256, 0, repeat, i, step_s, reduce_s, 4096 * (width > 1), 0.011 / width, 1e-6 * (width > 1))
-        for width, step_s, reduce_s in found
+        ScalingRow(
+            *(kind, variant, count, width, rank, 2, prompt, batch, repeat, i),
+            *(step_s, exchange_s, 4096 * (width > 1), work_s, 1e-6 * (width > 1)),
+        )
+        for (kind, variant, count, width, prompt, batch), ranks in steps.items()
+        for rank, (step_s, exchange_s, work_s) in enumerate(ranks)
         for repeat in range(5)
         for i in range(3)
     ]
@@ -255,11 +272,34 @@ def test_what_receiving_costs_is_found(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_speed_up_is_told_beside_one_rank_and_says_where_cores_are_too_few(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "scaling" / "r", scaling_rows(), config={"experiment": "scaling"}))
     results = scaling.analyse(run)
-    assert results.answer == "At best 1.5 times as fast, on 2 ranks."
-    assert results.tables[0].rows == [
+    assert results.answer == "At best 1.6 times as fast, on 2 pipeline stages."
+    tensor, pipeline, context = results.tables
+    assert tensor.rows == [
         ("prefill of 256", "1", "12 ms", "", "", "", "", ""),
         ("prefill of 256", "2", "8 ms", "1.5 [1.5, 1.5]", "50 %", "25 %", "4 KiB", "1e-06"),
         ("prefill of 256", "4 (oversubscribed)", "10 ms", "1.2 [1.2, 1.2]", "25 %", "60 %", "4 KiB", "1e-06"),
+    ]
+    one, four = "1 [1, 1]", "1.6 [1.6, 1.6]"
+    assert pipeline.rows[1:] == [
+        ("decode of 8", "2", "1 micro-batch", "4 ms", one, "", "50 %", "50 %", "50 %", "4 KiB", "1e-06"),
+        ("decode of 8", "2", "4 micro-batches", "2.5 ms", four, four, "50 %", "20 %", "20 %", "4 KiB", "1e-06"),
+    ]
+    fast, faster, gain = "1.2 [1.2, 1.2]", "1.5 [1.5, 1.5]", "1.25 [1.25, 1.25]"
+    assert context.rows[1:] == [
+        ("prefill of 256", "2", "contiguous", "10 ms", fast, "", "63.6 %", "1.29", "30 %", "4 KiB", "1e-06"),
+        (
+            "prefill of 256",
+            "2",
+            "zigzag",
+            "8 ms",
+            faster,
+            "1.25 [1.25, 1.25]",
+            "54.5 %",
+            "1",
+            "12.5 %",
+            "4 KiB",
+            "1e-06",
+        ),
     ]
 
 

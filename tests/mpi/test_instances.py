@@ -79,19 +79,30 @@ def test_a_comparison_of_unequal_widths(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
-def test_scaling_compares_each_width_with_one_rank(tmp_path: Path) -> None:
+def test_scaling_compares_each_way_with_one_rank(tmp_path: Path) -> None:
     overrides = ["model=micro", "placement.colocated_tp=2", "sweep.widths=[1,2]", "sweep.prompt_tokens=[32]"]
+    overrides += ["sweep.num_micro_batches=[1,2]"]
     overrides += ["sweep.num_decode_seqs=[2]", "sweep.num_steps=1", "sweep.num_repeats=1", "run.report=false"]
     command = [sys.executable, "-m", "experiments.scaling", *overrides, f"run.root={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    rows = pd.read_parquet(next((tmp_path / "scaling").iterdir()) / "scaling.parquet").set_index("width")
-    assert sorted(rows.index) == [1, 1, 2, 2]
-    assert (rows.loc[1, ["reduce_s", "reduce_bytes", "logit_error"]] == 0).all(axis=None)
-    assert (rows.loc[2, "reduce_s"] < rows.loc[2, "step_s"]).all()
-    assert rows.loc[2, "logit_error"].between(0, 1e-4, inclusive="neither").all()
-    # Two sums a layer and the logits of this rank's half of the vocabulary, in float32.
-    hidden, layers, vocab = 64, 2, 256
-    tokens = rows.loc[2, "num_prefill_tokens"] + rows.loc[2, "num_decode_seqs"]
-    sampled = rows.loc[2, "num_decode_seqs"].clip(lower=1)
-    assert (rows.loc[2, "reduce_bytes"] == 4 * (2 * layers * hidden * tokens + vocab // 2 * sampled)).all()
+    rows = pd.read_parquet(next((tmp_path / "scaling").iterdir()) / "scaling.parquet")
+    seen = sorted(zip(rows["kind"], rows["variant"], rows["width"], rows["rank"], strict=True))
+    alone, tensor = [("tp", "", 1, 0)] * 2, [("tp", "", 2, rank) for rank in (0, 0, 1, 1)]
+    context = [("cp", split, 2, rank) for split in ("contiguous", "zigzag") for rank in (0, 1)]
+    pipeline = [("pp", variant, 2, rank) for variant in ("1 micro-batch", "2 micro-batches") for rank in (0, 1)]
+    assert seen == [*context, *pipeline, *alone, *tensor]
+    rows = rows.set_index(["kind", "width"])
+    one, two = rows.loc[("tp", 1)], rows.loc[("tp", 2)]
+    assert (one[["exchange_s", "exchange_bytes", "logit_error"]] == 0).all(axis=None)
+    several = rows[rows.index.get_level_values("width") > 1]
+    assert (several["exchange_s"] < several["step_s"]).all()
+    assert several.loc[several["rank"] == 0, "logit_error"].between(0, 1e-4).all()
+    # Float32. Two sums a layer and the logits of this rank's half of the vocabulary; the keys and values of the tokens
+    # of this rank; the hidden states of all of a batch, from the first stage alone.
+    hidden, layers, vocab, kv_bytes_per_token = 64, 2, 256, 2 * 2 * 2 * 16 * 4
+    tokens = two["num_prefill_tokens"] + two["num_decode_seqs"]
+    sampled = two["num_decode_seqs"].clip(lower=1)
+    assert (two["exchange_bytes"] == 4 * (2 * layers * hidden * tokens + vocab // 2 * sampled)).all()
+    assert (rows.loc[("cp", 2), "exchange_bytes"] == 16 * kv_bytes_per_token).all()
+    assert (rows.loc[("pp", 2), "exchange_bytes"] == rows.loc[("pp", 2), "rank"].map({0: 2 * hidden * 4, 1: 0})).all()

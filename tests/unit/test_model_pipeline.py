@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.test_model_parallel import MICRO, PROMPTS, TABLES, VARIANTS
+from xpyd.economics.pipeline import bubble_share
 from xpyd.model.meter import Meter
-from xpyd.model.pipeline import PipelineRunner, bubble_share, micro_batches
+from xpyd.model.pipeline import PipelineRunner, micro_batches
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.sampling import Sampled
 from xpyd.model.shard import Member

@@ -1,9 +1,9 @@
 """Pipeline parallelism: the layers of an instance divided among its ranks, hidden states passed on from stage to stage.
 
 A step's segments run as micro-batches one behind the other, so that a stage works on one while the next stage has the
-one before (GPipe, arXiv:1811.06965). A step ends with its last micro-batch, so of ``num_stages`` stages each one idles
-for ``(num_stages - 1) / (num_micro_batches + num_stages - 1)`` of it where all take equally long: the bubble. The last
-stage draws the tokens, and gives them to the leader, the first: a few bytes in place of the logits.
+one before (GPipe, arXiv:1811.06965). A step ends with its last micro-batch, so stages idle at its begin and its end
+(``economics.pipeline.bubble_share``). The last stage draws the tokens, and gives them to the leader, the first: a few
+bytes in place of the logits.
 """
 
 from __future__ import annotations
@@ -26,11 +26,6 @@ from xpyd.placement import Division
 
 OnLayer = Callable[[int], None]
 TAG_HIDDEN, TAG_DRAWN = 0, 1
-
-
-def bubble_share(num_stages: int, num_micro_batches: int) -> float:
-    """The share of a step that a stage idles where all stages and micro-batches take equally long (section 2.3)."""
-    return (num_stages - 1) / (num_micro_batches + num_stages - 1)
 
 
 def micro_batches(segments: Sequence[Segment], count: int) -> list[list[Segment]]:

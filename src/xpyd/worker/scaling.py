@@ -1,8 +1,8 @@
-"""How a step scales with the ranks of an instance: prefill and decode steps at each width, interleaved in one run.
+"""How a step scales with the ranks of an instance: prefill and decode steps in each way, interleaved in one run.
 
-Ranks 1 to n form the instance of width n, with one thread each, so that n ranks use n cores where there are as many.
-Ranks outside the width that is measured sleep. Width 1 has no reducer: it is the baseline, and its logits are the ones
-that every other width is compared with.
+Ranks 1 to n form the instances of width n, with one thread each, so that n ranks use n cores where there are as many.
+Ranks outside the instance that is measured sleep. One rank alone is the baseline, and its logits are the ones that
+every other way's are compared with.
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ from time import perf_counter_ns, thread_time_ns
 from typing import Any
 
 import numpy as np
+import torch
 
 from xpyd.clock import wait_quietly
+from xpyd.model.context import ContextRunner
+from xpyd.model.instance import runner_of
+from xpyd.model.meter import Meter
 from xpyd.model.parallel import TimedReducer, reducer_of
+from xpyd.model.pipeline import PipelineRunner
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.spec import ModelSpec
+from xpyd.placement import Division
 from xpyd.records import ScalingRow
 from xpyd.units import NS_PER_S
 from xpyd.worker.interference import decode_batch
-from xpyd.worker.sweeps import ScalingSweep
+from xpyd.worker.sweeps import ScalingSweep, Way
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,29 @@ class Point:
 
 @dataclass(frozen=True)
 class Instance:
-    """One rank's side of the instance of a width."""
+    """One rank's side of the instance of a kind and width; ``meter`` counts its exchange with the others."""
 
     runner: ModelRunner
-    width: int
-    reducer: TimedReducer | None
+    meter: Meter
     num_cores: int
+
+    def prepare(self, way: Way) -> None:
+        """Choose the variant; between steps, on all ranks of the instance."""
+        if isinstance(self.runner, PipelineRunner) and way.num_micro_batches is not None:
+            self.runner.num_micro_batches = way.num_micro_batches
+        if isinstance(self.runner, ContextRunner) and way.split is not None:
+            self.runner.split = way.split
+
+    def leader_logits(self, segments: list[Segment]) -> torch.Tensor:
+        """The logits of a step, on the leader; a pipeline runs it as one micro-batch."""
+        logits = self.runner.logits(segments)
+        if isinstance(self.runner, PipelineRunner):
+            delivered: torch.Tensor = self.runner.stages.deliver(logits, lambda: None)
+            return delivered
+        return logits
+
+
+Instances = dict[Division, Instance]
 
 
 def measure_scaling(
@@ -56,84 +79,98 @@ def measure_scaling(
     sweep: ScalingSweep,
     write: Callable[[ScalingRow], None],
 ) -> None:
-    """Every width and kind of step, in a fresh order each repeat; collective. Rank 1, the leader of all, writes."""
+    """Every way and kind of step, in a fresh order each repeat; collective. Every rank writes what it saw."""
     instances = _instances(comm, nodes, spec, sweep)
     points = [Point(n, 0) for n in sweep.prompt_tokens] + [Point(0, n) for n in sweep.num_decode_seqs]
-    runs = [(width, point) for width in sweep.widths for point in points]
-    errors = _logit_errors(comm, instances, points, sweep)
+    runs = [(way, point) for way in sweep.ways for point in points if way.fits(point.num_decode_seqs)]
+    errors = _logit_errors(comm, instances, runs, sweep)
     generator = np.random.default_rng(0)
     for repeat in range(-1, sweep.num_repeats):  # -1: warm-up
         for which in generator.permutation(len(runs)):
-            width, point = runs[which]
+            way, point = runs[which]
             wait_quietly(comm)
-            if width not in instances:
+            if way.division not in instances:
                 continue
-            for row in _measure(instances[width], point, sweep, repeat, errors.get((width, point), 0.0)):
-                if repeat >= 0 and comm.rank == 1:
+            for row in _measure(instances[way.division], way, point, sweep, repeat, errors.get((way, point), 0.0)):
+                if repeat >= 0:
                     write(row)
     wait_quietly(comm)
 
 
-def _instances(comm: Any, nodes: list[str], spec: ModelSpec, sweep: ScalingSweep) -> dict[int, Instance]:
-    """This rank's instances, by width; every rank tells its cores first."""
+def _instances(comm: Any, nodes: list[str], spec: ModelSpec, sweep: ScalingSweep) -> Instances:
+    """This rank's instances; every rank tells its cores first."""
     cores = comm.allgather([(nodes[comm.rank], core) for core in os.sched_getaffinity(0)])
-    found: dict[int, Instance] = {}
-    for width in sweep.widths:
-        ranks = list(range(1, width + 1))
+    found: Instances = {}
+    for division in dict.fromkeys(way.division for way in sweep.ways):
+        ranks = list(range(1, division.width + 1))
         if comm.rank in ranks:
-            inner = reducer_of(comm, ranks)
-            reducer = TimedReducer(inner) if inner is not None else None
-            runner = ModelRunner(spec, sweep.num_blocks, sweep.block_size, reducer=reducer)
-            found[width] = Instance(runner, width, reducer, len({core for rank in ranks for core in cores[rank]}))
+            runner, meter = _runner(comm, ranks, division, spec, sweep)
+            found[division] = Instance(runner, meter, len({core for rank in ranks for core in cores[rank]}))
     return found
 
 
+def _runner(
+    comm: Any, ranks: list[int], division: Division, spec: ModelSpec, sweep: ScalingSweep
+) -> tuple[ModelRunner, Meter]:
+    pool = spec, sweep.num_blocks, sweep.block_size
+    if division.kind == "tp" and (inner := reducer_of(comm, ranks)) is not None:
+        reducer = TimedReducer(inner)
+        return ModelRunner(*pool, reducer=reducer), reducer.meter
+    runner = runner_of(comm, ranks, division, None, *pool)
+    if isinstance(runner, PipelineRunner):
+        return runner, runner.stages.meter
+    return runner, runner.gatherer.meter if isinstance(runner, ContextRunner) else Meter()
+
+
 def _logit_errors(
-    comm: Any, instances: dict[int, Instance], points: list[Point], sweep: ScalingSweep
-) -> dict[tuple[int, Point], float]:
-    """The largest difference of a logit to width 1, on rank 1. Decodes attend to the KV of a prompt run before."""
-    errors: dict[tuple[int, Point], float] = {}
-    for point in points:
-        baseline = None
-        for width in sorted(sweep.widths):
-            wait_quietly(comm)
-            if width not in instances:
-                continue
-            runner = instances[width].runner
-            if point.num_decode_seqs:
-                for segment in point.segments(runner.spec, sweep.block_size, sweep.context_len):
-                    prompt = [token % runner.spec.vocab_size for token in range(segment.start)]
-                    runner.run([Segment(prompt, 0, segment.block_table, 0, 0, False)])
-            logits = runner.logits(point.segments(runner.spec, sweep.block_size, sweep.context_len))
-            if comm.rank == 1:
-                baseline = logits if baseline is None else baseline
-                errors[width, point] = float((logits - baseline).abs().max())
+    comm: Any, instances: Instances, runs: list[tuple[Way, Point]], sweep: ScalingSweep
+) -> dict[tuple[Way, Point], float]:
+    """The largest difference of a logit to one rank's, on rank 1. Decodes attend to the KV of a prompt run before."""
+    errors: dict[tuple[Way, Point], float] = {}
+    baselines: dict[Point, torch.Tensor] = {}  # the first way is one rank alone
+    for way, point in runs:
+        wait_quietly(comm)
+        if way.division not in instances:
+            continue
+        instance = instances[way.division]
+        instance.prepare(way)
+        runner = instance.runner
+        segments = point.segments(runner.spec, sweep.block_size, sweep.context_len)
+        if point.num_decode_seqs:
+            for segment in segments:
+                prompt = [token % runner.spec.vocab_size for token in range(segment.start)]
+                runner.run([Segment(prompt, 0, segment.block_table, 0, 0, False)])
+        logits = instance.leader_logits(segments)
+        if comm.rank == 1:
+            errors[way, point] = float((logits - baselines.setdefault(point, logits)).abs().max())
     return errors
 
 
-def _measure(instance: Instance, point: Point, sweep: ScalingSweep, repeat: int, error: float) -> Iterator[ScalingRow]:
+def _measure(
+    instance: Instance, way: Way, point: Point, sweep: ScalingSweep, repeat: int, error: float
+) -> Iterator[ScalingRow]:
     segments = point.segments(instance.runner.spec, sweep.block_size, sweep.context_len)
-    reducer = instance.reducer
+    instance.prepare(way)
     for index in range(sweep.num_steps):
-        before = _spent(reducer)
+        before = instance.meter.read()
         cpu_ns, begin_ns = thread_time_ns(), perf_counter_ns()
         instance.runner.run(segments)
         step_ns, cpu_ns = perf_counter_ns() - begin_ns, thread_time_ns() - cpu_ns
-        busy_ns, reduce_cpu_ns, num_bytes = (now - then for now, then in zip(_spent(reducer), before, strict=True))
+        busy_ns, busy_cpu_ns, num_bytes = (now - then for now, then in zip(instance.meter.read(), before, strict=True))
         yield ScalingRow(
-            width=instance.width,
+            kind=way.kind,
+            variant=way.variant,
+            num_micro_batches=way.num_micro_batches or 0,
+            width=way.width,
+            rank=instance.runner.member.rank,
             num_cores=instance.num_cores,
             num_prefill_tokens=point.num_prefill_tokens,
             num_decode_seqs=point.num_decode_seqs,
             repeat=repeat,
             index=index,
             step_s=step_ns / NS_PER_S,
-            reduce_s=busy_ns / NS_PER_S,
-            reduce_bytes=num_bytes,
-            work_s=(cpu_ns - reduce_cpu_ns) / NS_PER_S,
+            exchange_s=busy_ns / NS_PER_S,
+            exchange_bytes=num_bytes,
+            work_s=(cpu_ns - busy_cpu_ns) / NS_PER_S,
             logit_error=error,
         )
-
-
-def _spent(reducer: TimedReducer | None) -> tuple[int, int, int]:
-    return (0, 0, 0) if reducer is None else reducer.meter.read()

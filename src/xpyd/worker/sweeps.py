@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, MinLen
 
 from xpyd.kv.codec.config import CodecConfig
-from xpyd.placement import Width
+from xpyd.placement import Division, Kind, Split, Width
 
 WIRE_BLOCK_BYTES = 64 * 1024  # blocks of the ``transfer`` experiment's patterns
 
@@ -56,9 +57,42 @@ class InterferenceSweep:
 
 
 @dataclass(frozen=True)
-class ScalingSweep:
-    """Prompts of each length and decode batches of each size, on one instance of each width."""
+class Way:
+    """How an instance divides a step: by ``kind`` among ``width`` ranks, in one of the variants that the kind has."""
 
+    kind: Kind = "tp"
+    width: int = 1
+    num_micro_batches: int | None = None  # pp
+    split: Split | None = None  # cp
+
+    @property
+    def division(self) -> Division:
+        return Division(self.kind, self.width)
+
+    @property
+    def variant(self) -> str:
+        if self.num_micro_batches is not None:
+            return f"{self.num_micro_batches} micro-batch{'es' * (self.num_micro_batches > 1)}"
+        return self.split or ""
+
+    def fits(self, num_decode_seqs: int) -> bool:
+        """Whether it is for prompts (0) or for a decode batch of this size."""
+        if self.kind == "cp":
+            return num_decode_seqs == 0
+        return self.kind != "pp" or num_decode_seqs >= (self.num_micro_batches or 1)
+
+
+@dataclass(frozen=True)
+class ScalingSweep:
+    """Prompts of each length and decode batches of each size, on one instance of each kind and width.
+
+    Pipelines run the decodes, with each number of micro-batches: 1 is the baseline. Context-parallel instances run the
+    prompts, with each split: contiguous is the baseline.
+    """
+
+    kinds: Annotated[tuple[Kind, ...], MinLen(1)]
+    num_micro_batches: Annotated[tuple[Annotated[int, Gt(0)], ...], MinLen(1)]
+    splits: Annotated[tuple[Split, ...], MinLen(1)]
     widths: Annotated[tuple[Width, ...], MinLen(2)]
     prompt_tokens: tuple[Annotated[int, Gt(0)], ...]
     num_decode_seqs: tuple[Annotated[int, Gt(0)], ...]
@@ -72,6 +106,19 @@ class ScalingSweep:
             raise ValueError(
                 f"sweep.widths={list(self.widths)}: give widths in ascending order, with 1, the baseline, first"
             )
+
+    @property
+    def ways(self) -> list[Way]:
+        """One rank alone, and then every kind, width and variant."""
+        found = [Way()]
+        for kind, width in product(self.kinds, self.widths[1:]):
+            if kind == "pp":
+                found += [Way(kind, width, num_micro_batches=count) for count in self.num_micro_batches]
+            elif kind == "cp":
+                found += [Way(kind, width, split=split) for split in self.splits]
+            else:
+                found.append(Way(kind, width))
+        return found
 
     @property
     def num_blocks(self) -> int:
