@@ -293,7 +293,7 @@ def test_a_speed_up_is_told_beside_one_rank_and_says_where_cores_are_too_few(tmp
             "zigzag",
             "8 ms",
             faster,
-            "1.25 [1.25, 1.25]",
+            gain,
             "54.5 %",
             "1",
             "12.5 %",
