@@ -9,7 +9,7 @@ PY_M = $(BIN)/python -m
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer handoff interference tune-colocated bench-analysis simulate bench-simulate soak check-cluster codecs cluster slurm-demo test test-rdma lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate soak check-cluster codecs cluster slurm-demo test test-rdma lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ transfer: $(SETUP) ## the bill alone: KV patterns over this machine's loopback, 
 
 bench-transfer: $(SETUP) ## every transport beside a plain socket and ucx_perftest, on real KV patterns: ARGS=--quick
 	$(PY_M) benchmarks.transfer $(ARGS)
+
+bench-engine: $(SETUP_DEV) ## decode steps and prefills beside their bare matrix products and transformers: ARGS=--quick
+	$(PY_M) benchmarks.engine $(ARGS)
 
 handoff: $(SETUP) ## what of each transfer is exposed, in every mode of the hand-off, on this machine
 	$(PY_M) experiments.handoff placement.allow_shared_node=true

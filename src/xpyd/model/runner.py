@@ -11,6 +11,7 @@ from xpyd.kv.cache import KVCache
 from xpyd.kv.layout import PoolOrder
 from xpyd.model.batch import Batch, ChunkView, DecodeGroup, causal_mask
 from xpyd.model.checkpoint_config import resolve_spec
+from xpyd.model.graphs import CudaRecorder, DecodeGraphs, Recorder
 from xpyd.model.parallel import Reducer
 from xpyd.model.rope import Rope
 from xpyd.model.sampling import Sampled, sample
@@ -48,8 +49,12 @@ class ModelRunner:
         staging_bytes: int = 0,
         weights: Weights | None = None,
         member: Member | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """``weights``: already loaded, in place of those that ``spec`` names. ``member``: where no reducer says it."""
+        """``weights``: already loaded, in place of those that ``spec`` names. ``member``: where no reducer says it.
+
+        ``recorder``: what records decode steps; by default CUDA graphs on a GPU, for whole dense models.
+        """
         spec.check_runs()
         torch.set_num_threads(num_threads)
         self.spec = resolve_spec(spec)
@@ -62,6 +67,7 @@ class ModelRunner:
         layers = self.member.layers(self.spec.num_layers)
         self._weights = weights or load_weights(self.spec, device, self.shard, layers)
         self._rope = Rope.of(self.spec, device)
+        self._graphs = self._recordings(recorder)
 
     def shallow(self, num_layers: int) -> ModelRunner:
         """The first ``num_layers`` layers of a whole model with its own norm and head, greedy, and a pool beside it.
@@ -100,7 +106,13 @@ class ModelRunner:
         # Decodes first, by length: sequences that attend together should be of similar length.
         order = sorted(range(len(segments)), key=lambda i: (not segments[i].is_decode, segments[i].end))
         batch = self._pack([segments[i] for i in order])
-        logits = self._forward(batch, on_layer)
+        if self._graphs is not None and not batch.chunks and len(batch.sampled_rows) == len(segments):
+            logits = self._graphs.run(batch)
+            if on_layer is not None:
+                for layer in range(self.spec.num_layers):
+                    on_layer(layer)
+        else:
+            logits = self._forward(batch, on_layer)
         sampled = [i for i in order if segments[i].samples]
         if sampled == sorted(sampled):
             return logits
@@ -110,6 +122,15 @@ class ModelRunner:
     def draws(self) -> bool:
         """Whether this rank has the logits, and so draws the tokens."""
         return self.shard.rank == 0
+
+    def _recordings(self, recorder: Recorder | None) -> DecodeGraphs | None:
+        """None where steps are not recorded: on CPUs, among several ranks, and of experts, whose sizes vary."""
+        if recorder is None and self._device.type == "cuda":
+            recorder = CudaRecorder()
+        if recorder is None or self.member.division.width > 1 or self.spec.experts is not None:
+            return None
+        size, window = self.cache.block_size, self.spec.sliding_window
+        return DecodeGraphs(lambda batch: self._forward(batch, None), recorder, size, window)
 
     def _forward(self, batch: Batch, on_layer: Callable[[int], None] | None) -> torch.Tensor:
         return forward(self.spec, self._weights, self._rope, batch, self.cache, on_layer, self._reducer)
@@ -130,7 +151,7 @@ class ModelRunner:
             if not segment.is_decode:
                 chunks.append(self._chunk(segment, begin))
         sizes = [len(tokens)] * 3 + [len(rows)]
-        packed = self._tensor(tokens + positions + slots + rows).split(sizes)  # made, and brought to a GPU, at once
+        packed = torch.split(self._tensor(tokens + positions + slots + rows), sizes)  # one tensor: one copy to a GPU
         return Batch(
             tokens=packed[0],
             positions=packed[1],
@@ -153,12 +174,15 @@ class ModelRunner:
         )
 
     def _decode_groups(self, segments: list[Segment]) -> list[DecodeGroup]:
-        """Split decodes, sorted by length, so that none is padded to more than twice its own blocks."""
+        """Split decodes, sorted by length, so that none is padded to more than twice its own blocks.
+
+        A recorded step has one group.
+        """
         groups = []
         begin = 0
         for end in range(1, len(segments) + 1):
             limit = 2 * self._blocks_of(segments[begin])
-            if end == len(segments) or self._blocks_of(segments[end]) > limit:
+            if end == len(segments) or (self._graphs is None and self._blocks_of(segments[end]) > limit):
                 groups.append(self._decode_group(segments[begin:end], begin))
                 begin = end
         return groups
