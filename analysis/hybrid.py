@@ -19,6 +19,7 @@ from analysis.tables import MAX_ROWS
 from xpyd.economics.verdict import Interval
 from xpyd.records import DISAGGREGATED, HYBRID
 
+RESOLUTION_S = 1e-9  # of the stamps: less is rounding
 SHOWN = {"goodput_rps": "1/s", "itl_s p99": "s", "ttft_s p99": "s", "ttft_s mean": "s", "e2e_s mean": "s"}
 
 
@@ -38,9 +39,9 @@ def finding(saved: Interval) -> str:
     """What an interval of seconds saved says."""
     if not saved.known:
         return "no interval"
-    if saved.high < 0:
+    if saved.high < -RESOLUTION_S:
         return "WORSE"
-    return "better" if saved.low > 0 else "not worse"
+    return "better" if saved.low > RESOLUTION_S else "not worse"
 
 
 def hybrid_table(comparison: Comparison) -> Table:

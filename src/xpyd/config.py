@@ -461,13 +461,26 @@ class Compare(Serve):
             )
         if self.num_blocks != 1:
             raise ValueError(f"num_blocks={self.num_blocks} is read by serve only; compare counts pairs, set num_pairs")
-        if self.hybrid.on and (self.placement.several_ranks or (self.placement.colocated_tp or 1) > 1):
-            raise ValueError(
-                f"hybrid.policy={self.hybrid.policy} with placement {self.placement.name}: its costs are reckoned for "
-                "instances of one rank; choose widths of 1, or hybrid=off"
-            )
+        self._check_hybrid()
         self.rival.check(self.colocated_fingerprint)
         check_parity({name: self.arm(name) for name in self.arms})
+
+    def _check_hybrid(self) -> None:
+        if not self.hybrid.on:
+            return
+        asked = f"hybrid.policy={self.hybrid.policy}"
+        if self.experiment != "compare":
+            raise ValueError(f"{asked}: {self.experiment} has no hybrid arm; choose hybrid=off, or compare")
+        if self.placement.several_ranks or (self.placement.colocated_tp or 1) > 1:
+            raise ValueError(
+                f"{asked} with placement {self.placement.name}: its costs are reckoned for instances of one rank; "
+                "choose widths of 1, or hybrid=off"
+            )
+        if self.speculation.on:
+            raise ValueError(
+                f"{asked} with speculation.draft={self.speculation.draft}: its costs are reckoned for steps of one "
+                "token a sequence; choose speculation=none, or hybrid=off"
+            )
 
     @property
     def tuned(self) -> SchedulerConfig | None:
@@ -588,6 +601,11 @@ class Simulate(Experiment):
     def __post_init__(self) -> None:
         spec = resolve_spec(self.model)
         _check_tensor_parallel(self.placement, "only tensor-parallel instances are simulated")
+        if self.router.sees_kv:
+            raise ValueError(
+                f"router.policy={self.router.policy}: where KV is is not simulated; choose router=least_outstanding or "
+                "router=round_robin"
+            )
         if self.scheduler.prefix_cache:
             raise ValueError(
                 "scheduler.prefix_cache=true: simulated prompts have lengths and no tokens, so that none is found "

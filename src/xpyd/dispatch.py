@@ -5,14 +5,15 @@ Pure: the client tells of what it sends and of every token that comes, ranks are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from xpyd.hybrid import Decision, HybridPolicy
+from xpyd.kv.prefix import block_keys
 from xpyd.placement import Role
 from xpyd.request import Request
-from xpyd.router import Router
+from xpyd.router import Router, SentBlocks
 
 Pool = Callable[..., Sequence[int]]  # the leaders of the instances of some roles that have all their ranks
 
@@ -43,21 +44,61 @@ class Dispatch(Protocol):
     def ended(self, request: Request, way: Way, num_seen: int, now_s: float) -> None: ...
 
 
+class KvMap:
+    """What the client knows of where KV is: the blocks it sent where, and which ranks share a node.
+
+    ``num_blocks``: of each rank's prefix cache; 0: there is none, and only the links count.
+    """
+
+    def __init__(self, vocab_size: int, block_size: int, num_blocks: int, nodes: Sequence[str]) -> None:
+        self._vocab_size = vocab_size
+        self._block_size = block_size
+        self._blocks = SentBlocks(num_blocks)
+        self._nodes = nodes
+
+    def to_compute(self, request: Request, ranks: Sequence[int]) -> list[int]:
+        """Prompt tokens that each rank would have to compute."""
+        keys = self._keys(request)
+        return [request.input_len - self._blocks.num_hits(rank, keys) * self._block_size for rank in ranks]
+
+    def to_move(self, request: Request, source: int, ranks: Sequence[int]) -> list[int]:
+        """Prompt tokens whose KV each rank would have to get from another node; inside a node the link is no matter."""
+        near = [self._nodes[rank] == self._nodes[source] for rank in ranks]
+        missing = self.to_compute(request, ranks)
+        return [0 if is_near else num_tokens for is_near, num_tokens in zip(near, missing, strict=True)]
+
+    def sent(self, request: Request, ranks: Collection[int]) -> None:
+        """Its prompt's full blocks will be on these ranks."""
+        for rank in ranks:
+            self._blocks.sent(rank, self._keys(request))
+
+    def _keys(self, request: Request) -> list[bytes]:
+        return block_keys(request.prompt(self._vocab_size).tolist(), self._block_size, [])
+
+
 class PoolDispatch:
     """A router for each pool: one pool of colocated instances, or one of prefill and one of decode instances."""
 
-    def __init__(self, prefill_router: Router, decode_router: Router | None) -> None:
+    def __init__(self, prefill_router: Router, decode_router: Router | None, kv_map: KvMap | None = None) -> None:
+        """``kv_map`` for routers that see where KV is."""
         self._prefill_router = prefill_router
         self._decode_router = decode_router
+        self._kv_map = kv_map
         self._load: dict[int, int] = {}  # outstanding tokens by rank
 
     def route(self, request: Request, pool: Pool, now_s: float) -> Way:
-        prefill = self._pick(self._prefill_router, pool(Role.COLOCATED, Role.PREFILL))
+        ranks = pool(Role.COLOCATED, Role.PREFILL)
+        missing = self._kv_map.to_compute(request, ranks) if self._kv_map is not None else ()
+        prefill = self._pick(self._prefill_router, ranks, missing)
         if self._decode_router is None:
             return Way(prefill, prefill)
-        return Way(prefill, self._pick(self._decode_router, pool(Role.DECODE)))
+        ranks = pool(Role.DECODE)
+        missing = self._kv_map.to_move(request, prefill, ranks) if self._kv_map is not None else ()
+        return Way(prefill, self._pick(self._decode_router, ranks, missing))
 
     def sent(self, request: Request, way: Way, now_s: float) -> None:
+        if self._kv_map is not None:
+            self._kv_map.sent(request, {way.prefill_rank, way.decode_rank})
         self._add(way.prefill_rank, request.input_len)
         self._add(way.decode_rank, request.output_len)
 
@@ -73,8 +114,8 @@ class PoolDispatch:
     def _add(self, rank: int, num_tokens: int) -> None:
         self._load[rank] = self._load.get(rank, 0) + num_tokens
 
-    def _pick(self, router: Router, ranks: Sequence[int]) -> int:
-        return ranks[router.route([self._load.get(rank, 0) for rank in ranks])]
+    def _pick(self, router: Router, ranks: Sequence[int], missing: Sequence[int]) -> int:
+        return ranks[router.route([self._load.get(rank, 0) for rank in ranks], missing)]
 
 
 class HybridDispatch:

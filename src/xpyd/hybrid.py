@@ -15,10 +15,10 @@ that still queue at d when the KV lands. ``exposed``: as in ``economics.predict`
 this one. The last line of each is what others lose: every decode beside a chunk waits for it, and every decode beside
 another lengthens its steps.
 
-One request cannot see that a rank without any prompts would be worth having: alone, each would rather stay. So the
-loads are not those of the moment alone, but the mean of these and of what the better pure arm would have in the long
-run, by the closed-form prediction (``expected_loads``): even over all ranks where staying is better, prompts on the
-one pool and decodes on the other where splitting is. Around that, length, link and load decide request by request.
+One request cannot see that a rank without any prompts would be worth having: alone, each would rather stay. So a rank
+counts as having at least the decodes, and the share of prompts, that it would have in the long run in the better pure
+arm, by the closed-form prediction (``expected_loads``): even over all ranks where staying is better, prompts on the one
+pool and decodes on the other where splitting is. Around that, length, link and load decide request by request.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ class HybridPolicy:
         return cls.num_gaps * self._compute.decode_s(1, cls.context_len) * self._num_decodes(rank)
 
     def _num_decodes(self, rank: int) -> float:
-        return (self._expected[rank].num_decodes + len(self.loads[rank].decodes)) / 2
+        return max(self._expected[rank].num_decodes, len(self.loads[rank].decodes))
 
     def _step_s(self, rank: int) -> float:
         return self._compute.base_s + self._num_decodes(rank) * self._seq_s

@@ -196,7 +196,7 @@ def scenario_of(config: Compare, spec: ModelSpec, scheduler: SchedulerConfig) ->
         num_kv_blocks=scheduler.num_kv_blocks,
         mode=config.transfer.mode,
         max_piece_bytes=config.transfer.max_piece_bytes,
-        router=config.router.policy,
+        router="round_robin" if config.router.policy == "round_robin" else "least_outstanding",
         rate_rps=rate_rps,
         concurrency=concurrency,
         arrival_cv2=cv2,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from xpyd.clock import Clock, synchronise
-from xpyd.dispatch import Dispatch, HybridDispatch, PoolDispatch
+from xpyd.dispatch import Dispatch, HybridDispatch, KvMap, PoolDispatch
 from xpyd.economics.scenario import Calibration, Scenario
 from xpyd.faults import EXIT_RANKS_LOST, FaultConfig, RanksLost
 from xpyd.hybrid import HybridConfig, HybridPolicy
@@ -315,8 +315,11 @@ class Session:
             assert self.hybrid is not None, "a hybrid block needs a calibration: trial.write_prediction"
             pools = self.placement.leaders(Role.PREFILL), self.placement.leaders(Role.DECODE)
             return HybridDispatch(HybridPolicy(*self.hybrid, pools))
+        router, scheduler = self.setup.router, block.scheduler or self.setup.scheduler
         split = bool(placement.ranks(Role.DECODE))
-        return PoolDispatch(self.setup.router.build(), self.setup.router.build() if split else None)
+        cached = scheduler.num_kv_blocks if scheduler.prefix_cache else 0
+        kv_map = KvMap(self.spec.vocab_size, scheduler.block_size, cached, self.nodes) if router.sees_kv else None
+        return PoolDispatch(router.build(), router.build() if split else None, kv_map)
 
     def _close_block(self, block: Block, played: Played | None, ledger_bytes: int, before: tuple[int, int]) -> None:
         """Gather the byte counts and write the block's row, unless it was cut short."""
