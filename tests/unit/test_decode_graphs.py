@@ -84,6 +84,12 @@ def test_sizes_by_hand() -> None:
     assert size_for(5, 65) == Size(8, 128)
 
 
+def test_every_tensor_of_a_recorded_step_is_on_the_device() -> None:
+    """The meta device computes nothing, but refuses to mix with tensors that were left on the CPU."""
+    made = ModelRunner(SPEC, NUM_BLOCKS, BLOCK_SIZE, device="meta", recorder=Again())
+    assert made.logits(decodes([5, 30, 11])).shape == (3, SPEC.vocab_size)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_cuda_graphs_equal_plain_steps() -> None:
     replayed = ModelRunner(SPEC, NUM_BLOCKS, BLOCK_SIZE, device="cuda")

@@ -104,11 +104,12 @@ def _random(spec: ModelSpec, device: str) -> Get:
     each token would predict itself. A router's correction bias is small beside its scores, or it alone would choose.
     A GPU draws other numbers than a CPU from the same seed, in a hundredth of the time.
     """
-    generator = torch.Generator(device).manual_seed(spec.seed)
+    where = device if device.startswith("cuda") else "cpu"
+    generator = torch.Generator(where).manual_seed(spec.seed)
 
     def get(name: str, shape: Shape, part: Part) -> torch.Tensor:
         if "norm" in name:
-            return torch.ones(shape, device=device)[part]
+            return torch.ones(shape, device=where)[part]
         scale: float = shape[-1] ** -0.5
         if name == "lm_head.weight":
             scale *= 2.0
@@ -116,6 +117,6 @@ def _random(spec: ModelSpec, device: str) -> Get:
             scale = 0.1
         elif name.endswith("bias") or ("embed_tokens" in name and not spec.tie_word_embeddings):
             scale = 1.0
-        return torch.randn(shape, generator=generator, device=device)[part] * scale
+        return torch.randn(shape, generator=generator, device=where)[part] * scale
 
     return get
