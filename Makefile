@@ -9,7 +9,7 @@ PY_M = $(BIN)/python -m
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate soak check-cluster codecs cluster slurm-demo test test-rdma lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate soak fuzz check-cluster codecs cluster slurm-demo test test-rdma lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ bench-simulate: $(SETUP) ## CPU time per simulated request, and memory, over ins
 
 soak: $(SETUP) ## every kind of fault a hundred times in real sessions, with a table of what became of the requests: ARGS=...
 	$(PY_M) benchmarks.soak $(ARGS)
+
+fuzz: $(SETUP_DEV) ## ten thousand hostile configurations, traces, checkpoints, host lists and run folders each: ARGS=...
+	$(PY_M) tests.fuzz $(ARGS)
 
 check-cluster: $(SETUP) ## is this machine ready: MPI, UCX, wires, clocks, memory, versions; a remedy for each finding
 	$(PY_M) experiments.check_cluster placement.allow_shared_node=true

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import pandas as pd
 from rich.console import Console
@@ -17,6 +18,7 @@ from analysis.results import Results
 
 PARQUET = "parquet"
 USER_ERROR = 2
+DEBUG = "XPYD_DEBUG"
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -52,7 +54,7 @@ def main(
         runs = load_runs(options.runs, options.allow_partial, options.allow_mixed)
         for run in runs:
             check_experiment(run, experiments)
-        results = [analyse(run, options) for run in runs]
+        results = [told(run, lambda run: analyse(run, options)) for run in runs]
         if summarise is not None and len(runs) > 1 and options.format not in ("csv", PARQUET):
             results.append(summarise(runs, results))
         write(results, options)
@@ -60,6 +62,27 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     return 0
+
+
+Found = TypeVar("Found")
+
+
+def told(run: Run, analyse: Callable[[Run], Found]) -> Found:
+    """``analyse(run)``, with one line for a run whose files do not fit together. Raises RunError.
+
+    In a whole folder that is a fault of ours: ``XPYD_DEBUG=1`` shows where.
+    """
+    try:
+        return analyse(run)
+    except RunError:
+        raise
+    except Exception as error:
+        if os.environ.get(DEBUG) == "1":
+            raise
+        raise RunError(
+            f"{run.paths[0]}: its files do not fit together ({type(error).__name__}: {error}); restore what was "
+            f"changed or lost, or measure again. If nothing was, this is a fault of xpyd: {DEBUG}=1 shows where"
+        ) from None
 
 
 def check_experiment(run: Run, experiments: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from xpyd.records import TABLES
-from xpyd.streams import SchemaVersionError, check_schema, merge
+from xpyd.streams import StreamError, check_schema, merge
 
 # Runs that differ in these only are repeats of one trial: where results go, how ranks start, how long, which seed.
 REPEAT_KEYS = ("run", "launch", "num_pairs", "num_blocks", "workload.seed")
@@ -177,9 +177,9 @@ def _mean_prediction(first: Run, second: Run) -> dict[str, dict[str, dict[str, f
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, OSError, ValueError) as error:  # ValueError: of the text's coding, and of YAML's numbers
         raise RunError(f"{path}: damaged config ({_first_line(error)}); restore it or measure again") from None
-    if not isinstance(config, dict) or "experiment" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("experiment"), str):
         raise RunError(f"{path}: names no experiment; was it cut off? Measure again")
     return config
 
@@ -190,9 +190,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: damaged JSON ({_first_line(error)}); restore it or measure again") from None
-    assert isinstance(content, dict)
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: holds no JSON object; restore it or measure again")
     return content
 
 
@@ -210,7 +211,7 @@ def _read_table(folder: Path, table: str, partial: bool) -> pd.DataFrame:
                     problem = f"damaged Parquet ({_first_line(error)})"
                     raise RunError(f"{path}: {problem}; restore it or measure again") from None
         return _frame(merge(folder, table))
-    except SchemaVersionError as error:
+    except StreamError as error:
         raise RunError(str(error)) from None
 
 

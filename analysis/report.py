@@ -111,9 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         (run,) = load_runs(options.runs, options.allow_partial)
         if run.experiment not in ANALYSES:
             raise RunError(f"{run.paths[0]}: experiment {run.experiment!r} has no report; known: {', '.join(ANALYSES)}")
-        results = ANALYSES[run.experiment](run)
+        results = command.told(run, ANALYSES[run.experiment])
         out = options.out or run.paths[0] / "report.html"
-        out.write_text(page(run, results))
+        out.write_text(command.told(run, lambda run: page(run, results)))
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return command.USER_ERROR

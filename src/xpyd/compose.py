@@ -14,10 +14,11 @@ from xpyd.lock import InUseError
 from xpyd.placement import PlacementError
 from xpyd.rival import RivalConfig, find_rival
 from xpyd.slurm import SlurmError
+from xpyd.streams import StreamError
 
 ROOT = Path(__file__).parents[2]
 USER_ERROR = 2
-USER_ERRORS = (ConfigError, PlacementError, SlurmError, InUseError, FileExistsError)
+USER_ERRORS = (ConfigError, PlacementError, SlurmError, InUseError, StreamError, FileExistsError)
 
 
 def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, list[str]], int]) -> int:

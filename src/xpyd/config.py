@@ -660,7 +660,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
 def load_config(composed: Mapping[str, Any]) -> Experiment:
     """Validate a composed configuration into the dataclass of its experiment. Raises ConfigError."""
     name = composed.get("experiment")
-    if name not in SCHEMAS:
+    if not isinstance(name, str) or name not in SCHEMAS:
         raise ConfigError(f"experiment={name!r}: allowed are {', '.join(SCHEMAS)}")
     try:
         return TypeAdapter(SCHEMAS[name]).validate_python(dict(composed))

@@ -219,8 +219,8 @@ def tbt_tail_by_request(gaps: Gaps, share: float = TAIL_SHARE) -> NDArray[np.flo
 def _sorted_within(request: NDArray[np.int64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     """``seconds`` sorted inside each request; ``request`` is sorted. One sort of one key where the two fit in it."""
     nanoseconds = np.rint(seconds * NS_PER_S)
-    bits = int(nanoseconds.max(initial=0)).bit_length()
-    exact = np.array_equal(nanoseconds / NS_PER_S, seconds) and nanoseconds.min(initial=0) >= 0
+    exact = np.array_equal(nanoseconds / NS_PER_S, seconds) and nanoseconds.min(initial=0) >= 0  # NaN equals nothing
+    bits = int(nanoseconds.max(initial=0)).bit_length() if exact else 0
     if not exact or bits + int(request.max(initial=0)).bit_length() > 62:
         return seconds[np.lexsort((seconds, request))]
     keys = np.sort(request << bits | nanoseconds.astype(np.int64))

@@ -25,7 +25,11 @@ ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.
 _NAME = re.compile(r"(?P<table>\w+)\.attempt(?P<attempt>\d+)\.rank(?P<rank>\d+)\.arrow")
 
 
-class SchemaVersionError(ValueError):
+class StreamError(ValueError):
+    """A stream that cannot be read; the message names it, and the remedy."""
+
+
+class SchemaVersionError(StreamError):
     """Rows that another version of the suite wrote."""
 
 
@@ -66,7 +70,7 @@ def merge(run_folder: Path, table: str) -> pa.Table:
     """One table from the streams of all ranks and attempts; without rows where nothing was written.
 
     Tables without a ``block`` column belong to experiments that start over: their last attempt counts alone. Raises
-    SchemaVersionError.
+    StreamError.
     """
     by_attempt = _batches_by_attempt(run_folder, table)
     schema = arrow_schema(table)
@@ -116,11 +120,15 @@ def _files(run_folder: Path) -> Iterator[tuple[re.Match[str], Path]]:
 def _whole_batches(path: Path, table: str) -> Iterator[pa.RecordBatch]:
     """The batches of a stream up to where it was cut off; a killed rank leaves a torn tail, maybe no header."""
     schema = arrow_schema(table)
-    with pa.OSFile(str(path)) as file:
+    try:
+        opened = pa.OSFile(str(path))
+    except OSError as error:
+        raise StreamError(f"{path}: cannot be read ({error}); restore it, or take it out of the folder") from None
+    with opened as file:
         try:
             with pa.ipc.open_stream(file) as reader:
                 check_schema(reader.schema, table, path)
                 while True:
                     yield reader.read_next_batch().select(schema.names).replace_schema_metadata(schema.metadata)
-        except (StopIteration, pa.ArrowInvalid, OSError):
+        except (StopIteration, pa.ArrowException, OSError):
             return

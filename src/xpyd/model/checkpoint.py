@@ -72,13 +72,13 @@ class Checkpoint:
         try:
             with safe_open(single, framework="pt") as file:
                 return dict.fromkeys(file.keys(), single)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{single}: not a whole safetensors file ({error}); download it again") from None
 
     def _from_index(self, index: Path) -> dict[str, Path]:
         try:
-            files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
+            files: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{index}: no weight_map in it ({error}); download it again") from None
         missing = sorted({name for name in files.values() if not (self._folder / name).exists()})
         if missing:

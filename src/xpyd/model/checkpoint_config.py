@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
+
 from xpyd.model.families import FAMILIES
 from xpyd.model.shapes import RopeScaling
 from xpyd.model.spec import DTYPE_BYTES, Dtype, ModelSpec
@@ -47,7 +49,7 @@ def runnable_spec(spec: ModelSpec) -> ModelSpec:
 def _check_supported(config: dict[str, Any], path: Path) -> None:
     """Refuse what would load and then compute something else than the checkpoint's own model."""
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise CheckpointError(f"{path}: model_type={kind!r} is not supported; supported are {', '.join(FAMILIES)}")
     for key in ("attention_bias", "mlp_bias", "quantization_config"):
         if config.get(key):
@@ -59,27 +61,32 @@ def _check_supported(config: dict[str, Any], path: Path) -> None:
 
 def _spec_of(config: dict[str, Any], folder: Path, path: Path, seed: int) -> ModelSpec:
     try:
-        return ModelSpec(
-            name=folder.name,
-            num_layers=int(config["num_hidden_layers"]),
-            hidden_size=int(config["hidden_size"]),
-            num_heads=int(config["num_attention_heads"]),
-            intermediate_size=int(config["intermediate_size"]),
-            vocab_size=int(config["vocab_size"]),
-            max_position_embeddings=int(config.get("max_position_embeddings", 32768)),
-            rope_theta=_rope_theta(config),
-            rope_scaling=_rope_scaling(config, path),
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            dtype=_dtype(config, path),
-            checkpoint=str(folder),
-            seed=seed,
+        found = {
+            "name": folder.name,
+            "num_layers": int(config["num_hidden_layers"]),
+            "hidden_size": int(config["hidden_size"]),
+            "num_heads": int(config["num_attention_heads"]),
+            "intermediate_size": int(config["intermediate_size"]),
+            "vocab_size": int(config["vocab_size"]),
+            "max_position_embeddings": int(config.get("max_position_embeddings", 32768)),
+            "rope_theta": _rope_theta(config),
+            "rope_scaling": _rope_scaling(config, path),
+            "rms_norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+            "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+            "dtype": _dtype(config, path),
+            "checkpoint": str(folder),
+            "seed": seed,
             **FAMILIES[config["model_type"]](config),
-        )
+        }
+        return TypeAdapter(ModelSpec).validate_python(found)
     except KeyError as error:
         raise CheckpointError(f"{path}: key {error} is missing; download it again") from None
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        what = [*(str(part) for part in wrong["loc"]), wrong["msg"].removeprefix("Value error, ")]
+        raise CheckpointError(f"{path}: {': '.join(what)}; is it whole? Download it again") from None
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:  # a list where a number should be, inf
+        raise CheckpointError(f"{path}: {error}; is it whole? Download it again") from None
 
 
 def _rope_theta(config: dict[str, Any]) -> float:
@@ -107,6 +114,6 @@ def _rope_scaling(config: dict[str, Any], path: Path) -> RopeScaling | None:
 
 def _dtype(config: dict[str, Any], path: Path) -> Dtype:
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if name not in DTYPE_BYTES:
+    if not isinstance(name, str) or name not in DTYPE_BYTES:
         raise CheckpointError(f"{path}: dtype={name!r} is not supported; supported are {', '.join(DTYPE_BYTES)}")
     return cast(Dtype, name)

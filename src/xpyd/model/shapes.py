@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
-Positive = Annotated[int, Gt(0)]
+Positive = Annotated[int, Gt(0), Lt(2**31)]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Hostile input, many times over: see ``python -m tests.fuzz --help``."""
