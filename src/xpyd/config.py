@@ -49,7 +49,15 @@ from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import Need, TransportConfig, placement_needs
 from xpyd.worker.prompts import place_prompts
 from xpyd.worker.search import TuneSearch
-from xpyd.worker.sweeps import CodecSweep, ContentionSweep, HandoffSweep, InterferenceSweep, ScalingSweep, WireSweep
+from xpyd.worker.sweeps import (
+    CodecSweep,
+    ContentionSweep,
+    ExpertSweep,
+    HandoffSweep,
+    InterferenceSweep,
+    ScalingSweep,
+    WireSweep,
+)
 from xpyd.worker.transfer_config import TransferConfig
 from xpyd.workload.config import WorkloadConfig
 from xpyd.workload.slo import SloConfig
@@ -193,6 +201,26 @@ class Scaling(Ranked):
             raise ValueError(
                 f"sweep.widths up to {max(self.sweep.widths)} with {ranks} worker ranks: set placement=1c and "
                 f"placement.colocated_tp={max(self.sweep.widths)}"
+            )
+
+
+@dataclass(frozen=True)
+class ExpertParallel(Ranked):
+    sweep: ExpertSweep
+
+    def __post_init__(self) -> None:
+        ranks, widest = self.placement.num_workers, max(self.sweep.widths)
+        runnable_spec(self.model).check_expert_parallel(widest)
+        if ranks != widest:
+            raise ValueError(
+                f"sweep.widths up to {widest} with {ranks} worker ranks: set placement=1c and "
+                f"placement.colocated_tp={widest}"
+            )
+        words = self.sweep.num_domains * self.sweep.words_per_domain
+        if words > runnable_spec(self.model).vocab_size:
+            raise ValueError(
+                f"sweep.num_domains={self.sweep.num_domains} x words_per_domain={self.sweep.words_per_domain} exceeds "
+                f"model.vocab_size={runnable_spec(self.model).vocab_size}; lower one of the first two"
             )
 
 
@@ -647,6 +675,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "interference": Interference,
     "contention": Contention,
     "scaling": Scaling,
+    "expert_parallel": ExpertParallel,
     "check_cluster": CheckCluster,
     "handoff": Handoff,
     "serve": Serve,

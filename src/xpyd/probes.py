@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xpyd.clock import wait_quietly
-from xpyd.config import Contention, Interference, Scaling, Transfer
+from xpyd.config import Contention, ExpertParallel, Interference, Scaling, Transfer
 from xpyd.entry import Job
 from xpyd.model.parallel import reducer_of
 from xpyd.model.runner import ModelRunner
@@ -14,6 +14,7 @@ from xpyd.run_dir import RowWriter
 from xpyd.trial import write_environment
 from xpyd.worker.affinity import pin_cores
 from xpyd.worker.contention import ContentionProbe
+from xpyd.worker.expert_scaling import ExpertProbe
 from xpyd.worker.interference import measure_gaps
 from xpyd.worker.links import Links
 from xpyd.worker.scaling import measure_scaling
@@ -50,6 +51,17 @@ def run_scaling(config: Scaling, job: Job) -> None:
     write_environment(job, placement, cores, {}, emulated=False)
     with RowWriter(job.run_dir, comm.rank) as rows:
         measure_scaling(comm, nodes, config.model, config.sweep, rows.write)
+
+
+def run_expert_parallel(config: ExpertParallel, job: Job) -> None:
+    """Measure steps of every width and variant, one after the other; collective."""
+    comm = job.comm
+    nodes = node_names(comm)
+    placement = place(config.placement, nodes)
+    cores = pin_cores(comm) if config.placement.pin_cores else []
+    write_environment(job, placement, cores, {}, emulated=False)
+    with RowWriter(job.run_dir, comm.rank) as rows:
+        ExpertProbe(comm, nodes, config.model, config.sweep).measure(rows.write)
 
 
 def run_interference(config: Interference, job: Job) -> None:

@@ -348,6 +348,26 @@ class ScalingRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertRow:
+    """One step of the ``expert_parallel`` experiment on an instance of ``width`` ranks. Bytes: of all its ranks."""
+
+    width: int
+    num_cores: int  # that its ranks may use; fewer than ``width``: oversubscribed
+    num_nodes: int
+    variant: str  # one rank | contiguous | overlapped | placed
+    num_seqs: int
+    prompt_tokens: int  # of each; 0: a decode step
+    repeat: int
+    index: int
+    step_s: float
+    exchange_s: float  # of it rank 1 waits for, or starts, exchanges
+    work_s: float  # CPU seconds of rank 1's thread outside of them
+    sent_bytes: int  # dispatched and combined
+    cross_node_bytes: int  # of them between nodes
+    logit_error: float  # largest difference of a logit to one rank, once per kind of step
+
+
+@dataclass(frozen=True, slots=True)
 class EconomicsRow:
     """One point of the closed-form sweep; every number is modeled."""
 
@@ -429,6 +449,7 @@ TABLES: dict[str, type] = {
     "receipts": ReceiptRow,
     "receiving_gaps": ReceivingGapRow,
     "scaling": ScalingRow,
+    "experts": ExpertRow,
     "economics": EconomicsRow,
     "codec_points": CodecPointRow,
     "divergence": DivergenceRow,

@@ -26,6 +26,7 @@ EXPERIMENT_GROUPS = {
     "contention": ("placement", "scheduler", "transport", "fabric", "launch"),
     "check_cluster": ("model", "placement", "scheduler", "transport", "fabric", "check", "launch"),
     "economics": ("model", "economics"),
+    "expert_parallel": ("launch",),
     "codecs": ("model",),
 }
 NEEDS_A_PATH = {("model", "checkpoint"), ("workload", "mooncake"), ("workload", "azure"), ("workload", "burstgpt")}

@@ -88,6 +88,15 @@ class ModelSpec:
                 "choose a model that runs, see docs/models.md"
             )
 
+    def check_expert_parallel(self, width: int) -> None:
+        """Raises ValueError where there are no experts, or fewer than ``width`` ranks."""
+        num_experts = self.experts.num_experts if self.experts is not None else 0
+        if num_experts < width:
+            raise ValueError(
+                f"model={self.name} has {num_experts} experts for {width} expert-parallel ranks; choose a model with "
+                f"at least {width}, such as model=tiny_moe, or fewer ranks"
+            )
+
     @property
     def dtype_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]

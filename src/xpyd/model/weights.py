@@ -36,11 +36,16 @@ class Weights:
 
 
 def load_weights(
-    spec: ModelSpec, device: str = "cpu", shard: Shard | None = None, layers: range | None = None
+    spec: ModelSpec,
+    device: str = "cpu",
+    shard: Shard | None = None,
+    layers: range | None = None,
+    keep: Callable[[Layer], Layer] | None = None,
 ) -> Weights:
     """The weights of ``spec``, or those of one ``shard`` or of some of its ``layers``, in its dtype.
 
     A stage has the embedding where it has the first layer, and the head where it has the last; else they are empty.
+    ``keep`` says what is kept of a layer as soon as it is loaded.
 
     Raises CheckpointError for a folder with something missing or misshapen, ValueError for a shape that cannot be run.
     """
@@ -54,7 +59,7 @@ def load_weights(
 
     with torch.inference_mode():
         embedding = take("model.embed_tokens.weight", spec.vocab_size, spec.hidden_size)
-        held = list(_layers(spec, shard, take, wanted))
+        held = [keep(layer) if keep is not None else layer for layer in _layers(spec, shard, take, wanted)]
         norm = take("model.norm.weight", spec.hidden_size)
         rows = rows_of(shard.part(spec.vocab_size))
         tied = spec.tie_word_embeddings

@@ -55,7 +55,7 @@ from xpyd.worker.sharded import ShardedDestination, ShardedSource
 from xpyd.worker.shards import Shapes, instance_blocks
 from xpyd.worker.source import SourceEnd
 from xpyd.worker.speculation import Speculator, build_speculator, draft_runner
-from xpyd.worker.tiers import Tiers, tier_rows
+from xpyd.worker.tiers import Tiers
 from xpyd.worker.transfer_config import TransferConfig
 
 

@@ -57,6 +57,45 @@ class InterferenceSweep:
 
 
 @dataclass(frozen=True)
+class ExpertSweep:
+    """Steps of prompts and of decodes, their sequences divided among the ranks of an instance of each width.
+
+    ``emulated_nodes``: reckon as if the ranks of an instance were on so many nodes, neighbours together.
+    """
+
+    widths: Annotated[tuple[Width, ...], MinLen(2)]
+    prompt_tokens: tuple[Annotated[int, Gt(0)], ...]  # of each prompt
+    num_prompts: Annotated[int, Gt(0)]  # in a step
+    num_decode_seqs: tuple[Annotated[int, Gt(0)], ...]
+    context_len: Annotated[int, Gt(0)]  # of each decoding sequence
+    num_domains: Annotated[int, Gt(0)]  # that the sequences of a step belong to, neighbours together
+    words_per_domain: Annotated[int, Gt(0)]  # tokens that a domain's prompts are made of, none of another's
+    num_steps: Annotated[int, Gt(0)]  # of each kind, each repeat
+    num_repeats: Annotated[int, Gt(0)]
+    block_size: Annotated[int, Gt(0)]
+    emulated_nodes: Annotated[int, Gt(1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.widths[0] != 1 or list(self.widths) != sorted(set(self.widths)):
+            raise ValueError(
+                f"sweep.widths={list(self.widths)}: give widths in ascending order, with 1, the baseline, first"
+            )
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that the largest point needs."""
+        points = [(self.num_prompts, n) for n in self.prompt_tokens]
+        points += [(n, self.context_len) for n in self.num_decode_seqs]
+        return max((seqs * -(-(tokens + 1) // self.block_size) for seqs, tokens in points), default=1)
+
+    def nodes_of(self, nodes: list[str]) -> list[str]:
+        """The node of each rank of an instance: as it is, or as it is to be taken for."""
+        if self.emulated_nodes is None:
+            return nodes
+        return [f"emulated {rank * self.emulated_nodes // len(nodes)}" for rank in range(len(nodes))]
+
+
+@dataclass(frozen=True)
 class Way:
     """How an instance divides a step: by ``kind`` among ``width`` ranks, in one of the variants that the kind has."""
 
