@@ -1,4 +1,4 @@
-"""Hostile configurations, traces, checkpoints, host lists and run folders: each is taken, or refused in one line.
+"""Hostile configurations, traces, checkpoints, hosts and run folders: each is taken, or refused in one line.
 
 make fuzz                                            ten thousand of each
 python -m tests.fuzz --only traces --inputs 100000

@@ -7,8 +7,11 @@ else (another kind of error, or one of these kinds from the depths of a library)
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 import traceback
 from abc import ABC, abstractmethod
@@ -37,6 +40,10 @@ OURS = (str(ROOT / "src"), str(ROOT / "analysis"))
 ANALYSE_EVERY = 10  # of the run folders that load: an analysis takes a hundred times as long
 
 
+class Refusal(Exception):
+    """A program of ours ended with its own words and its exit code for bad input."""
+
+
 class Target(ABC):
     """``told``: the errors that a command line prints as one line."""
 
@@ -55,6 +62,8 @@ class Target(ABC):
         """True: taken, False: refused with words of our own. Raises what is a finding."""
         try:
             self.feed(random.Random(f"{self.name}-{seed}"))
+        except Refusal:
+            return False
         except self.told as error:
             if not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(OURS) or not str(error).strip():
                 raise
@@ -179,10 +188,10 @@ class Checkpoints(Target):
         return runnable_spec(spec)
 
 
-class Hosts(Target):
-    """Lists of node names, one a rank, as a hostfile or a Slurm allocation gives them; and any placement on them."""
+class Nodes(Target):
+    """Lists of node names, one a rank, as a host file or a Slurm allocation gives them; and any placement on them."""
 
-    name = "hosts"
+    name = "nodes"
     told = (PlacementError, ValueError)
 
     def feed(self, rng: random.Random) -> None:
@@ -201,6 +210,33 @@ class Hosts(Target):
         found = place(config, nodes)
         assert len(found.nodes) == len(nodes)
         found.describe()
+
+
+class Hostfiles(Target):
+    """Host files of launch/mpirun.sh: it prints the command that it would run, and nothing in the file is run."""
+
+    name = "hostfiles"
+    told = ()
+    text: ClassVar[str] = "n1 slots=4\nn2:4 # a comment\n\nn3.cluster\nn1\n$(touch ran)\n`touch ran`\nn4; touch ran\n"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        mpirun = folder / "mpirun"
+        mpirun.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0.11'\n")
+        mpirun.chmod(0o755)
+        settings = {"XPYD_DRY_RUN": "1", "XPYD_MPIRUN": str(mpirun), "XPYD_PYTHON": sys.executable}
+        self._environment = {**os.environ, **settings, "XPYD_LOG_DIR": str(folder / "logs")}
+
+    def feed(self, rng: random.Random) -> None:
+        path = self.folder / "hosts"
+        path.write_bytes(spoil_bytes(self.text.encode(), rng))
+        command = [str(ROOT / "launch" / "mpirun.sh"), "--hostfile", str(path), "serve"]
+        done = subprocess.run(command, cwd=self.folder, env=self._environment, capture_output=True, timeout=15)
+        assert not (self.folder / "ran").exists(), "a line of the host file was run"
+        if done.returncode == 2 and done.stderr.startswith(b"error: "):
+            raise Refusal
+        assert done.returncode == 0, done.stderr
+        assert b"--hostfile" in done.stdout
 
 
 class RunFolders(Target):
@@ -243,4 +279,6 @@ def _has_yaml(name: str) -> bool:
     return (ROOT / "conf" / f"{name}.yaml").exists()
 
 
-TARGETS: dict[str, type[Target]] = {kind.name: kind for kind in (Configs, Traces, Checkpoints, Hosts, RunFolders)}
+TARGETS: dict[str, type[Target]] = {
+    kind.name: kind for kind in (Configs, Traces, Checkpoints, Nodes, Hostfiles, RunFolders)
+}
