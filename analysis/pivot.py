@@ -10,9 +10,8 @@ else are refused: a table of two changes proves neither.
 
 from __future__ import annotations
 
-import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -22,16 +21,11 @@ import pandas as pd
 from analysis import command
 from analysis.format import interval, interval_note
 from analysis.intervals import bootstrap_difference, bootstrap_mean, covers_zero
-from analysis.ledger import OVERALL, Comparison
 from analysis.load import Run, RunError, differences, flat_config, load_runs, pooled
-from analysis.requests import STAGE_TIMES
+from analysis.quantities import COLUMNS, add_show, chosen, nearest, units_of, values_by_block
 from analysis.results import Results, Table
-from analysis.serve import block_values
-from analysis.statistics import UNITS
 from xpyd.economics.verdict import Interval
 
-LEDGER = dict.fromkeys(("bill_s", "win_s", "ledger_s", "pools_s", "net_s"), "s")
-DEFAULT_SHOW = {"compare": ("bill_s", "win_s", "net_s"), "serve": ("ttft_s p50", "itl_s p99", "goodput_rps")}
 # Facts of the environment that follow from a setting, and so may differ with it.
 CONSEQUENCES = ("environment.routes", "environment.labels")
 
@@ -51,7 +45,7 @@ def pivot(
     """The table over all runs. Raises RunError for unknown keys or quantities, and for runs that differ elsewhere."""
     settings = [_setting(run, by, show) for run in _pooled_by(runs, by, allow_mixed)]
     base = _find_baseline(settings, by, baseline) if baseline else None
-    units = _units(runs[0].experiment)
+    units = units_of(runs[0].experiment)
     rows, tidy = [], []
     for setting in settings:
         cells: list[str] = []
@@ -92,7 +86,7 @@ def value_of(run: Run, key: str) -> str:
     for part in key.split("."):
         if not isinstance(found, dict) or part not in found:
             known = [*run.config, *(name for name, _ in flat_config(run.config))]
-            raise RunError(f"--by {key}: {run.paths[0]} has no such key; {_nearest(key, known)}")
+            raise RunError(f"--by {key}: {run.paths[0]} has no such key; {nearest(key, known)}")
         found = found[part]
     if not isinstance(found, dict):
         return str(found)
@@ -129,27 +123,7 @@ def _covered(key: str, by: Sequence[str]) -> bool:
 
 
 def _setting(run: Run, by: Sequence[str], show: Sequence[str]) -> Setting:
-    units = _units(run.experiment)
-    for name in show:
-        if name not in units:
-            raise RunError(f"--show {name}: no such quantity of {run.experiment}; {_nearest(name, list(units))}")
-    values = COLUMNS[run.experiment](run)
-    return Setting(tuple(value_of(run, key) for key in by), run, {name: values[name].dropna() for name in show})
-
-
-def _compared(run: Run) -> pd.DataFrame:
-    """What splitting changes, one row per block pair: stages and metrics as disaggregated - colocated, ledger lines."""
-    sides = Comparison(run).sides(OVERALL)
-    changes = pd.DataFrame({name: sides.change(name) for name in (*STAGE_TIMES, *UNITS)})
-    return changes.join(sides.ledgers())
-
-
-COLUMNS: dict[str, Callable[[Run], pd.DataFrame]] = {"compare": _compared, "serve": block_values}
-
-
-def _units(experiment: str) -> dict[str, str]:
-    own = LEDGER if experiment == "compare" else {}
-    return {**own, **dict.fromkeys(STAGE_TIMES, "s"), **UNITS}
+    return Setting(tuple(value_of(run, key) for key in by), run, values_by_block(run, show))
 
 
 def _find_baseline(settings: Sequence[Setting], by: Sequence[str], baseline: str) -> Setting:
@@ -161,11 +135,6 @@ def _find_baseline(settings: Sequence[Setting], by: Sequence[str], baseline: str
         there = "; ".join(_words(by, setting.values) for setting in settings)
         raise RunError(f"--baseline {baseline}: fits {len(fitting)} rows, must fit one of: {there}")
     return fitting[0]
-
-
-def _nearest(wrong: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(wrong, known, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
 
 
 def _words(by: Sequence[str], values: Sequence[str]) -> str:
@@ -183,9 +152,7 @@ def _numbers(name: str, found: Interval) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     made = command.parser("pivot", __doc__ or "")
     made.add_argument("--by", required=True, metavar="KEYS", help="config keys that tell the rows apart: fabric,model")
-    made.add_argument(
-        "--show", metavar="NAMES", help="quantities, such as bill_s,net_s or 'itl_s p99' (default: a few)"
-    )
+    add_show(made)
     made.add_argument("--baseline", metavar="KEY=VALUE", help="the row that the others are compared with")
     options = made.parse_args(argv)
     by = [key.strip() for key in options.by.split(",")]
@@ -193,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = load_runs(options.runs, options.allow_partial, allow_mixed=True)
         for run in runs:
             command.check_experiment(run, list(COLUMNS))
-        show = [n.strip() for n in options.show.split(",")] if options.show else DEFAULT_SHOW[runs[0].experiment]
+        show = chosen(options.show, runs[0].experiment)
         command.write([pivot(runs, by, show, options.baseline, options.allow_mixed)], options)
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
