@@ -22,6 +22,7 @@ from analysis.compare_tables import (
     verdict_table,
 )
 from analysis.format import interval, sentence
+from analysis.guesses import guessing_tables
 from analysis.hybrid import decisions_table, hybrid_plot, hybrid_table, reckoning_table, three_arms_table
 from analysis.invariance import check_invariance
 from analysis.ledger import OVERALL, ClassVerdict, Comparison
@@ -50,6 +51,7 @@ def analyse(run: Run, by_class: bool = False) -> Results:
         rivals_table(comparison),
         *([hybrid_table(comparison), three_arms_table(comparison), reckoning_table(comparison)] if hybrid else []),
         metric_table(comparison, OVERALL),
+        *guessing_tables(run),
         *(per_class if by_class else []),
         traffic_table(run),
         invariance_table(run, invariance),

@@ -71,6 +71,12 @@ def _mean_s(steps: pd.DataFrame) -> float:
     return float((steps["end_ns"] - steps["begin_ns"]).mean() / NS_PER_S)
 
 
+def guessing_tables(run: Run) -> list[Table]:
+    """For a run that may have guessed: one table, or none."""
+    found = guessing_by_arm(run)
+    return [guessing_table(run, found)] if found else []
+
+
 def guessing_table(run: Run, found: Sequence[Guessing]) -> Table:
     rows = [
         (

@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis import command
 from analysis.format import interval, interval_note, number
+from analysis.guesses import guessing_tables
 from analysis.intervals import bootstrap_mean
 from analysis.load import Run, RunError
 from analysis.plots import draw_gaps, draw_ttft
@@ -40,7 +41,7 @@ def analyse(run: Run) -> Results:
         experiment=run.experiment,
         answer=f"{arm.capitalize()}: {len(timed)} of {len(offered)} requests finished.",
         because=f"Attainment {attainment}. One arm alone has no verdict; experiments.compare gives one.",
-        tables=[metric_table(run, frame), traffic_table(run), checks_table(run, requests)],
+        tables=[metric_table(run, frame), *guessing_tables(run), traffic_table(run), checks_table(run, requests)],
         frame=frame,
         plots=[
             Plot(

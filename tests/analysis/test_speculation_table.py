@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from analysis import speculation
+from analysis import serve, speculation
 from analysis.guesses import guessing_by_arm
 from analysis.load import Run, RunError, load_run
 from tests.analysis.synthetic import MS, Way, block_rows, write_run
@@ -84,6 +84,15 @@ def test_the_page_says_it_in_one_line(tmp_path: Path) -> None:
     traffic = {row[0]: row[1] for row in results.tables[3].rows}
     assert traffic["disaggregated_speculative"].startswith("ledger = transport")
     assert {row[1] for row in results.tables[4].rows} == {"same"}
+
+
+def test_other_experiments_show_the_guessing_that_they_did(tmp_path: Path) -> None:
+    made = rows(1, ("disaggregated_speculative",))
+    run = load_run(write_run(tmp_path / "guessing", made, {"experiment": "serve", "speculation": SETTINGS}))
+    titles = [table.title for table in serve.analyse(run).tables]
+    assert any(title.startswith("Guessing by arm") for title in titles)
+    plain = load_run(write_run(tmp_path / "plain", rows(1, ("disaggregated",)), {"experiment": "serve"}))
+    assert not any(table.title.startswith("Guessing") for table in serve.analyse(plain).tables)
 
 
 def test_a_run_without_all_four_arms_is_refused(tmp_path: Path) -> None:
