@@ -26,6 +26,7 @@ from benchmarks.transfer.paths import WIRES, Wire
 from benchmarks.transfer.ratios import Row, Samples, Target, targets
 from benchmarks.transfer.report import draw, path_table, print_tables, targets_table, write_csv, write_json
 from launch.virtual_cluster.cluster import Cluster
+from launch.virtual_cluster.temporary import cluster_refusal, temporary_cluster
 from xpyd.units import MIB
 
 START_S = 6.0  # ranks, carriers and their check, per set of ranks
@@ -47,7 +48,7 @@ class Leg:
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     wires = [wire for wire in WIRES if not options.only or wire.name in options.only]
-    if reason := paths.veth_refusal():
+    if reason := cluster_refusal():
         for wire in wires:
             if wire.rate is not None:
                 _say(f"left out: {wire.name}: {reason}")
@@ -90,7 +91,7 @@ def _measure(legs: Sequence[Leg], folder: Path, quick: bool, carriers: tuple[str
     """Run leg after leg; what is measured is on disk at once."""
     found: list[Sample | Missing] = []
     with ExitStack() as stack:
-        cluster = stack.enter_context(paths.two_nodes()) if any(leg.wire.rate is not None for leg in legs) else None
+        cluster = stack.enter_context(temporary_cluster(2)) if any(leg.wire.rate is not None for leg in legs) else None
         for index, leg in enumerate(legs):
             left_s = sum(later.seconds + START_S for later in legs[index:])
             _say(f"[{index + 1}/{len(legs)}] {_title(leg)}; about {left_s / 60:.1f} min left")

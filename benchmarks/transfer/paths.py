@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import yaml
 
-from launch.virtual_cluster import namespaces
 from launch.virtual_cluster.cluster import Cluster
-from launch.virtual_cluster.life import Front
 from launch.virtual_cluster.links import Links
-from launch.virtual_cluster.spec import LOGIN, ClusterError, ClusterSpec
+from launch.virtual_cluster.spec import LOGIN, ClusterError
 
 ROOT = Path(__file__).parents[2]
 FORWARDED = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")  # a node's ranks start with an empty environment
@@ -50,25 +46,6 @@ WIRES = (
     Wire("veth-10gbit", "tcp", "eth0", 256, "10gbit"),
     Wire("veth-1gbit", "tcp", "eth0", 32, "1gbit"),
 )
-
-
-def veth_refusal() -> str | None:
-    """Why there can be no namespaces here; None where there can."""
-    namespaces.extend_path()
-    return namespaces.refusal()
-
-
-@contextmanager
-def two_nodes() -> Iterator[Cluster]:
-    """A virtual cluster of two nodes, gone afterwards. Raises ClusterError."""
-    folder = Path(mkdtemp(prefix="xpyd-bench-"))
-    front = Front(ClusterSpec(folder, num_nodes=2, rate="none"))
-    try:
-        cluster = front.cluster()
-        cluster.bring_up()
-        yield cluster
-    finally:
-        front.end()
 
 
 def shape(cluster: Cluster, rate: str) -> None:

@@ -74,6 +74,11 @@ class Cluster:
         self._inside(namespaces.kill_node(keeper))
         self._keeper_file(host).unlink()
 
+    def set_link(self, host: str, up: bool) -> None:
+        """Pull the cable of a node, or put it back; what runs there goes on."""
+        self.spec.check(host)
+        self._inside(["ip", "link", "set", host, "up" if up else "down"])
+
     def shape(self, links: Links, hosts: Iterable[str]) -> None:
         """Make the links of ``hosts`` as ``links`` says, and keep that for nodes that boot later."""
         for host in hosts:

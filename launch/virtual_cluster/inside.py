@@ -60,7 +60,7 @@ def node(name: str, folder: str) -> int:
     socket.sethostname(name)
     for path, mode in (("/run", "755"), ("/dev/shm", "1777")):
         mount("-t", "tmpfs", "-o", f"mode={mode}", "xpyd", path)
-    for path in ("/run/munge", "/run/slurm/spool", "/run/slurm/tmp", "/run/xpyd"):
+    for path in ("/run/munge", "/run/slurm/spool", "/run/slurm/tmp", "/run/xpyd/tmp"):
         os.makedirs(path)
     os.symlink(folder, "/run/xpyd/cluster")
     mount("--bind", f"{folder}/hosts", "/etc/hosts")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.virtual_cluster.spec import ClusterError
+from launch.virtual_cluster.spec import NODE_TMPDIR, ClusterError
 
 INSIDE = str(Path(__file__).with_name("inside.py"))
 SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -101,9 +101,13 @@ def enter_cluster(init: int, command: Sequence[str]) -> list[str]:
 
 
 def enter_node(keeper: int, command: Sequence[str], directory: str = "/") -> list[str]:
-    """Run ``command`` in a node, in ``directory``; nest it in :func:`enter_cluster`, whose end also ends it."""
+    """Run ``command`` in a node, in ``directory``, with the node's ``TMPDIR``.
+
+    Nest it in :func:`enter_cluster`, whose end also ends it.
+    """
     space = ["nsenter", "--target", str(keeper), "--net", "--uts", "--ipc", "--mount", "--"]
-    return [*space, "sh", "-c", 'cd "$1" && shift && exec setpriv --pdeathsig TERM "$@"', "sh", directory, *command]
+    shell = f'cd "$1" && shift && export TMPDIR={NODE_TMPDIR} && exec setpriv --pdeathsig TERM "$@"'
+    return [*space, "sh", "-c", shell, "sh", directory, *command]
 
 
 def run(command: Sequence[str], stdin: str = "") -> str:

@@ -27,6 +27,9 @@ MAX_NODES = 64
 MAX_GPUS = 6  # as many devices as stand in for them
 MTU_BYTES = 9000  # as clusters have it; headers then take under 1 % of a link
 SUBNET = "10.77.0"
+# A node's own, in its private /run. In a shared /tmp the daemons of two clusters, whose process ids count from 1 alike,
+# take each other's session folders: mpirun then fails (PMIx: "listener thread failed to start", code 213) or hangs.
+NODE_TMPDIR = "/run/xpyd/tmp"
 
 
 class ClusterError(RuntimeError):

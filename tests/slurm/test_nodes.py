@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import PROGRAMS, VirtualCluster, wait_for
+from tests.slurm.conftest import PROGRAMS, ROOT, VirtualCluster, wait_for
 
 STREAM = str(PROGRAMS / "stream.py")
 SILENCE = str(PROGRAMS / "silence.py")
@@ -55,6 +55,15 @@ def test_a_pair_has_a_rate_of_its_own(cluster: VirtualCluster) -> None:
     for sender, receiver, rate in (("n1", "n2", 200), ("n2", "n1", 200), ("n1", "n3", 100), ("n1", "n4", 800)):
         measured = stream_mbits_per_s(cluster, sender, receiver, rate * MIB // 8)
         assert measured == pytest.approx(rate, rel=0.15), f"{sender} to {receiver}"
+
+
+def test_temporary_files_of_nodes_are_apart(cluster: VirtualCluster) -> None:
+    """Or mpirun's daemons on two nodes, or in two clusters, take each other's session folders."""
+    cluster.on("n1", "sh", "-c", "touch $TMPDIR/mine")
+    assert "mine" not in cluster.on("n2", "sh", "-c", "ls $TMPDIR")
+    agent = str(ROOT / "launch/agent")
+    assert "mine" in cluster.run(agent, "n1", "ls", "$TMPDIR")
+    assert "mine" not in cluster.run(agent, "n2", "ls", "$TMPDIR")
 
 
 def test_counters_see_the_bytes(cluster: VirtualCluster) -> None:
