@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.soak.legs import LEGS, Leg
 from benchmarks.soak.report import JobResult, Tally, show
 from benchmarks.soak.start import run_job
-from launch.virtual_cluster import namespaces
+from launch.virtual_cluster.temporary import cluster_refusal
 from xpyd.streams import FOLDER
 
 BOUND_S = 5.0  # of the issue: noticed within
@@ -70,10 +70,7 @@ def _play(tally: Tally, asked: int, detect_s: float, seed: int, folder: Path) ->
 
 def _refusal(leg: Leg) -> str:
     """Why this leg cannot be played here, empty where it can."""
-    if leg.fault != "cut":
-        return ""
-    namespaces.extend_path()
-    return namespaces.refusal() or ""
+    return (cluster_refusal() or "") if leg.fault == "cut" else ""
 
 
 def _parser() -> argparse.ArgumentParser:

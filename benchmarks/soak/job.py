@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import traceback
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from benchmarks.soak.trap import BLOCK_BYTES, Trap, WaitCount
 from benchmarks.soak.trial import Order, Outcome, RankReport, error_file, over_file, write_outcomes
 from xpyd.entry import Terminated, leave_if_survived, leave_in_turn, wait_for_turn
 from xpyd.faults import EXIT_RANKS_LOST, EXIT_REQUESTS_FAILED, ClientLost, FaultConfig
+from xpyd.kv.prefix import BlockMove
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.mpi import MPI
@@ -40,8 +43,22 @@ DRAIN_S = 30.0
 CONCURRENCY = 12
 
 
+class NoTiers:
+    """In place of the memory of other tiers, which is torch's: nothing is ever moved to or from any."""
+
+    def __init__(self) -> None:
+        self.moved_bytes: Counter[str] = Counter()
+
+    def move(self, moves: Iterable[BlockMove]) -> None:
+        assert not list(moves), "a block moved to another tier"
+
+
 class StandInSession(Session):
     """A session whose runner needs no weights and no torch."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._tiers.arenas = lambda runner, scheduler: NoTiers()  # type: ignore[method-assign, assignment, return-value]
 
     def _runner_in(self, placement: Placement) -> Any:
         instance = placement.instance_of(self.rank)
@@ -92,6 +109,8 @@ def setup_of(order: Order) -> Setup:
 def play(session: Session, order: Order, folder: Path) -> bool:
     """Every block; the outcomes are on disk after each, as the job may end in any. Whether a request failed."""
     trap = Trap(session.links.transport, folder, session.rank, order) if session.links is not None else None
+    if trap is not None and order.late:
+        session.crew.gather = trap.before(session.crew.gather)  # type: ignore[method-assign]
     stamps, outcomes = Stamps(session, folder), list[Outcome]()
     for number, victims in enumerate(order.victims):
         if trap is not None and session.rank in victims:

@@ -22,12 +22,13 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Leg:
-    """One kind of fault. ``role``: whose ranks fail; no rank does where requests are what fails."""
+    """One kind of fault. ``role``: whose ranks fail; none where requests are what fails. ``late``: see Order."""
 
     key: str
     name: str
     fault: Fault
     role: Literal["prefill", "decode"] | None = None
+    late: bool = False
 
     def orders(self, detect_s: float, seed: int) -> Iterator[Order]:
         """Jobs without end; the caller stops when it has enough faults."""
@@ -46,7 +47,7 @@ class Leg:
         num_prefill, num_decode = (num_failing, NUM_OTHERS) if self.role == "prefill" else (NUM_OTHERS, num_failing)
         first = 1 if self.role == "prefill" else 1 + num_prefill
         victims = tuple((first + 2 * i, first + 2 * i + 1) for i in range(NUM_PAIRS))
-        return Order(self.fault, num_prefill, num_decode, victims, **variant)
+        return Order(self.fault, num_prefill, num_decode, victims, late=self.late, **variant)
 
 
 LEGS = (
@@ -54,6 +55,7 @@ LEGS = (
     Leg("kill-decode", "kill -9 of a decode rank", "kill", "decode"),
     Leg("stop-prefill", "SIGSTOP of a prefill rank", "stop", "prefill"),
     Leg("stop-decode", "SIGSTOP of a decode rank", "stop", "decode"),
+    Leg("stop-late", "SIGSTOP after the last token", "stop", "decode", late=True),
     Leg("link-prefill", "link of a prefill node down", "cut", "prefill"),
     Leg("link-decode", "link of a decode node down", "cut", "decode"),
     Leg("abort", "request aborted in mid-transfer", "abort"),

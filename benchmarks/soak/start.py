@@ -11,16 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from tempfile import mkdtemp
 
 from benchmarks.soak.trial import Order, fault_file, lost_file, over_file, ready_file
-from launch.virtual_cluster import namespaces
 from launch.virtual_cluster.cluster import Cluster
-from launch.virtual_cluster.life import Front
-from launch.virtual_cluster.spec import LOGIN, ClusterSpec
+from launch.virtual_cluster.spec import LOGIN
+from launch.virtual_cluster.temporary import temporary_cluster
 from xpyd.launcher import rank_environment
 from xpyd.streams import FOLDER
 
@@ -35,7 +33,7 @@ def run_job(order: Order, folder: Path) -> int:
     """Play one job in a new ``folder``; returns its exit code. Raises ClusterError where namespaces fail."""
     (folder / FOLDER).mkdir(parents=True)
     if order.fault == "cut":
-        with one_node_each(order.num_ranks) as cluster:
+        with temporary_cluster(order.num_ranks) as cluster:
             cutter = Cutter(cluster, order, folder)
             return _run(_in_cluster(cluster, order, folder), folder, cutter.tend)
     return _run([*_mpirun(order), *_program(order, folder)], folder, Waker(order, folder).tend)
@@ -51,17 +49,13 @@ class Cutter:
 
     def tend(self) -> None:
         for rank in [rank for rank in self._whole if ready_file(self._folder, rank).exists()]:
-            self._set_link(rank, "down")
+            self._cluster.set_link(node_of(rank), up=False)
             fault_file(self._folder, rank).write_text(f"{time.perf_counter_ns()} 0")
             self._whole.remove(rank)
             self._cut.add(rank)
         for rank in [rank for rank in self._cut if lost_file(self._folder, rank).exists()]:
-            self._set_link(rank, "up")
+            self._cluster.set_link(node_of(rank), up=True)
             self._cut.remove(rank)
-
-    def _set_link(self, rank: int, state: str) -> None:
-        switch = namespaces.enter_cluster(self._cluster.init, ["ip", "link", "set", node_of(rank), state])
-        namespaces.run(switch)
 
 
 class Waker:
@@ -84,24 +78,12 @@ class Waker:
                     os.kill(process, signal.SIGKILL if rank % 2 else signal.SIGCONT)
 
 
-@contextmanager
-def one_node_each(num_ranks: int) -> Iterator[Cluster]:
-    """A virtual cluster with a node for each rank, gone afterwards with all that runs in it."""
-    front = Front(ClusterSpec(Path(mkdtemp(prefix="xpyd-soak-")), num_nodes=num_ranks, rate="none"))
-    try:
-        cluster = front.cluster()
-        cluster.bring_up()
-        yield cluster
-    finally:
-        front.end()
-
-
 def node_of(rank: int) -> str:
     return f"n{rank + 1}"
 
 
 def _run(command: list[str], folder: Path, tend: Callable[[], None]) -> int:
-    environment = {**rank_environment(ROOT), "PYTHONPATH": str(ROOT)}
+    environment = {**rank_environment(ROOT), "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
     with (folder / "log").open("w") as log:
         job = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,41 @@ CUT_PATIENCE_S = 5.0
 
 
 class Trap:
-    """Slows a rank's transport, and makes the rank fail after so many bytes of a block have gone through it."""
+    """Slows a rank's transport, and makes the rank fail after so many bytes of a block have gone through it.
+
+    A late one fails in ``before``'s call instead.
+    """
 
     def __init__(self, transport: Transport, folder: Path, rank: int, order: Order) -> None:
         self._transport, self._folder, self._rank, self._order = transport, folder, rank, order
         self._limit_bytes: int | None = None
+        self._late = False
         self._generator = np.random.default_rng((order.seed, rank))
         self._progress, self._send = transport.progress, transport.send
         transport.progress = self.progress  # type: ignore[method-assign]
         transport.send = self.send  # type: ignore[method-assign]
 
     def arm(self) -> None:
-        """For the block that begins: from a few pieces to several requests into it."""
+        """For the block that begins: from a few pieces to several requests into it, or at its end."""
+        if self._order.late:
+            self._late = True
+            return
         self._limit_bytes = self._moved() + int(self._generator.integers(3, 60)) * BLOCK_BYTES
 
     def disarm(self) -> None:
         """The block is over, and little has gone this way: no fault then."""
-        self._limit_bytes = None
+        self._limit_bytes, self._late = None, False
+
+    def before(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """``call``, in which an armed rank fails first."""
+
+        def failing(*arguments: Any) -> Any:
+            if self._late:
+                self._late = False
+                self._fail()
+            return call(*arguments)
+
+        return failing
 
     def send(self, peer: int, spans: Sequence[Span], tag: int) -> Ticket:
         time.sleep(PIECE_S)

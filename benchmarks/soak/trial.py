@@ -13,7 +13,10 @@ OUTCOMES = "outcomes.json"
 
 @dataclass(frozen=True)
 class Order:
-    """One job. ``victims[b]``: the ranks that fail in block b, each in mid-transfer; none for abort and exhaust."""
+    """One job. ``victims[b]``: the ranks that fail in block b, each in mid-transfer; none for abort and exhaust.
+
+    ``late``: not in mid-transfer, but when the block is over for them, and the client has not yet heard so.
+    """
 
     fault: Fault
     num_prefill: int
@@ -27,6 +30,7 @@ class Order:
     beat_interval_s: float = 0.2
     num_kv_blocks: int = 64
     num_requests: int = 24
+    late: bool = False
     seed: int = 0
 
     @property

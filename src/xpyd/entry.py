@@ -260,10 +260,10 @@ def leave_in_turn(rank: int) -> NoReturn:
 
 def leave_if_survived() -> None:
     """Of a rank that was cut off: the others may well go on, where their job survives that."""
-    from xpyd.mpi import survives_ends
+    from xpyd.mpi import leave_job, survives_ends
 
     if survives_ends():
-        os._exit(EXIT_RANKS_LOST)
+        leave_job()
 
 
 def wait_for_turn(rank: int) -> None:

@@ -106,6 +106,8 @@ class Worker(ABC):
         while not (self._ending and (self._aborted or self.quiet)):
             busy = self.receive()
             self._cancel_all()
+            if self._ending:
+                self.drop_orphans()
             busy |= self.move()
             busy |= self.step()
             if not busy:
@@ -115,6 +117,12 @@ class Worker(ABC):
                 deadline = deadline or time.monotonic() + self._drain_timeout_s
                 if time.monotonic() > deadline:
                     raise WorkerError(f"{self.desk.who}: {self.unfinished()} after the block's end")
+
+    def attend(self) -> None:
+        """The block has ended here, and not yet everywhere: be heard, and hear who is lost. Raises as ``receive``."""
+        self.receive()
+        self._cancel_all()
+        self.move()
 
     def receive(self) -> bool:
         """Take messages, and let the client hear of this rank. Raises ClientLost, Outcast."""
@@ -179,6 +187,9 @@ class Worker(ABC):
 
     def drop_peer(self, rank: int) -> None:  # noqa: B027 - only a rank that moves KV has peers
         """A rank is lost: nothing moves to or from it any more."""
+
+    def drop_orphans(self) -> None:  # noqa: B027 - likewise
+        """No request is left: what waits for a word of a lost rank need not wait any more."""
 
     @property
     def ledger_bytes(self) -> int:

@@ -30,8 +30,7 @@ IDLE_SLEEP_S = 50e-6
 class Played:
     """What the client saw of a block. ``unfinished`` lists requests that had not ended when it gave up.
 
-    ``verdict``: why the block ended early, with every request failed; empty where it did not. ``times`` (ns): by
-    request id, when it was due, then when each of its tokens came, in the order of coming.
+    ``times`` (ns): by request id, when it was due, then when each of its tokens came, in the order of coming.
     """
 
     begin_ns: int
@@ -39,7 +38,6 @@ class Played:
     unfinished: tuple[int, ...]
     stopped: bool
     num_failed: int = 0
-    verdict: str = ""
     times: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
@@ -76,6 +74,16 @@ class Client:
             self._fail_all(f"cut off: {type(error).__name__} at the client")
             raise
 
+    @property
+    def verdict(self) -> str:
+        """Why the block ends early, or the run after it; empty where they go on."""
+        return self._rescue.verdict
+
+    def attend(self) -> None:
+        """Every request has ended, and the workers end the block: go on watching them until all have said so."""
+        self._collect()
+        self._rescue.tend({})
+
     def _play(self, requests: Sequence[Request], concurrency: int | None) -> Played:
         prompts = {r.request_id: pack_prompt(r.prompt(self._vocab_size)) for r in requests}
         todo = deque(sorted(requests, key=lambda r: (r.arrival_offset_ns, r.request_id)))
@@ -86,7 +94,7 @@ class Client:
             now_ns = self._desk.clock.now_ns()
             busy = self._collect()
             self._rescue_flights()
-            if self._rescue.verdict:
+            if self.verdict:
                 self._give_up(todo, begin_ns)
                 break
             stopped = stopped or self._should_stop()
@@ -107,11 +115,10 @@ class Client:
                 self._desk.rows.flush_if_due()
                 time.sleep(IDLE_SLEEP_S)
         unfinished = tuple(self._flights)
-        verdict = self._rescue.verdict
-        end = EndBlock(abort=bool(unfinished or verdict))
+        end = EndBlock(abort=bool(unfinished or self.verdict))
         self._desk.mailbox.send_all(self._rescue.pool(*Role), end)
         end_ns = self._desk.clock.now_ns()
-        return Played(begin_ns, end_ns, unfinished, stopped, self._num_failed, verdict, self._times)
+        return Played(begin_ns, end_ns, unfinished, stopped, self._num_failed, self._times)
 
     def _due(self, request: Request, begin_ns: int, now_ns: int, concurrency: int | None) -> bool:
         if concurrency is not None:
@@ -165,7 +172,7 @@ class Client:
             assert undoing is not None
             reason = "; ".join([undoing.reason, *undoing.stages])
             now_ns = self._desk.clock.now_ns()
-            if not undoing.retry or self._rescue.verdict:
+            if not undoing.retry or self.verdict:
                 self._end(flight, Stage.FAILED, now_ns, reason)
                 continue
             self._unload(flight)
@@ -176,11 +183,11 @@ class Client:
 
     def _give_up(self, todo: deque[Request], begin_ns: int) -> None:
         """The block ends early: everything sent fails, and so does everything that was not sent yet."""
-        self._fail_all(self._rescue.verdict)
+        self._fail_all(self.verdict)
         for request in todo:
             now_ns = self._desk.clock.now_ns()
             self._desk.stamp(request.request_id, Stage.ARRIVED, min(now_ns, begin_ns + request.arrival_offset_ns))
-            self._desk.stamp(request.request_id, Stage.FAILED, now_ns, f"not sent: {self._rescue.verdict}")
+            self._desk.stamp(request.request_id, Stage.FAILED, now_ns, f"not sent: {self.verdict}")
         todo.clear()
 
     def _fail_all(self, reason: str) -> None:

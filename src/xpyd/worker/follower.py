@@ -47,6 +47,10 @@ class Follower:
             if not busy:
                 time.sleep(IDLE_SLEEP_S)
 
+    def attend(self) -> None:
+        """The block has ended here, and not yet everywhere: be heard. Raises ClientLost."""
+        self._receive()
+
     def _receive(self) -> bool:
         busy = False
         for source, message in self._desk.mailbox.poll():

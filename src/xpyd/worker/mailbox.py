@@ -49,9 +49,10 @@ class Mailbox:
         """Every message that is here now, with its sender, in the order of arrival."""
         if self._sending:
             self._sending = [each for each in self._sending if not self._sent(each[0])]
-        while (source := self._probe()) is not None:
+        while (found := self._probe()) is not None:
+            source = int(self._status.Get_source())
             data = bytearray(self._status.Get_count(MPI.BYTE))
-            if self._receive(source, data) and source not in self._lost:
+            if self._receive(found, data) and source not in self._lost:
                 yield source, decode(data)
 
     def give_up(self, ranks: Collection[int]) -> None:
@@ -68,20 +69,22 @@ class Mailbox:
     def close(self) -> None:
         self._comm.Free()
 
-    def _probe(self) -> int | None:
-        """The sender of a message that is here, None where there is none."""
+    def _probe(self) -> Any:
+        """A message that is here, None where there is none.
+
+        Matched, so that it is out of MPI's queue: one from a rank that has ended cannot be received, and would be
+        found again for ever.
+        """
         try:
-            if not self._comm.Iprobe(source=MPI.ANY_SOURCE, tag=TAG, status=self._status):
-                return None
+            return self._comm.Improbe(source=MPI.ANY_SOURCE, tag=TAG, status=self._status)
         except MPI.Exception as error:  # a rank has ended, which any source might have been: take note, and go on
             self._note(error)
             return self._probe()
-        return int(self._status.Get_source())
 
-    def _receive(self, source: int, data: bytearray) -> bool:
-        """False where the sender has ended since it was probed, and the rest of its message with it."""
+    def _receive(self, found: Any, data: bytearray) -> bool:
+        """False where the sender has ended, and its message with it."""
         try:
-            self._comm.Recv([data, MPI.BYTE], source=source, tag=TAG)
+            found.Recv([data, MPI.BYTE])
         except MPI.Exception as error:
             self._note(error)
             return False

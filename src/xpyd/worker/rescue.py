@@ -58,7 +58,7 @@ class Rescue:
         self._placement = placement
         self._config = config
         self.lost = lost
-        self.verdict = ""  # why the block ends early
+        self.verdict = self._empty_pool()  # why the block ends early
         self._workers = [rank for rank in range(len(placement.roles)) if rank not in {CLIENT_RANK, *lost}]
         self._watch = Watch(self._workers, config, time.monotonic())
         self._beat_due_s = 0.0
@@ -68,6 +68,14 @@ class Rescue:
         """The leaders of the instances of these roles that have all their ranks."""
         whole = (i for i in self._placement.instances if i.role in roles and not self.lost.keys() & set(i.ranks))
         return tuple(instance.leader for instance in whole)
+
+    def _empty_pool(self) -> str:
+        """Which pool has lost its last instance, in words; empty where none has."""
+        for role in dict.fromkeys(instance.role for instance in self._placement.instances):
+            if not self.pool(role):
+                lost = [why for rank, why in self.lost.items() if self._placement.roles[rank] is role]
+                return f"{'; '.join(lost)}, and no {role} instance is left"
+        return ""
 
     def heard(self, rank: int) -> bool:
         """Take note of a message; False from a lost rank, whose messages count for nothing."""
@@ -120,8 +128,7 @@ class Rescue:
                 flight.undoing.waiting -= set(instance.ranks)
         if not self._config.goes_on:
             self.verdict = self.verdict or f"{what} (faults.policy=end)"
-        elif not self.pool(instance.role):
-            self.verdict = self.verdict or f"{what}, and no {instance.role} instance is left"
+        self.verdict = self.verdict or self._empty_pool()
         for flight in affected if not self.verdict else []:
             self._cancel(flight, what, self._may_retry(flight))
 

@@ -120,6 +120,10 @@ class ServingWorker(Worker):
         if self._mover is not None:
             self._mover.drop(rank)
 
+    def drop_orphans(self) -> None:
+        if self._source is not None:
+            self._source.drop_orphans()
+
     @property
     def ledger_bytes(self) -> int:
         return sum(end.ledger_bytes for end in (self._destination, self.pool) if end is not None)

@@ -28,9 +28,9 @@ from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.model.speculation_config import SpeculationConfig
-from xpyd.mpi import survives_ends
+from xpyd.mpi import leave_job, survives_ends
 from xpyd.placement import CLIENT_RANK, Kind, Placement, PlacementConfig, Role, make_hybrid, node_names, place
-from xpyd.records import HYBRID, SPLIT_ARMS, BlockRow, RequestRow
+from xpyd.records import HYBRID, SPLIT_ARMS, BlockRow, LossRow, RequestRow
 from xpyd.request import Request
 from xpyd.router import RouterConfig
 from xpyd.run_dir import RowWriter, RunDir
@@ -112,7 +112,9 @@ class Session:
         self._should_stop = should_stop
         self._launcher = os.getppid()
         self._mailbox = Mailbox(comm)
-        self.crew = Crew(comm, setup.drain_timeout_s)
+        self.crew = Crew(comm, setup.drain_timeout_s, self._missed)
+        self._begun: set[tuple[str, bool, SchedulerConfig | None]] = set()  # arms that have had a block
+        self._block, self._roles = -1, self.placement.roles  # of the block that is played, or was
         self._tiers = Tiers(setup.scheduler, setup.transfer, self.spec)
         self._quarantine: dict[tuple[int, ...], frozenset[int]] = {}  # blocks by the ranks of the instance
         self._runners: dict[tuple[Kind, tuple[int, ...]], ModelRunner] = {}  # by the ranks of the instance
@@ -149,22 +151,26 @@ class Session:
             runner = self._runner_in(placement)  # an arm's first block may have to load it, before any clock runs
             self._draft_in(placement, block)
             self._tiers.prepare(runner, block.scheduler or self.setup.scheduler)
-        self.crew.wait(patient=True)  # a model may have been loaded
+        kind = block.arm, block.speculates, block.scheduler
+        self.crew.wait(patient=kind not in self._begun)  # a model may have been loaded
+        self._begun.add(kind)
+        self._block, self._roles = block.number, placement.roles
         self.clock = synchronise(self.comm, peers=self.crew.ranks[1:], wait=self.crew.wait)
         self.rows.muted = block.number < 0
         before = self._bytes()
         gc.collect()
         gc.disable()
         self._meet()
-        played, ledger_bytes = None, 0
+        played = None
         try:
-            if self.rank == CLIENT_RANK:
-                played = self._play_client(block, placement, self._desk(block, Role.CLIENT))
+            part = self._client(block, placement) if self.rank == CLIENT_RANK else self._worker(placement, block)
+            if isinstance(part, Client):
+                played = part.play(block.requests, block.concurrency)
             else:
-                ledger_bytes = self._serve(placement, block)
+                self._serve(part, placement)
         finally:
             gc.enable()
-        self._close_block(block, played, ledger_bytes, before)
+        self._close_block(block, part, played, before)
         return played
 
     def bcast(self, value: Any) -> Any:
@@ -200,20 +206,19 @@ class Session:
         with suppress(OSError):  # nobody may be there to read it
             self.rows.flush()
             print(error, file=sys.stderr, flush=True)
-        while not survives_ends() and os.getppid() == self._launcher:
+        if survives_ends():
+            leave_job()
+        while os.getppid() == self._launcher:
             time.sleep(1.0)
         os._exit(EXIT_RANKS_LOST)
 
     def _desk(self, block: Block, role: Role, followers: tuple[int, ...] = ()) -> Desk:
         return Desk(self.rank, block.number, self._mailbox, self.rows, self.clock, followers, self.setup.faults, role)
 
-    def _serve(self, placement: Placement, block: Block) -> int:
-        """A worker's part of a block; returns the bytes that its plans promised."""
-        worker = self._worker(placement, block)
+    def _serve(self, worker: Worker | Follower, placement: Placement) -> None:
         worker.run()
         if isinstance(worker, Worker):
             self._check_blocks(worker, placement)
-        return worker.ledger_bytes
 
     def _check_blocks(self, worker: Worker, placement: Placement) -> None:
         """After a block that was served to its end every KV block is free again, or in quarantine for good."""
@@ -282,7 +287,8 @@ class Session:
         ends = _ends(role, engine, mover, shapes if setup.placement.several_ranks else None)
         return ServingWorker(engine, desk, timeout_s, mover, *ends, self._tiers.pool_end(engine, mover, placement))
 
-    def _play_client(self, block: Block, placement: Placement, desk: Desk) -> Played:
+    def _client(self, block: Block, placement: Placement) -> Client:
+        """The client of a block, whose requests are listed by then."""
         for r in block.requests:
             self.rows.write(
                 RequestRow(
@@ -297,8 +303,8 @@ class Session:
                 )
             )
         self.rows.flush()  # a killed run lists its requests
-        client = Client(
-            desk,
+        return Client(
+            self._desk(block, Role.CLIENT),
             placement,
             self._dispatch(block, placement),
             self.spec.vocab_size,
@@ -307,7 +313,6 @@ class Session:
             self.setup.faults,
             self.crew.lost,
         )
-        return client.play(block.requests, block.concurrency)
 
     def _dispatch(self, block: Block, placement: Placement) -> Dispatch:
         """Fresh for each block: no arm gains from what another one learnt."""
@@ -321,14 +326,21 @@ class Session:
         kv_map = KvMap(self.spec.vocab_size, scheduler.block_size, cached, self.nodes) if router.sees_kv else None
         return PoolDispatch(router.build(), router.build() if split else None, kv_map)
 
-    def _close_block(self, block: Block, played: Played | None, ledger_bytes: int, before: tuple[int, int]) -> None:
-        """Gather the byte counts and write the block's row, unless it was cut short."""
+    def _close_block(
+        self, block: Block, part: Client | Worker | Follower, played: Played | None, before: tuple[int, int]
+    ) -> None:
+        """Gather the byte counts and write the block's row, unless it was cut short.
+
+        The counts are each rank's word that it has ended the block. Until they are here the client watches, and the
+        workers are heard: who is lost after the last token is found, and named, like any other.
+        """
         after = self._bytes()
         self.rows.flush(durable=True)  # before the block's row says that all of them are there
+        ledger_bytes = 0 if isinstance(part, Client) else part.ledger_bytes
         mine = (ledger_bytes, after[0] - before[0], after[1] - before[1], self.clock.error_ns)
-        counts = [each or (0, 0, 0, 0) for each in self.crew.gather(mine) or []]
-        if played is not None and played.verdict:
-            raise WorkerError(f"block {block.number} ({block.arm}): {played.verdict}")
+        counts = [each or (0, 0, 0, 0) for each in self.crew.gather(mine, part.attend) or []]
+        if isinstance(part, Client) and part.verdict:
+            raise WorkerError(f"block {block.number} ({block.arm}): {part.verdict}")
         self._check_crew()
         self._mailbox.give_up(self.crew.lost)
         self._mailbox.drain()
@@ -362,7 +374,14 @@ class Session:
     def _check_crew(self) -> None:
         """Raises WorkerError where a rank did not come to the end of a block, and the policy is to end then."""
         if self.crew.lost and not self.setup.faults.goes_on and self.rank == CLIENT_RANK:
-            raise WorkerError("; ".join(f"rank {rank}: {why}" for rank, why in self.crew.lost.items()))
+            raise WorkerError("; ".join(self.crew.lost.values()))
+
+    def _missed(self, rank: int, why: str, silent_s: float) -> str:
+        """A rank did not come to a barrier: a row says so, as of one that is lost within a block; returns its name."""
+        role, node = self._roles[rank], self.nodes[rank]
+        self.rows.write(LossRow(self._block, rank, role.value, node, self.clock.now_ns(), silent_s, 0, why))
+        self.rows.flush()
+        return f"rank {rank} ({role} on {node}) is lost: {why}"
 
     def _bytes(self) -> tuple[int, int]:
         return self.links.bytes_so_far() if self.links is not None else (0, 0)

@@ -71,6 +71,16 @@ class UndoingSource(UndoingEnd):
             outgoing.computed_ns = outgoing.computed_ns or time.perf_counter_ns()
         return True
 
+    def drop_orphans(self) -> None:
+        """Cancel the hand-offs of requests that ended while their release was under way from a rank that is lost.
+
+        The client cancels requests that it has; these it has not any more. A destination has none: a request ends
+        after it was admitted there.
+        """
+        for request_id, outgoing in list(self._outgoing.items()):
+            if outgoing.undo is None and outgoing.submit.peer in self.mover.lost:
+                self.cancel(request_id, outgoing.submit.attempt)
+
     def move_undone(self, outgoing: Outgoing, undo: Undo) -> None:
         """Free the blocks of a cancelled hand-off where they are quiet."""
         if undo.lost:
