@@ -497,12 +497,15 @@ class Compare(Serve):
         if not self.hybrid.on:
             return
         asked = f"hybrid.policy={self.hybrid.policy}"
-        if self.experiment != "compare":
-            raise ValueError(f"{asked}: {self.experiment} has no hybrid arm; choose hybrid=off, or compare")
         if self.placement.several_ranks or (self.placement.colocated_tp or 1) > 1:
             raise ValueError(
                 f"{asked} with placement {self.placement.name}: its costs are reckoned for instances of one rank; "
                 "choose widths of 1, or hybrid=off"
+            )
+        if self.scheduler.num_remote_blocks:
+            raise ValueError(
+                f"{asked} with scheduler.num_remote_blocks={self.scheduler.num_remote_blocks}: hybrid ranks lend no "
+                "memory; set it to 0, or choose hybrid=off"
             )
         if self.speculation.on:
             raise ValueError(

@@ -14,11 +14,11 @@ from xpyd.config import SCHEMAS, Compare, ConfigError, Economics, dump_config, l
 CONF = Path(__file__).parents[2] / "conf"
 SERVING = ("model", "placement", "scheduler", "transport", "transfer", "codec", "fabric", "workload", "slo", "launch")
 EXPERIMENT_GROUPS = {
-    "compare": (*SERVING, "rival", "speculation"),
+    "compare": (*SERVING, "router", "hybrid", "rival", "speculation"),
     "speculation": ("placement", "speculation"),
     "tune_colocated": ("scheduler", "workload"),
     "saturation": ("scheduler", "slo", "prices"),
-    "serve": SERVING,
+    "serve": (*SERVING, "router"),
     "transfer": ("placement", "transport", "fabric", "launch"),
     "tune": ("fabric", "search", "launch"),
     "interference": ("model", "placement", "scheduler", "launch"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.test_config import composed
-from xpyd.config import Compare, load_config
+from xpyd.config import Compare, ConfigError, load_config
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.parity import check_parity
 from xpyd.placement import PlacementConfig
@@ -58,3 +58,42 @@ def test_every_arm_of_a_comparison_has_its_own_resources() -> None:
         "disaggregated": "2P2D",
         "null": "4C",
     }
+
+
+def test_the_hybrid_arm_is_held_to_the_same_resources() -> None:
+    config = compare("hybrid=on", "placement=2p2d", "codec=int8", "transfer=staged")
+    assert config.arms == ("colocated", "disaggregated", "hybrid", "null")
+    hybrid = config.arm("hybrid")
+    assert (hybrid.placement.num_workers, hybrid.codec) == (4, "int8"), "it moves KV as the split arm does"
+    with pytest.raises(ValueError, match=r"num_kv_blocks is 512 in arm colocated, 640 in arm hybrid"):
+        check_parity(
+            {"colocated": BASE, "hybrid": replace(SPLIT, scheduler=replace(SPLIT.scheduler, num_kv_blocks=640))}
+        )
+
+
+@pytest.mark.parametrize(
+    ("experiment", "options", "named"),
+    [
+        (
+            "compare",
+            ["hybrid=on", "placement.prefill_tp=2", "transfer.block_order=heads_first"],
+            r"hybrid\.policy=cost with placement 1P\(tp2\)1D: .*widths of 1",
+        ),
+        ("compare", ["hybrid=on", "speculation=ngram"], r"hybrid\.policy=cost with speculation\.draft=ngram"),
+        (
+            "compare",
+            ["hybrid=on", "placement=2p1d", "scheduler.prefix_cache=true", "scheduler.num_remote_blocks=8"],
+            r"hybrid\.policy=cost with scheduler\.num_remote_blocks=8",
+        ),
+        (
+            "compare",
+            ["hybrid=on", "faults=retry"],
+            r"faults\.policy=retry: without a rank the arms are no longer equal",
+        ),
+        ("compare", ["hybrid=on", "hybrid.margin=-1"], r"hybrid\.margin=-1"),
+        ("speculation", ["+hybrid.policy=cost"], r"hybrid\.policy=cost with speculation\.draft=ngram"),
+    ],
+)
+def test_what_the_hybrid_arm_cannot_do_is_refused(experiment: str, options: list[str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load_config(composed(experiment, *options))

@@ -36,6 +36,11 @@ def test_the_null_control_is_mirrored_too() -> None:
     assert [pair for pair, _ in interleave(2, arms)] == [0, 0, 0, 1, 1, 1]
 
 
+def test_the_hybrid_arm_comes_third_and_is_mirrored() -> None:
+    arms = compare("hybrid=on", "null_control=false").arms
+    assert [arm[0] for _, arm in interleave(2, arms)] == ["c", "d", "h", "h", "d", "c"]
+
+
 def test_blocks_of_a_pair_play_the_same_requests() -> None:
     blocks = compare_blocks(compare("num_pairs=2"))
     by_pair = {pair: [b.requests for b in blocks if b.pair == pair] for pair in (0, 1)}

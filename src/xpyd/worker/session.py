@@ -401,9 +401,9 @@ def _ends(
     destination: DestinationEnd | None = None
     if role is Role.COLOCATED:
         return None, None
-    if role is not Role.DECODE:
+    if role in (Role.PREFILL, Role.HYBRID):
         source = SourceEnd(engine, mover) if shapes is None else ShardedSource(engine, mover, shapes)
-    if role is not Role.PREFILL:
+    if role in (Role.DECODE, Role.HYBRID):
         destination = DestinationEnd(engine, mover) if shapes is None else ShardedDestination(engine, mover, shapes)
     return source, destination
 
