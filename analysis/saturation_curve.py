@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 from analysis.intervals import CONFIDENCE, SEED, bootstrap_mean
 from analysis.load import Run, RunError
 from analysis.requests import request_frame
-from analysis.statistics import block_statistics, meets_slo, num_workers
+from analysis.statistics import block_statistics, instance_of, meets_slo, num_workers
 from analysis.tokens import order_tokens
 from xpyd.economics.prices import PriceConfig, cost_per_million
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS, Interval
@@ -81,8 +81,7 @@ def priced_ranks(run: Run, arm: str) -> dict[Role, int]:
     if arm not in SPLIT_ARMS:
         return {Role.COLOCATED: num_workers(run)}
     return {
-        role: int(placement[f"num_{role}"]) * int(placement.get(f"{role}_tp") or 1)
-        for role in (Role.PREFILL, Role.DECODE)
+        role: int(placement[f"num_{role}"]) * instance_of(placement, role)[1] for role in (Role.PREFILL, Role.DECODE)
     }
 
 

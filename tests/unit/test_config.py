@@ -155,6 +155,20 @@ def test_wrong_values_are_refused(overrides: list[str], message: str) -> None:
         load_config(composed("compare", *overrides))
 
 
+@pytest.mark.parametrize("override", ["placement.prefill_cp=2", "placement.decode_pp=2"])
+@pytest.mark.parametrize(
+    ("experiment", "why"),
+    [
+        ("simulate", "only tensor-parallel instances are simulated"),
+        ("contention", "measures pairs of single ranks"),
+        ("calibrate", "times single ranks"),
+    ],
+)
+def test_experiments_refuse_instances_that_they_do_not_know(experiment: str, why: str, override: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load_config(composed(experiment, override))
+
+
 def test_an_ignored_setting_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"placement=.*no such key"):
         load_config({**composed("economics"), "placement": {"num_prefill": 1}})

@@ -125,25 +125,33 @@ def _runner(
 def _logit_errors(
     comm: Any, instances: Instances, runs: list[tuple[Way, Point]], sweep: ScalingSweep
 ) -> dict[tuple[Way, Point], float]:
-    """The largest difference of a logit to one rank's, on rank 1. Decodes attend to the KV of a prompt run before."""
+    """The largest difference of a logit to one rank's, on rank 1. Decodes attend to the KV of prompts run before."""
     errors: dict[tuple[Way, Point], float] = {}
     baselines: dict[Point, torch.Tensor] = {}  # the first way is one rank alone
+    filled: set[Division] = (
+        set()
+    )  # pools with the contexts of the largest batch; in each way prompts come before decodes
     for way, point in runs:
         wait_quietly(comm)
         if way.division not in instances:
             continue
         instance = instances[way.division]
         instance.prepare(way)
-        runner = instance.runner
-        segments = point.segments(runner.spec, sweep.block_size, sweep.context_len)
-        if point.num_decode_seqs:
-            for segment in segments:
-                prompt = [token % runner.spec.vocab_size for token in range(segment.start)]
-                runner.run([Segment(prompt, 0, segment.block_table, 0, 0, False)])
-        logits = instance.leader_logits(segments)
+        if point.num_decode_seqs and way.division not in filled:
+            _fill(instance.runner, sweep)
+            filled.add(way.division)
+        logits = instance.leader_logits(point.segments(instance.runner.spec, sweep.block_size, sweep.context_len))
         if comm.rank == 1:
             errors[way, point] = float((logits - baselines.setdefault(point, logits)).abs().max())
     return errors
+
+
+def _fill(runner: ModelRunner, sweep: ScalingSweep) -> None:
+    """Run the prompts that the decodes of every batch attend to."""
+    vocab_size = runner.spec.vocab_size
+    for segment in Point(0, max(sweep.num_decode_seqs)).segments(runner.spec, sweep.block_size, sweep.context_len):
+        prompt = [token % vocab_size for token in range(segment.start)]
+        runner.run([Segment(prompt, 0, segment.block_table, 0, 0, False)])
 
 
 def _measure(
