@@ -57,7 +57,7 @@ static inline __attribute__((always_inline)) void softmax(float *x, int64_t n)
 
 static inline __attribute__((always_inline)) void fetch(const void *x, int64_t num_bytes)
 {
-    for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch((const char *)x + i);
+    for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch((const char *)x + i, 0, 2); /* as far as L2 */
 }
 
 static inline float from_bfloat16(uint16_t x)
