@@ -47,6 +47,7 @@ from xpyd.simulate.config import MachineConfig, SimulateConfig
 from xpyd.slurm import SlurmConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import Need, TransportConfig, placement_needs
+from xpyd.worker.kv_sweep import KvCacheSweep
 from xpyd.worker.prompts import place_prompts
 from xpyd.worker.search import TuneSearch
 from xpyd.worker.sweeps import (
@@ -369,17 +370,9 @@ class Serve(Ranked):
     def __post_init__(self) -> None:
         moves = not self.placement.num_colocated
         self.transport.check(self.fabric, [*placement_needs(self.placement), *self.transfer.needs()] if moves else [])
-        if self.scheduler.num_remote_blocks:
-            asked = f"scheduler.num_remote_blocks={self.scheduler.num_remote_blocks}"
-            self.transport.check(self.fabric, [Need(asked, ("two_sided",), "scheduler.num_remote_blocks=0")])
-            if self.faults.goes_on:
-                raise ValueError(
-                    f"{asked} with faults.policy={self.faults.policy}: the remote pool does not outlive a lost rank; "
-                    "choose faults=end or scheduler.num_remote_blocks=0"
-                )
         spec = runnable_spec(self.model)
         _check_divisions(self.placement.divisions, spec)
-        _check_cache(self.scheduler, self.placement)
+        self._check_tiers(self.scheduler)
         self.transfer.check_widths(self.placement, spec.num_kv_heads)
         self.transfer.check(self.scheduler, spec.block_bytes(self.scheduler.block_size))
         capacity = self.scheduler.num_kv_blocks * self.scheduler.block_size
@@ -399,6 +392,18 @@ class Serve(Ranked):
         several = self.placement.several_ranks or (self.placement.colocated_tp or 1) > 1
         self.speculation.check(spec, self.sampling, several)
         self._check_faults()
+
+    def _check_tiers(self, scheduler: SchedulerConfig) -> None:
+        _check_cache(scheduler, self.placement)
+        if not scheduler.num_remote_blocks:
+            return
+        asked = f"scheduler.num_remote_blocks={scheduler.num_remote_blocks}"
+        self.transport.check(self.fabric, [Need(asked, ("two_sided",), "scheduler.num_remote_blocks=0")])
+        if self.faults.goes_on:
+            raise ValueError(
+                f"{asked} with faults.policy={self.faults.policy}: the remote pool does not outlive a lost rank; "
+                "choose faults=end or scheduler.num_remote_blocks=0"
+            )
 
     def _check_faults(self) -> None:
         asked = f"faults.policy={self.faults.policy}, faults.request_timeout_s={self.faults.request_timeout_s}"
@@ -444,6 +449,27 @@ class TuneColocated(Serve):
     @property
     def planned_blocks(self) -> int:
         return 0
+
+
+@dataclass(frozen=True)
+class KvCache(Serve):
+    """Policies and tiers of the KV cache on the same requests; ``scheduler`` gives all that is not of the cache."""
+
+    sweep: KvCacheSweep = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scheduler.prefix_cache or self.num_blocks != 1:
+            raise ValueError(
+                f"scheduler.prefix_cache={self.scheduler.prefix_cache}, num_blocks={self.num_blocks}: the sweep sets "
+                "the cache, and counts its own blocks; leave both out"
+            )
+        self._check_tiers(self.sweep.largest(self.scheduler))
+        self.workload.check(self.sweep.num_repeats)
+
+    @property
+    def planned_blocks(self) -> int:
+        return self.sweep.num_repeats * len(self.sweep.arms(self.scheduler))
 
 
 @dataclass(frozen=True)
@@ -681,6 +707,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "expert_parallel": ExpertParallel,
     "check_cluster": CheckCluster,
     "handoff": Handoff,
+    "kv_cache": KvCache,
     "serve": Serve,
     "calibrate": Calibrate,
     "compare": Compare,

@@ -32,13 +32,16 @@ ENVIRONMENT, PREDICTED = "environment.json", "predicted.json"
 MAX_RATE_RPS = 1e6  # a trace whose rows share one time stamp has no rate
 
 
-def open_session(job: Job) -> Session:
-    """Build every rank's side of the run and write environment.json. Collective."""
+def open_session(job: Job, scheduler: SchedulerConfig | None = None) -> Session:
+    """Build every rank's side of the run and write environment.json. Collective.
+
+    ``scheduler``: what the session makes room for, where blocks have schedulers of their own.
+    """
     config: Serve = job.config
     setup = Setup(
         config.model,
         config.placement,
-        config.scheduler,
+        scheduler or config.scheduler,
         config.transport,
         config.transfer,
         config.fabric,

@@ -68,6 +68,7 @@ FLOORS = {
     "xpyd.tuning": 5,
     "xpyd.colocated_tuning": 5,
     "xpyd.handoffs": 5,
+    "xpyd.kv_caches": 5,
     "experiments": 6,
     "analysis": 6,
 }
