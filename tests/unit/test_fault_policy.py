@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ from xpyd.scheduler.base import NeverFits, SchedulerConfig, Sequence
 from xpyd.scheduler.chunked import ChunkedScheduler
 from xpyd.scheduler.decode_only import DecodeOnlyScheduler
 from xpyd.worker.base import Desk
-from xpyd.worker.messages import Beat, Cancel, Cancelled, Gone
+from xpyd.worker.handoff import Outgoing, Undo
+from xpyd.worker.messages import Beat, Cancel, Cancelled, Gone, Release, Submit
 from xpyd.worker.rescue import Flight, Rescue
+from xpyd.worker.source import SourceEnd
 
 CONFIG = FaultConfig("go_on", detect_s=2.0, beat_interval_s=0.5)
 
@@ -180,6 +183,20 @@ def test_a_lost_rank_is_not_heard_any_more() -> None:
     rescue.tend({})
     assert not rescue.heard(1)
     assert 1 not in {rank for rank, _ in post.of(Beat)[4:]}
+
+
+def test_a_cancel_that_meets_the_release_on_its_way_is_confirmed_by_the_source() -> None:
+    """The destination had let go of the request before it heard of the cancel, and says nothing more."""
+    confirmed: list[Any] = []
+    submit, undo = Submit(5, b"", 4, 0, 3), Undo(0, "its KV moves to rank 3", False, 0)
+    outgoing = Outgoing(submit, 0, sequence=Sequence(5, [0] * 8, 1), undo=undo)
+    desk = SimpleNamespace(block=7, rank=1, rows=Rows(), stamp=lambda *_: None, confirm=lambda *a: confirmed.append(a))
+    source: Any = SimpleNamespace(desk=desk, _outgoing={5: outgoing}, _submits={5: submit}, _payload_bytes=lambda _: 0)
+    source._config = SimpleNamespace(mode="whole", direction="pull")
+    source.engine = SimpleNamespace(scheduler=SimpleNamespace(release=lambda _: None))
+    SourceEnd._released(source, outgoing, Release(5, 0, 0, 0, 0, 0, False, False))
+    assert confirmed == [(5, 0, "its KV moves to rank 3")]
+    assert not source._outgoing
 
 
 LIMITS = SchedulerConfig("chunked", 4, 32, block_size=4, num_kv_blocks=8)

@@ -286,6 +286,8 @@ class SourceEnd(UndoingSource):
         )
         del self._outgoing[request_id], self._submits[request_id]
         self.engine.scheduler.release(outgoing.sequence)
+        if outgoing.undo is not None:  # it was cancelled while the release was under way: nothing else is to come
+            self.desk.confirm(request_id, outgoing.undo.attempt, outgoing.undo.stage)
 
     def _num_pieces(self, outgoing: Outgoing) -> int:
         assert outgoing.plan is not None
