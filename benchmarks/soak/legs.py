@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import count
 from typing import Any, Literal
 
@@ -18,6 +19,9 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"transport": "ucx", "mode": "layerwise", "policy": "retry", "direction": "push"},
     {"transport": "mpi", "mode": "layerwise", "policy": "retry"},
 )
+# One-sided: nobody can say when a lost peer's reads are over, and every such hand-off puts its blocks into quarantine.
+# So the pool is large.
+NIXL: dict[str, Any] = {"transport": "nixl", "mode": "layerwise", "policy": "retry", "num_kv_blocks": 512}
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,16 @@ class Leg:
 
     def orders(self, detect_s: float, seed: int) -> Iterator[Order]:
         """Jobs without end; the caller stops when it has enough faults."""
+        variants = (*VARIANTS, NIXL) if self.role is not None and find_spec("nixl") is not None else VARIANTS
         for number in count():
-            variant = VARIANTS[number % len(VARIANTS)]
+            variant = variants[number % len(variants)]
             order = self._without_victims(variant) if self.role is None else self._with_victims(variant)
             yield replace(order, seed=seed + number, detect_s=detect_s, beat_interval_s=detect_s / BEATS)
 
     def _without_victims(self, variant: dict[str, Any]) -> Order:
-        num_kv_blocks = 24 if self.fault == "exhaust" else 64
         blocks: tuple[tuple[int, ...], ...] = ((),) * 10
-        return Order(self.fault, NUM_OTHERS, NUM_OTHERS, blocks, num_kv_blocks=num_kv_blocks, **variant)
+        settings = {**variant, "num_kv_blocks": 24 if self.fault == "exhaust" else 64}
+        return Order(self.fault, NUM_OTHERS, NUM_OTHERS, blocks, **settings)
 
     def _with_victims(self, variant: dict[str, Any]) -> Order:
         num_failing = 2 * NUM_PAIRS + NUM_LEFT

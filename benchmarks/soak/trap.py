@@ -15,7 +15,9 @@ from benchmarks.soak.trial import Order, fault_file, ready_file
 from xpyd.kv.layout import Span
 from xpyd.transport.base import Ticket, Transport
 from xpyd.worker.destination import DestinationEnd
-from xpyd.worker.handoff import Incoming
+from xpyd.worker.handoff import Incoming, Outgoing
+from xpyd.worker.messages import Accept
+from xpyd.worker.source import SourceEnd
 
 BLOCK_BYTES = 32768  # of the pool: real pieces on the wire, whatever the model says
 PIECE_S = 1e-3  # a slow wire: hand-offs take long enough to be cut
@@ -33,6 +35,9 @@ class Trap:
         self._limit_bytes: int | None = None
         self._late = False
         self._generator = np.random.default_rng((order.seed, rank))
+        self._accepted_bytes = 0
+        if transport.capabilities.one_sided_read:
+            self._count_accepts()
         self._progress, self._send = transport.progress, transport.send
         transport.progress = self.progress  # type: ignore[method-assign]
         transport.send = self.send  # type: ignore[method-assign]
@@ -82,7 +87,18 @@ class Trap:
 
     def _moved(self) -> int:
         t = self._transport
-        return t.sent_bytes + t.received_bytes + t.written_bytes
+        return t.sent_bytes + t.received_bytes + t.written_bytes + self._accepted_bytes
+
+    def _count_accepts(self) -> None:
+        """A source that is read from sees no bytes: what was accepted is about to be read."""
+        answered = SourceEnd._answered
+
+        def counting(source: Any, outgoing: Outgoing, message: Any) -> None:
+            if isinstance(message, Accept):
+                self._accepted_bytes += len(message.table) * BLOCK_BYTES
+            answered(source, outgoing, message)
+
+        SourceEnd._answered = counting  # type: ignore[method-assign, assignment]
 
 
 class WaitCount:

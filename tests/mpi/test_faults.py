@@ -13,6 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks.soak.report import JobResult
+from benchmarks.soak.start import run_job
+from benchmarks.soak.trial import Order
 from tests.mpi.test_experiments import ROOT, run_folder, tables
 from xpyd.faults import EXIT_RANKS_LOST
 from xpyd.streams import merge
@@ -106,6 +109,17 @@ def test_the_other_pairs_outlive_a_stopped_decode_rank(tmp_path: Path) -> None:
     assert len(told) == loss.num_requests > 0
     assert told["reason"].str.contains(r"rank 2 \(decode on .*\) is lost.*; at rank 1 \(prefill on .*\): \w+").all()
     assert (ends(found["stages"]) == "finished").sum() == NUM_REQUESTS - loss.num_requests > 0
+
+
+@pytest.mark.mpi
+def test_a_rank_that_stops_after_the_last_token_is_lost_like_any_other(tmp_path: Path) -> None:
+    """By its silence, not by the barrier; and the block after it is played by the others."""
+    order = Order("stop", 1, 2, ((2,), ()), late=True, detect_s=2.0, beat_interval_s=0.25)
+    result = JobResult.read(order, run_job(order, tmp_path / "job"), tmp_path / "job")
+    assert result.exit_code == EXIT_RANKS_LOST, result.errors
+    [strike] = result.strikes
+    assert strike.reason.startswith("nothing heard of it for")
+    assert [outcome.num_finished for outcome in result.outcomes] == [order.num_requests] * 2
 
 
 @pytest.mark.mpi
