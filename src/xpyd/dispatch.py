@@ -85,6 +85,7 @@ class PoolDispatch:
         self._decode_router = decode_router
         self._kv_map = kv_map
         self._load: dict[int, int] = {}  # outstanding tokens by rank
+        self._prompts: dict[int, int] = {}  # of them, those of each prompt without a token yet: what is to be computed
 
     def route(self, request: Request, pool: Pool, now_s: float) -> Way:
         ranks = pool(Role.COLOCATED, Role.PREFILL)
@@ -97,18 +98,20 @@ class PoolDispatch:
         return Way(prefill, self._pick(self._decode_router, ranks, missing))
 
     def sent(self, request: Request, way: Way, now_s: float) -> None:
+        num_tokens = request.input_len
         if self._kv_map is not None:
+            (num_tokens,) = self._kv_map.to_compute(request, [way.prefill_rank])
             self._kv_map.sent(request, {way.prefill_rank, way.decode_rank})
-        self._add(way.prefill_rank, request.input_len)
+        self._prompts[request.request_id] = num_tokens
+        self._add(way.prefill_rank, num_tokens)
         self._add(way.decode_rank, request.output_len)
 
     def token(self, request: Request, way: Way, num_seen: int, now_s: float) -> None:
-        if num_seen == 1:
-            self._add(way.prefill_rank, -request.input_len)
+        self._add(way.prefill_rank, -self._prompts.pop(request.request_id, 0))
         self._add(way.decode_rank, -1)
 
     def ended(self, request: Request, way: Way, num_seen: int, now_s: float) -> None:
-        self._add(way.prefill_rank, 0 if num_seen else -request.input_len)
+        self._add(way.prefill_rank, -self._prompts.pop(request.request_id, 0))
         self._add(way.decode_rank, num_seen - request.output_len)
 
     def _add(self, rank: int, num_tokens: int) -> None:

@@ -87,3 +87,17 @@ def test_a_kv_aware_pool_sends_a_beginning_where_it_was_sent_before() -> None:
         dispatch.ended(request, way, 0, 0.0)
         ranks.append(way.prefill_rank)
     assert ranks == [1, 2, 1, 2, 1]
+
+
+def test_a_queue_of_cached_prompts_is_a_short_one() -> None:
+    """Rank 1 has the beginning, and three requests that share it wait there: 12 tokens, not 300."""
+    dispatch = PoolDispatch(KvAware(), None, KvMap(1000, 16, 100, ["a"] * 3))
+    ways = []
+    for number in range(4):
+        request = Request(number, 0, 100, 2, seed=number, prefix_len=96, prefix_seed=9)
+        ways.append(dispatch.route(request, lambda *roles: (1, 2), 0.0))
+        dispatch.sent(request, ways[-1], 0.0)
+    assert [way.prefill_rank for way in ways] == [1, 2, 1, 2], "100 tokens wait at 1: as many as 2 would compute"
+    dispatch.token(Request(0, 0, 100, 2), ways[0], 1, 0.0)
+    dispatch.token(Request(1, 0, 100, 2), ways[1], 1, 0.0)
+    assert dispatch._load == {1: 1 + 4 + 2, 2: 1 + 4 + 2}
