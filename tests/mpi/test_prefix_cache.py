@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).parent / "programs" / "prefix_cache.py"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 BLOCK_BYTES = 3 * 2 * 4 * 2 * 8 * 4  # layers, K and V, block_size, KV heads, head_dim, float32
@@ -61,3 +63,18 @@ def test_staged_over_mpi_beside_an_instance_of_two_ranks(mpirun: Run, tmp_path: 
     check_tokens(tables)
     caches = tables["caches"]
     assert caches.loc[caches["block"] == 1, "num_cached_tokens"].sum() >= 36 * 3
+
+
+@pytest.mark.mpi
+def test_the_experiment_plays_every_arm_and_reports(tmp_path: Path) -> None:
+    small = ["model=micro", "placement.allow_shared_node=true", "faults.detect_s=30", f"run.root={tmp_path}"]
+    small += ["sweep.policies=[expected_completion]", "sweep.tiers=[pool,remote]", "sweep.num_repeats=1"]
+    small += ["workload.num_requests=6", "workload.arrival.rate_rps=40"]
+    command = [sys.executable, "-m", "experiments.kv_cache", *small]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "kv_cache").iterdir()
+    blocks = pd.read_parquet(folder / "blocks.parquet")
+    assert set(blocks["arm"]) == {"none", "pool expected_completion", "remote expected_completion"}
+    assert (blocks["ledger_bytes"] == blocks["transport_bytes"]).all()
+    assert "prefill time, with" in (folder / "report.html").read_text()
