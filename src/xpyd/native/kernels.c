@@ -11,8 +11,11 @@
 
 #define LANES 16 /* heads are this wide, or a multiple of it */
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+/* Compiled for several processors, the best is chosen when it is loaded. (arch=skylake-avx512 would be Intel's alone.) */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define CLONES
 #endif
