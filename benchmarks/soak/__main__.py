@@ -1,6 +1,6 @@
 """Each kind of fault a hundred times, in real sessions with real transports: is it noticed, named, and undone?
 
-make soak                                              every kind, about a quarter of an hour on 2 cores
+make soak                                              every kind, about half an hour on 2 cores
 python -m benchmarks.soak --only kill-prefill --num 20
 python -m benchmarks.soak --seed 7                     other moments
 
