@@ -11,7 +11,7 @@
 
 #define LANES 16 /* heads are this wide, or a multiple of it */
 
-/* Compiled for several processors, the best is chosen when it is loaded. (arch=skylake-avx512 would be Intel's alone.) */
+/* Compiled for several processors; the best is chosen on loading. (arch=skylake-avx512 would be Intel's alone.) */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -128,7 +128,7 @@ void xpyd_rotate(
          : rotate_float(x, cos, sin, num_tokens, token_stride, num_heads, size);
 }
 
-/* Copies rows of `num_bytes`: token i's head h from x to the slot's place in one plane of the pool. Strides in bytes. */
+/* Copies rows of `num_bytes`: a token's heads from x to its slot's place in one plane of the pool. Strides in bytes. */
 void xpyd_store(
     const char *x, int64_t token_stride, char *plane, const int64_t *slots, int64_t num_tokens, int64_t num_heads,
     int64_t num_bytes, int64_t block_size, int64_t block_stride, int64_t slot_stride, int64_t head_stride)

@@ -48,7 +48,8 @@ static inline __attribute__((always_inline)) void NAME(score_block)(
             for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
                 const float *query = queries + head * p->size;
                 lanes part = {0};
-                for (int64_t i = 0; i < p->size; i += LANES) part += *(const lanes *)(query + i) * NAME(lanes_of)(key + i);
+                for (int64_t i = 0; i < p->size; i += LANES)
+                    part += *(const lanes *)(query + i) * NAME(lanes_of)(key + i);
                 scores[head * width + column + t] = sum_of(part);
             }
         }
