@@ -117,3 +117,17 @@ def test_bytes_of_an_arm_that_may_move(tmp_path: Path) -> None:
     assert {row[0]: row[1] for row in found.rows}["hybrid"].startswith("ledger = transport")
     stayed = table(comparison(tmp_path / "s", (STAYED, STAYED)), "Bytes moved")
     assert {row[0]: row[1] for row in stayed.rows}["hybrid"] == "nothing moved: every request stayed"
+
+
+def test_only_pairs_that_the_arm_has_ended_count(tmp_path: Path) -> None:
+    """A sixth pair without its hybrid block is left out of all three arms' figures."""
+    rows: list[Any] = []
+    for pair in range(6):
+        slow = Way(queue=500) if pair == 5 else STAYED
+        rows += block_rows(3 * pair, pair, "colocated", [(SHORT, slow)])
+        rows += block_rows(3 * pair + 1, pair, "disaggregated", [(SHORT, slow)])
+        if pair < 5:
+            rows += [*block_rows(3 * pair + 2, pair, "hybrid", [(SHORT, STAYED)]), decision(3 * pair + 2, 0, False)]
+    found = table(Comparison(load_run(write_run(tmp_path / "r", rows))), "Three arms")
+    assert [row[-1] for row in found.rows] == ["60 ms", "60 ms", "60 ms"]
+    assert [row[1] for row in found.rows] == ["1 /s", "1 /s", "1 /s"], "the slow requests miss their limit"

@@ -64,6 +64,9 @@ def test_blocks_that_were_sent_are_found_until_they_are_pushed_out() -> None:
     assert known.num_hits(1, [b"a", b"b"]) == 2
     known.sent(1, [b"e"])
     assert (known.num_hits(1, [b"a", b"b"]), known.num_hits(1, [b"a", b"d"])) == (1, 2), "b was the oldest"
+    small = SentBlocks(2)
+    small.sent(1, [b"a", b"b", b"c"])
+    assert small.num_hits(1, [b"a", b"b", b"c"]) == 2, "leaves go first: nothing is found behind a gap"
 
 
 def test_a_map_counts_what_is_missing_by_rank_and_by_link() -> None:
