@@ -30,6 +30,7 @@ from analysis import (
     handoff,
     interference,
     kv_cache,
+    plan,
     saturation,
     scaling,
     serve,
@@ -62,6 +63,7 @@ ANALYSES: dict[str, Callable[[Run], Results]] = {
     "economics": economics.analyse,
     "expert_parallel": expert_parallel.analyse,
     "simulate": simulate.analyse,
+    "plan": plan.analyse,
     "calibrate": calibrate.analyse,
     "codecs": codecs.analyse,
 }

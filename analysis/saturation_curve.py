@@ -17,7 +17,6 @@ from analysis.statistics import block_statistics, instance_of, meets_slo, num_wo
 from analysis.tokens import order_tokens
 from xpyd.economics.prices import PriceConfig, cost_per_million
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS, Interval
-from xpyd.placement import Role
 from xpyd.records import SPLIT_ARMS
 from xpyd.units import NS_PER_S
 
@@ -59,7 +58,7 @@ def curve(run: Run) -> list[Point]:
         raise RunError(f"{run.paths[0]}: no block has ended; let the run go on, or measure again")
     tokens = order_tokens(run)
     requests = request_frame(run, tokens)
-    slo, price = run.config["slo"], PriceConfig(**run.config["prices"])
+    slo = run.config["slo"]
     points = []
     for (arm, rate), own in played.groupby(["arm", "rate_rps"], sort=True):
         mine = blocks[blocks["block"].isin(own["block"])]
@@ -69,20 +68,19 @@ def curve(run: Run) -> list[Point]:
         duration_s = (mine.set_index("pair")["end_ns"] - mine.set_index("pair")["begin_ns"]) / NS_PER_S
         good = offered[meets_slo(offered, slo)].groupby("pair")["num_tokens"].sum()
         found["good_tokens_per_s"] = good.reindex(found.index).fillna(0) / duration_s
-        per_hour = price.per_hour(priced_ranks(run, str(arm)))
+        per_hour = price_per_hour(run, str(arm))
         found[PRICED] = [cost_per_million(per_hour, tokens_per_s) for tokens_per_s in found["good_tokens_per_s"]]
         points.append(Point(str(arm), float(str(rate)), found.join(use_of_pools(run, str(arm), mine))))
     return points
 
 
-def priced_ranks(run: Run, arm: str) -> dict[Role, int]:
-    """Ranks of each role in an arm, as prices count them."""
-    placement = run.config["placement"]
+def price_per_hour(run: Run, arm: str) -> float:
+    """What the ranks of an arm cost for an hour."""
+    placement, prices = run.config["placement"], PriceConfig(**run.config["prices"])
     if arm not in SPLIT_ARMS:
-        return {Role.COLOCATED: num_workers(run)}
-    return {
-        role: int(placement[f"num_{role}"]) * instance_of(placement, role)[1] for role in (Role.PREFILL, Role.DECODE)
-    }
+        return prices.per_hour(num_colocated=num_workers(run))
+    ranks = [int(placement[f"num_{role}"]) * instance_of(placement, role)[1] for role in ("prefill", "decode")]
+    return prices.per_hour(*ranks)
 
 
 def use_of_pools(run: Run, arm: str, blocks: pd.DataFrame) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from xpyd.model.spec import ModelSpec
 from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.parity import Arm, check_parity
 from xpyd.placement import Division, PlacementConfig
+from xpyd.plan_search import PlanConfig, candidates
 from xpyd.preflight.options import CheckConfig
 from xpyd.records import (
     COLOCATED,
@@ -323,6 +324,21 @@ def _check_cache(scheduler: SchedulerConfig, placement: PlacementConfig) -> None
         )
 
 
+def _check_has_rate(experiment: str, workload: WorkloadConfig) -> None:
+    if workload.arrival is None or workload.arrival.rate_rps is None:
+        raise ValueError(
+            f"workload.arrival={workload.arrival}: {experiment} sets the rate of arrivals, and needs a process that "
+            "has one; set workload.arrival.kind=poisson and a rate_rps"
+        )
+
+
+def _at_rate(workload: WorkloadConfig, search: SaturationSearch, rate_rps: float) -> WorkloadConfig:
+    """The workload with arrivals at this rate, for as long as the search asks."""
+    assert workload.arrival is not None
+    num_requests = search.num_requests(rate_rps, workload.num_requests)
+    return replace(workload, num_requests=num_requests, arrival=replace(workload.arrival, rate_rps=rate_rps))
+
+
 def _check_pool(pool: SchedulerConfig, sweep: InterferenceSweep | ContentionSweep, keys: str) -> None:
     needed = sweep.num_blocks(pool.block_size)
     if needed > pool.num_kv_blocks:
@@ -431,27 +447,6 @@ class Serve(Ranked):
 
 
 @dataclass(frozen=True)
-class TuneColocated(Serve):
-    """Scheduler settings of the colocated arm that ``compare`` makes of the same options, alone."""
-
-    search: ColocatedSearch = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_blocks != 1 or self.faults.goes_on:
-            raise ValueError(
-                f"num_blocks={self.num_blocks}, faults.policy={self.faults.policy}: the search counts its own blocks, "
-                "and compares equal numbers of ranks; leave num_blocks out and choose faults=end"
-            )
-        others = len(self.search.candidates(self.scheduler)) - 1
-        self.workload.check(self.search.total_repeats(others))
-
-    @property
-    def planned_blocks(self) -> int:
-        return 0
-
-
-@dataclass(frozen=True)
 class KvCache(Serve):
     """Policies and tiers of the KV cache on the same requests; ``scheduler`` gives all that is not of the cache."""
 
@@ -470,6 +465,27 @@ class KvCache(Serve):
     @property
     def planned_blocks(self) -> int:
         return self.sweep.num_repeats * len(self.sweep.arms(self.scheduler))
+
+
+@dataclass(frozen=True)
+class TuneColocated(Serve):
+    """Scheduler settings of the colocated arm that ``compare`` makes of the same options, alone."""
+
+    search: ColocatedSearch = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_blocks != 1 or self.faults.goes_on:
+            raise ValueError(
+                f"num_blocks={self.num_blocks}, faults.policy={self.faults.policy}: the search counts its own blocks, "
+                "and compares equal numbers of ranks; leave num_blocks out and choose faults=end"
+            )
+        others = len(self.search.candidates(self.scheduler)) - 1
+        self.workload.check(self.search.total_repeats(others))
+
+    @property
+    def planned_blocks(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -610,21 +626,14 @@ class Saturation(Compare):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.workload.arrival is None or self.workload.arrival.rate_rps is None:
-            raise ValueError(
-                f"workload.arrival={self.workload.arrival}: saturation sets the rate of arrivals, and needs a process "
-                "that has one; set workload.arrival.kind=poisson and a rate_rps"
-            )
+        _check_has_rate(self.experiment, self.workload)
         if self.null_control:
             raise ValueError("null_control=true: saturation plays each arm once at a rate; leave it out")
         self.workload_at(self.search.max_rps).check(self.search.num_repeats)
 
     def workload_at(self, rate_rps: float) -> WorkloadConfig:
         """The workload of a block with arrivals at this rate."""
-        assert self.workload.arrival is not None
-        num_requests = self.search.num_requests(rate_rps, self.workload.num_requests)
-        arrival = replace(self.workload.arrival, rate_rps=rate_rps)
-        return replace(self.workload, num_requests=num_requests, arrival=arrival)
+        return _at_rate(self.workload, self.search, rate_rps)
 
     @property
     def planned_blocks(self) -> int:
@@ -694,9 +703,31 @@ class Simulate(Experiment):
         self.workload.check(self.num_pairs if self.simulate.num_requests is None else 1)
 
 
+@dataclass(frozen=True)
+class Plan(Simulate):
+    """Runs in the calling process: many placements in simulated time, so that ``placement`` itself is not read."""
+
+    plan: PlanConfig = field(kw_only=True)
+    search: SaturationSearch = field(kw_only=True)
+    prices: PriceConfig = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_has_rate(self.experiment, self.workload)
+        spec = resolve_spec(self.model)
+        _check_divisions({Division("tp", width) for width in self.plan.widths}, spec)
+        candidates(self.plan, spec.num_params() * spec.dtype_bytes)
+        self.workload_at(self.search.max_rps).check(self.search.num_repeats)
+
+    def workload_at(self, rate_rps: float) -> WorkloadConfig:
+        """The workload of a block with arrivals at this rate."""
+        return _at_rate(self.workload, self.search, rate_rps)
+
+
 SCHEMAS: dict[str, type[Experiment]] = {
     "economics": Economics,
     "simulate": Simulate,
+    "plan": Plan,
     "codecs": Codecs,
     "transfer": Transfer,
     "tune": Tune,

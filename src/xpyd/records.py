@@ -286,6 +286,32 @@ class SaturationRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One simulated block of the ``plan`` experiment: a way to use the ranks, at one rate; every number is modeled.
+
+    ``axis`` and ``value``: what was varied to see where the answer turns; an empty axis is the question itself.
+    """
+
+    candidate: str
+    num_prefill: int  # instances
+    prefill_tp: int
+    num_decode: int
+    decode_tp: int
+    num_colocated: int
+    colocated_tp: int
+    mode: str  # of the hand-off; empty where no KV moves
+    axis: str
+    value: float
+    rate_rps: float
+    repeat: int
+    attainment: float
+    goodput_rps: float
+    good_tokens_per_s: float  # output tokens of requests within the limits
+    ttft_p99_s: float
+    itl_p99_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class GapRow:
     """One decode gap of the ``interference`` experiment: a fixed decode batch, with or without prefill beside it."""
 
@@ -445,6 +471,7 @@ TABLES: dict[str, type] = {
     "tune": TuneRow,
     "tune_colocated": ColocatedTrialRow,
     "saturation": SaturationRow,
+    "plan": PlanRow,
     "gaps": GapRow,
     "receipts": ReceiptRow,
     "receiving_gaps": ReceivingGapRow,

@@ -53,6 +53,8 @@ FLOORS = {
     "xpyd.parity": 4,
     "xpyd.score": 2,
     "xpyd.saturation_search": 4,
+    "xpyd.plan_search": 4,
+    "xpyd.planning": 5,
     "xpyd.saturation": 5,
     "xpyd.rival": 4,
     "xpyd.colocated_search": 4,

@@ -1,97 +1,98 @@
-"""The transfer plan: every byte of every block exactly once, neighbours merged, long runs cut, parts in order."""
+"""Planning: every way to use the ranks, what is refused, and one question whose answer is known."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+
+import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from xpyd.kv.layout import PoolLayout, Span
-from xpyd.kv.plan import Plan, plan_request
+from tests.unit.test_config import composed
+from xpyd.config import ConfigError, Plan, load_config
+from xpyd.entry import Job
+from xpyd.plan_search import PlanConfig, candidates
+from xpyd.planning import run_plan
+from xpyd.run_dir import RunDir
 
-LAYOUT = PoolLayout(num_layers=2, num_blocks=8, block_bytes=10)
-BLOCKS_FIRST = PoolLayout(num_layers=2, num_blocks=8, block_bytes=10, blocks_first=True)
-
-
-def pieces(plan: Plan, part: int) -> list[tuple[Span, Span]]:
-    begin = plan.part_ends[part - 1] if part else 0
-    return list(zip(plan.source, plan.destination, strict=True))[begin : plan.part_ends[part]]
-
-
-def test_neighbours_on_both_sides_are_one_piece() -> None:
-    plan = plan_request(LAYOUT, [2, 3, 4], [5, 6, 7], max_piece_bytes=100)
-    assert pieces(plan, 1) == [(Span(80 + 20, 30), Span(80 + 50, 30))]
-
-
-def test_neighbours_on_one_side_only_are_not_merged() -> None:
-    plan = plan_request(LAYOUT, [2, 3, 4], [5, 7, 6], max_piece_bytes=100)
-    assert [source.nbytes for source, _ in pieces(plan, 0)] == [10, 10, 10]
+QUICK = [
+    "model=tiny",
+    "workload.num_requests=20",
+    "plan.num_ranks=2",
+    "plan.link_gbps=[]",
+    "plan.input_lens=[]",
+    # A machine about as fast as one core: rates stay low, blocks short.
+    "machine.peak_flops=2e11",
+    "machine.memory_gbytes_s=20",
+    "search={start_rps:4,max_rps:64,growth:4,attainment:0.9,precision:0.5,block_s:1,num_repeats:2}",
+]
 
 
-def test_long_runs_are_cut() -> None:
-    plan = plan_request(LAYOUT, [0, 1, 2], [0, 1, 2], max_piece_bytes=12)
-    assert [source for source, _ in pieces(plan, 0)] == [Span(0, 12), Span(12, 12), Span(24, 6)]
+def planned(*overrides: str) -> Plan:
+    config = load_config(composed("plan", *QUICK, *overrides))
+    assert isinstance(config, Plan)
+    return config
 
 
-def test_a_part_is_a_layer() -> None:
-    plan = plan_request(LAYOUT, [0, 2], [0, 1], max_piece_bytes=100)
-    assert plan.part_ends == [2, 4]
-    assert len(plan.source) == len(plan.destination) == 4
-    assert plan.nbytes == 40
+def sustained(folder: Path, config: Plan) -> dict[str, float]:
+    """The highest rate with the target met, by candidate."""
+    run_dir = RunDir.create(folder, "plan", "run")
+    run_plan(config, Job(config, run_dir))
+    run_dir.finish()
+    rows = pd.read_parquet(run_dir.path / "plan.parquet")
+    rates = rows.groupby(["candidate", "rate_rps"], as_index=False)["attainment"].mean()
+    held = rates[rates["attainment"] >= config.search.attainment]
+    return held.groupby("candidate")["rate_rps"].max().to_dict()
 
 
-def test_a_part_is_a_run_of_blocks_in_all_layers() -> None:
-    plan = plan_request(LAYOUT, [0, 1, 2], [4, 5, 6], max_piece_bytes=100, blocks_per_part=2)
-    assert pieces(plan, 0) == [(Span(0, 20), Span(40, 20)), (Span(80, 20), Span(120, 20))]
-    assert pieces(plan, 1) == [(Span(20, 10), Span(60, 10)), (Span(100, 10), Span(140, 10))]
+def test_every_way_to_use_four_ranks() -> None:
+    names = [way.name for way in candidates(PlanConfig(4), 0.0)]
+    assert names == ["4C", "1P3D layerwise", "2P2D layerwise", "3P1D layerwise"]
 
 
-def test_blocks_first_makes_all_layers_of_neighbours_one_piece() -> None:
-    whole = plan_request(BLOCKS_FIRST, [1, 2, 3], [5, 6, 7], max_piece_bytes=100, blocks_per_part=3)
-    assert pieces(whole, 0) == [(Span(20, 60), Span(100, 60))]
-    layers = plan_request(BLOCKS_FIRST, [1, 2, 3], [5, 6, 7], max_piece_bytes=100)
-    assert [span.nbytes for span in layers.source] == [10] * 6, "a layer of it is scattered"
+def test_widths_and_modes_multiply_and_all_ranks_are_used() -> None:
+    found = candidates(PlanConfig(4, widths=(1, 2), modes=("whole", "layerwise")), 0.0)
+    assert all(way.placement.num_workers == 4 for way in found)
+    assert len({way.name for way in found}) == len(found)
+    assert sum(not way.splits for way in found) == 2
+    assert {(way.placement.prefill_tp, way.placement.decode_tp) for way in found if way.splits} == {
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    }
 
 
-tables = st.integers(1, 8).flatmap(
-    lambda n: st.tuples(*[st.permutations(range(8)).map(lambda blocks: list(blocks)[:n])] * 2)
+def test_what_does_not_fit_a_rank_is_left_out() -> None:
+    found = candidates(PlanConfig(8, widths=(1, 2, 4), rank_memory_gbytes=80.0), weight_bytes=140e9)
+    assert {way.placement.colocated_tp for way in found if not way.splits} == {2, 4}
+    assert {way.placement.prefill_tp for way in found if way.splits} == {2, 4}
+    with pytest.raises(ValueError, match="does not fit; allow wider instances"):
+        candidates(PlanConfig(8, rank_memory_gbytes=80.0), weight_bytes=140e9)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["plan.num_ranks=3", "plan.widths=[2]"], r"num_ranks=3: no width of \[2\] divides it"),
+        (["plan.num_ranks=64", "plan.widths=[1,2,4]"], r"candidates, at most 200 are played"),
+        (["workload=closed_loop"], r"plan sets the rate of arrivals"),
+        (["plan.num_ranks=4", "plan.widths=[3]"], r"plan\.widths"),
+    ],
 )
+def test_what_cannot_be_planned_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        planned(*overrides)
 
 
-@pytest.mark.parametrize("layout", [LAYOUT, BLOCKS_FIRST], ids=["layers_first", "blocks_first"])
-@settings(deadline=None)
-@given(both=tables, limit=st.integers(1, 200), blocks_per_part=st.none() | st.integers(1, 8))
-def test_every_block_arrives_whole_and_nothing_else_changes(
-    layout: PoolLayout, both: tuple[list[int], list[int]], limit: int, blocks_per_part: int | None
-) -> None:
-    source, destination = both
-    plan = plan_request(layout, source, destination, limit, blocks_per_part)
-    sent = np.arange(1, layout.nbytes + 1)
-    landed = np.zeros_like(sent)
-    for a, b in zip(plan.source, plan.destination, strict=True):
-        assert a.nbytes == b.nbytes <= limit
-        assert not landed[b.offset : b.offset + b.nbytes].any(), "no byte is written twice"
-        landed[b.offset : b.offset + b.nbytes] = sent[a.offset : a.offset + a.nbytes]
-    expected = np.zeros_like(sent)
-    for layer in range(layout.num_layers):
-        for a, b in zip(source, destination, strict=True):
-            begin, end = layout.offset(layer, b), layout.offset(layer, a)
-            expected[begin : begin + 10] = sent[end : end + 10]
-    assert (landed == expected).all()
-    assert plan.part_ends[-1] == len(plan.source)
-
-
-@settings(deadline=None)
-@given(both=tables, blocks_per_part=st.integers(1, 8))
-def test_a_part_holds_its_own_blocks_only(both: tuple[list[int], list[int]], blocks_per_part: int) -> None:
-    source, destination = both
-    plan = plan_request(LAYOUT, source, destination, 1000, blocks_per_part)
-    for part in range(len(plan.part_ends)):
-        mine = set(source[part * blocks_per_part : (part + 1) * blocks_per_part])
-        touched = {
-            byte % LAYOUT.layer_bytes // LAYOUT.block_bytes
-            for span, _ in pieces(plan, part)
-            for byte in range(span.offset, span.offset + span.nbytes)
-        }
-        assert touched == mine
+def test_a_slow_link_makes_splitting_lose_and_where_it_turns_is_told(tmp_path: Path) -> None:
+    slow = sustained(tmp_path / "slow", planned("fabric.rate_gbps=0.01"))
+    assert slow.get("1P1D layerwise", 0) < slow["2C"], "KV of a request takes longer than the limit on its first gap"
+    both = planned("fabric.rate_gbps=0.01", "plan.link_gbps=[0.01,100]")
+    run_dir = RunDir.create(tmp_path / "both", "plan", "run")
+    run_plan(both, Job(both, run_dir))
+    run_dir.finish()
+    rows = pd.read_parquet(run_dir.path / "plan.parquet")
+    axis = rows[rows["axis"] == "link_gbps"]
+    best = axis[axis["attainment"] >= 0.9].groupby(["value", "candidate"])["rate_rps"].max()
+    assert best.get((0.01, "1P1D layerwise"), 0) < best[100.0, "1P1D layerwise"]
+    assert best[0.01, "2C"] == best[100.0, "2C"], "colocated moves nothing"

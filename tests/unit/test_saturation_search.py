@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tests.unit.test_config import composed
 from xpyd.config import ConfigError, load_config
 from xpyd.economics.prices import PriceConfig, cost_per_million
-from xpyd.placement import Role
 from xpyd.saturation_search import Bracket, SaturationSearch
 
 
@@ -71,8 +70,8 @@ def test_arrivals_go_on_for_long_enough() -> None:
 
 def test_cost_by_hand() -> None:
     prices = PriceConfig("EUR", prefill_rank_hour=3.0, decode_rank_hour=1.0, colocated_rank_hour=2.0)
-    assert prices.per_hour({Role.PREFILL: 1, Role.DECODE: 2}) == 5.0
-    assert prices.per_hour({Role.COLOCATED: 3}) == 6.0
+    assert prices.per_hour(num_prefill=1, num_decode=2) == 5.0
+    assert prices.per_hour(num_colocated=3) == 6.0
     assert cost_per_million(5.0, 1000.0) == pytest.approx(5.0 / 3.6), "3.6 million tokens an hour"
     assert cost_per_million(5.0, 0.0) == float("inf")
 

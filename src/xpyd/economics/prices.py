@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Len
-
-from xpyd.placement import Role
 
 Price = Annotated[float, Ge(0)]
 S_PER_H = 3600.0
@@ -26,14 +23,13 @@ class PriceConfig:
     decode_rank_hour: Price
     colocated_rank_hour: Price
 
-    def per_hour(self, num_ranks: Mapping[Role, int]) -> float:
-        """What so many ranks of each role cost for an hour."""
-        prices = {
-            Role.PREFILL: self.prefill_rank_hour,
-            Role.DECODE: self.decode_rank_hour,
-            Role.COLOCATED: self.colocated_rank_hour,
-        }
-        return sum(prices[role] * count for role, count in num_ranks.items())
+    def per_hour(self, num_prefill: int = 0, num_decode: int = 0, num_colocated: int = 0) -> float:
+        """What so many ranks cost for an hour."""
+        return (
+            num_prefill * self.prefill_rank_hour
+            + num_decode * self.decode_rank_hour
+            + num_colocated * self.colocated_rank_hour
+        )
 
 
 def cost_per_million(price_per_hour: float, tokens_per_s: float) -> float:

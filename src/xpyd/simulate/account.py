@@ -121,6 +121,7 @@ class Totals:
     num_retries: int = 0
     num_tokens: int = 0
     num_met: int = 0  # finished within both limits
+    num_met_tokens: int = 0  # of those
     num_preempted: int = 0
     kv_bytes: int = 0
     ttft: Histogram = field(default_factory=Histogram)
@@ -198,7 +199,9 @@ class Account:
         totals.num_tokens += flight.request.output_len
         totals.e2e.add(time_ps - flight.due_ps)
         in_time = (flight.first_ps - flight.due_ps) <= self._slo.ttft_s * PS_PER_S
-        totals.num_met += in_time and flight.max_gap_ps <= self._slo.itl_s * PS_PER_S
+        if in_time and flight.max_gap_ps <= self._slo.itl_s * PS_PER_S:
+            totals.num_met += 1
+            totals.num_met_tokens += flight.request.output_len
         self.stamp(flight, Stage.FINISHED, 0, time_ps)
 
     def failed(self, flight: Flight, time_ps: int, reason: str) -> None:

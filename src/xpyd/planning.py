@@ -1,0 +1,117 @@
+"""The ``plan`` experiment: how much each way to use the ranks sustains, in simulated time, and where the answer turns.
+
+Every candidate climbs a ladder of rates and then bisects, as ``saturation`` does with real ranks; a repeat draws the
+same requests for all. Then the best split and the best colocated candidate climb anew on other links and lengths.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from statistics import fmean
+
+from xpyd.compose import ROOT
+from xpyd.config import Plan
+from xpyd.entry import Job
+from xpyd.environment import lone_environment
+from xpyd.model.checkpoint_config import resolve_spec
+from xpyd.plan_search import Candidate, candidates
+from xpyd.records import COLOCATED, DISAGGREGATED, PlanRow
+from xpyd.run_dir import RowWriter
+from xpyd.simulate.account import Account, Totals
+from xpyd.simulate.cluster import Cluster
+from xpyd.simulate.costs import PS_PER_S
+from xpyd.simulation import costs_of, setup_of
+
+AS_ASKED = ""  # the axis of the question itself
+LINK, LENGTH = "link_gbps", "input_len"
+Attained = dict[float, float]
+
+
+def run_plan(config: Plan, job: Job) -> None:
+    """Write a row for every candidate, rate and repeat; in the calling process."""
+    spec = resolve_spec(config.model)
+    ways = candidates(config.plan, spec.num_params() * spec.dtype_bytes)
+    labels = ["modeled", costs_of(config).label]
+    job.run_dir.write_json("environment.json", {**lone_environment(ROOT, []), "labels": labels})
+    begin_s = time.monotonic()
+    with RowWriter(job.run_dir, rank=0) as rows:
+        sustained: dict[Candidate, float] = {}
+        for number, way in enumerate(ways):
+            sustained[way] = _climb(config, way, AS_ASKED, 0.0, rows)
+            left_s = (time.monotonic() - begin_s) / (number + 1) * (len(ways) - number - 1)
+            job.say(f"{number + 1}/{len(ways)} {way.name}: sustains {sustained[way]:g} /s, about {left_s:.0f} s left")
+            if job.stop.requested:
+                job.say("stopped on request: what was played is kept")
+                return
+        for axis, value, varied in _variants(config):
+            for way in _best(sustained):
+                found = _climb(varied, way, axis, value, rows)
+                job.say(f"{axis}={value:g} {way.name}: sustains {found:g} /s")
+
+
+def _best(sustained: Mapping[Candidate, float]) -> Iterator[Candidate]:
+    """The best colocated and the best split candidate."""
+    for splits in (False, True):
+        kind = [way for way in sustained if way.splits == splits]
+        if kind:
+            yield max(kind, key=lambda way: sustained[way])
+
+
+def _variants(config: Plan) -> Iterator[tuple[str, float, Plan]]:
+    """The question on another link, or with prompts of another length."""
+    for gbps in config.plan.link_gbps:
+        yield LINK, gbps, replace(config, fabric=replace(config.fabric, rate_gbps=gbps))
+    for input_len in config.plan.input_lens:
+        yield LENGTH, float(input_len), replace(config, workload=replace(config.workload, input_len=input_len))
+
+
+def _climb(config: Plan, way: Candidate, axis: str, value: float, rows: RowWriter) -> float:
+    """Play one candidate at the rates that its search asks for; returns the highest that it sustains, 0 for none."""
+    attained: Attained = {}
+    while (rate := config.search.next_rate(attained)) is not None:
+        shares = []
+        for repeat in range(config.search.num_repeats):
+            totals, end_s = _play(config, way, rate, repeat)
+            shares.append(totals.num_met / totals.num_requests)
+            rows.write(_row(way, axis, value, rate, repeat, totals, end_s))
+        attained[rate] = fmean(shares)
+    rows.flush()
+    return config.search.bracket(attained).low_rps or 0.0
+
+
+def _play(config: Plan, way: Candidate, rate_rps: float, repeat: int) -> tuple[Totals, float]:
+    """One simulated block without rows: its sums, and the second at which its last request ended."""
+    transfer = replace(config.transfer, mode=way.mode) if way.mode else config.transfer
+    asked = replace(config, placement=way.placement, transfer=transfer)
+    setup = setup_of(asked, DISAGGREGATED if way.splits else COLOCATED, costs_of(config))
+    account = Account(0, config.slo, None, False, 0)
+    requests = config.workload_at(rate_rps).build(repeat)
+    end_ps = Cluster(setup, account, lambda _: False).play(iter(requests))
+    return account.totals, end_ps / PS_PER_S
+
+
+def _row(
+    way: Candidate, axis: str, value: float, rate_rps: float, repeat: int, totals: Totals, end_s: float
+) -> PlanRow:
+    placement = way.placement
+    return PlanRow(
+        candidate=way.name,
+        num_prefill=placement.num_prefill,
+        prefill_tp=placement.prefill_tp,
+        num_decode=placement.num_decode,
+        decode_tp=placement.decode_tp,
+        num_colocated=placement.num_colocated,
+        colocated_tp=placement.colocated_tp or 1,
+        mode=way.mode,
+        axis=axis,
+        value=value,
+        rate_rps=rate_rps,
+        repeat=repeat,
+        attainment=totals.num_met / totals.num_requests,
+        goodput_rps=totals.num_met / end_s,
+        good_tokens_per_s=totals.num_met_tokens / end_s,
+        ttft_p99_s=totals.ttft.quantile_s(0.99),
+        itl_p99_s=totals.itl.quantile_s(0.99),
+    )
