@@ -14,7 +14,6 @@ from time import perf_counter_ns, thread_time_ns
 from typing import Any
 
 import numpy as np
-import torch
 
 from xpyd.clock import wait_quietly
 from xpyd.model.context import ContextRunner
@@ -60,13 +59,10 @@ class Instance:
         if isinstance(self.runner, ContextRunner) and way.split is not None:
             self.runner.split = way.split
 
-    def leader_logits(self, segments: list[Segment]) -> torch.Tensor:
-        """The logits of a step, on the leader; a pipeline runs it as one micro-batch."""
+    def leader_logits(self, segments: list[Segment]) -> Any:
+        """The logits of a step, a tensor on the leader; a pipeline runs it as one micro-batch."""
         logits = self.runner.logits(segments)
-        if isinstance(self.runner, PipelineRunner):
-            delivered: torch.Tensor = self.runner.stages.deliver(logits, lambda: None)
-            return delivered
-        return logits
+        return self.runner.stages.deliver(logits, lambda: None) if isinstance(self.runner, PipelineRunner) else logits
 
 
 Instances = dict[Division, Instance]
@@ -127,7 +123,7 @@ def _logit_errors(
 ) -> dict[tuple[Way, Point], float]:
     """The largest difference of a logit to one rank's, on rank 1. Decodes attend to the KV of prompts run before."""
     errors: dict[tuple[Way, Point], float] = {}
-    baselines: dict[Point, torch.Tensor] = {}  # the first way is one rank alone
+    baselines: dict[Point, Any] = {}  # logits; the first way is one rank alone
     filled: set[Division] = (
         set()
     )  # pools with the contexts of the largest batch; in each way prompts come before decodes
