@@ -55,7 +55,7 @@ from xpyd.worker.sharded import ShardedDestination, ShardedSource
 from xpyd.worker.shards import Shapes, instance_blocks
 from xpyd.worker.source import SourceEnd
 from xpyd.worker.speculation import Speculator, build_speculator, draft_runner
-from xpyd.worker.tiers import Tiers
+from xpyd.worker.tiers import Tiers, tier_rows
 from xpyd.worker.transfer_config import TransferConfig
 
 
@@ -217,6 +217,9 @@ class Session:
 
     def _serve(self, worker: Worker | Follower, placement: Placement) -> None:
         worker.run()
+        if isinstance(worker, ServingWorker):
+            for row in tier_rows(worker.desk.block, self.rank, worker.engine, worker.pool):
+                self.rows.write(row)
         if isinstance(worker, Worker):
             self._check_blocks(worker, placement)
 
