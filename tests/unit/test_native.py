@@ -17,7 +17,7 @@ from xpyd.model.spec import Dtype, ModelSpec
 from xpyd.model.tensors import Linear, gated, rms_norm
 
 ORDERS = [PoolOrder(*each) for each in product((False, True), repeat=2)]
-CLOSE = {"float32": {"rtol": 2e-6, "atol": 2e-6}, "bfloat16": {"rtol": 1.6e-2, "atol": 1e-2}}  # torch rounds each product
+CLOSE = {"float32": {"rtol": 2e-6, "atol": 2e-6}, "bfloat16": {"rtol": 1.6e-2, "atol": 1e-2}}  # torch rounds more
 LENS = (1, 5, 16, 33)
 
 
