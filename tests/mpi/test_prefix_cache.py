@@ -41,13 +41,13 @@ def test_tokens_bytes_and_rows_of_single_ranks(mpirun: Run, tmp_path: Path) -> N
     assert set(blocks.index) == set(range(11))
     assert not (caches["block"] == 0).any()
     assert caches.loc[caches["block"] == 1, "num_cached_tokens"].sum() >= 36 * 3
-    assert caches.loc[caches["block"] == 2, "num_host_tokens"].sum() > 0
+    moved_bytes = tables["tiers"].groupby(["block", "way"])["num_bytes"].sum()  # what comes back is a matter of timing
+    assert moved_bytes[2, "pool host"] > 0
     for block in (3, 4):
-        assert caches.loc[caches["block"] == block, "num_remote_tokens"].sum() > 0
-        moved_bytes = tables["tiers"][tables["tiers"]["block"] == block].groupby("way")["num_bytes"].sum()
-        assert moved_bytes["put"] > 0
-        assert moved_bytes["put"] + moved_bytes["fetched"] == blocks.loc[block, "transport_bytes"]
-        assert moved_bytes["put"] % BLOCK_BYTES == 0
+        on_wire = [moved_bytes.get((block, way), 0) for way in ("put", "fetched")]
+        assert on_wire[0] > 0
+        assert sum(on_wire) == blocks.loc[block, "transport_bytes"]
+        assert on_wire[0] % BLOCK_BYTES == 0
     assert (blocks["ledger_bytes"] == blocks["transport_bytes"]).all()
     moved = tables["transfers"].merge(tables["requests"], on=["block", "request_id"])
     here = caches[caches["role"] == "decode"].groupby(["block", "request_id"])["saved_bytes"].sum()
