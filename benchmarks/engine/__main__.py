@@ -26,7 +26,8 @@ import torch
 from benchmarks.engine import gpu, overhead, ratios
 from benchmarks.engine.arms import EngineArm, Products, Step, TransformersArm, save_checkpoint
 from benchmarks.engine.points import MODELS, Point, points, spec_of
-from benchmarks.engine.report import draw, overhead_table, print_tables, steps_table, write_csv, write_json
+from benchmarks.engine.report import draw, overhead_table, steps_table, write_json
+from benchmarks.tables import print_tables, write_csv
 from xpyd import native
 from xpyd.environment import lone_environment
 from xpyd.model.runner import ModelRunner
@@ -138,7 +139,7 @@ def _report(
 ) -> None:
     labels = conditions["labels"]
     print_tables([steps_table(rows, labels), overhead_table(found, labels)])
-    write_csv(rows, folder / "rows.csv")
+    write_csv(rows, ratios.Row, folder / "rows.csv")
     write_json(rows, found, conditions, folder / "results.json")
     draw(rows, labels, folder / "engine.png")
     print(f"results: {folder}")

@@ -1,20 +1,17 @@
-"""Tables for the terminal, CSV and JSON for programs, one plot."""
+"""Tables for the terminal, JSON for programs, one plot."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from analysis.format import digits
-from analysis.render import rich_table
 from analysis.results import Table, titled
 from analysis.style import SERIES
 from benchmarks.engine.overhead import Overhead
@@ -68,22 +65,6 @@ def overhead_table(found: Sequence[Overhead], labels: Sequence[str]) -> Table:
     columns = ("model", "step", "whole", "beside the model", "share", "target, below", "")
     note = "Beside the model: scheduling, segments, packing, commit, rows, and the message with the tokens over MPI."
     return Table(titled("A worker's own work in a step", labels), columns, cells, [note], num_left=2)
-
-
-def print_tables(tables: Sequence[Table]) -> None:
-    console = Console(width=max(Console().width, 170))
-    for table in tables:
-        console.print(rich_table(table))
-        for note in table.notes:
-            console.print(note, style="dim", markup=False)
-        console.print()
-
-
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
 
 
 def write_json(rows: Sequence[Row], found: Sequence[Overhead], conditions: Mapping[str, Any], path: Path) -> None:

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from benchmarks.tables import print_tables, write_csv
 from benchmarks.transfer import paths
 from benchmarks.transfer.order import Missing, Order, Sample, read_samples
 from benchmarks.transfer.paths import WIRES, Wire
 from benchmarks.transfer.ratios import Row, Samples, Target, targets
-from benchmarks.transfer.report import draw, path_table, print_tables, targets_table, write_csv, write_json
+from benchmarks.transfer.report import draw, path_table, targets_table, write_json
 from launch.virtual_cluster.cluster import Cluster
 from launch.virtual_cluster.temporary import cluster_refusal, temporary_cluster
 from xpyd.units import MIB
@@ -159,7 +160,7 @@ def _report(legs: Sequence[Leg], found: Sequence[Sample | Missing], folder: Path
         left_out = [row for row in missing if (row.path, row.pairs) == key]
         tables.append(path_table(*key, mine, left_out, paths.labels([leg.wire])))
     print_tables([*tables, targets_table(reached, labels)])
-    write_csv(rows, folder / "rows.csv")
+    write_csv(rows, Row, folder / "rows.csv")
     write_json(rows, reached, labels, folder / "results.json")
     if rows:
         draw(samples, rows, labels, folder / "transfer.png")

@@ -1,19 +1,16 @@
-"""Tables for the terminal, CSV and JSON for programs, one plot."""
+"""Tables for the terminal, JSON for programs, one plot."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from analysis.format import digits
-from analysis.render import rich_table
 from analysis.results import Table, titled
 from analysis.style import SERIES
 from benchmarks.transfer.order import Missing
@@ -57,22 +54,6 @@ def targets_table(targets: dict[str, Sequence[Target]], labels: Sequence[str]) -
     return Table(
         titled("Targets of ucx, one pair", labels), ("path", "target", "at least", "found", ""), cells, num_left=2
     )
-
-
-def print_tables(tables: Sequence[Table]) -> None:
-    console = Console(width=max(Console().width, 130))
-    for table in tables:
-        console.print(rich_table(table))
-        for note in table.notes:
-            console.print(note, style="dim", markup=False)
-        console.print()
-
-
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
 
 
 def write_json(rows: Sequence[Row], targets: dict[str, Sequence[Target]], labels: Sequence[str], path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from xpyd.clock import wait_quietly
-from xpyd.config import Contention, ExpertParallel, Interference, Scaling, Transfer
+from xpyd.config import Contention, ExpertParallel, Interference, Ranked, Scaling, Transfer
 from xpyd.entry import Job
 from xpyd.model.parallel import reducer_of
 from xpyd.model.runner import ModelRunner
-from xpyd.placement import CLIENT_RANK, Role, node_names, place
+from xpyd.placement import CLIENT_RANK, Placement, Role, node_names, place
 from xpyd.run_dir import RowWriter
 from xpyd.trial import write_environment
 from xpyd.worker.affinity import pin_cores
@@ -44,32 +44,22 @@ def run_transfer(config: Transfer, job: Job) -> None:
 
 def run_scaling(config: Scaling, job: Job) -> None:
     """Measure steps on instances of every width, one after the other; collective."""
-    comm = job.comm
-    nodes = node_names(comm)
-    placement = place(config.placement, nodes)
-    cores = pin_cores(comm) if config.placement.pin_cores else []
-    write_environment(job, placement, cores, {}, emulated=False)
-    with RowWriter(job.run_dir, comm.rank) as rows:
-        measure_scaling(comm, nodes, config.model, config.sweep, rows.write)
+    nodes, _, _ = _without_links(config, job)
+    with RowWriter(job.run_dir, job.comm.rank) as rows:
+        measure_scaling(job.comm, nodes, config.model, config.sweep, rows.write)
 
 
 def run_expert_parallel(config: ExpertParallel, job: Job) -> None:
     """Measure steps of every width and variant, one after the other; collective."""
-    comm = job.comm
-    nodes = node_names(comm)
-    placement = place(config.placement, nodes)
-    cores = pin_cores(comm) if config.placement.pin_cores else []
-    write_environment(job, placement, cores, {}, emulated=False)
-    with RowWriter(job.run_dir, comm.rank) as rows:
-        ExpertProbe(comm, nodes, config.model, config.sweep).measure(rows.write)
+    nodes, _, _ = _without_links(config, job)
+    with RowWriter(job.run_dir, job.comm.rank) as rows:
+        ExpertProbe(job.comm, nodes, config.model, config.sweep).measure(rows.write)
 
 
 def run_interference(config: Interference, job: Job) -> None:
     """Measure gaps on every worker at the same time; collective."""
     comm = job.comm
-    placement = place(config.placement, node_names(comm))
-    cores = pin_cores(comm) if config.placement.pin_cores else []
-    write_environment(job, placement, cores, {}, emulated=False)
+    _, placement, cores = _without_links(config, job)
     with RowWriter(job.run_dir, comm.rank) as rows:
         if comm.rank != CLIENT_RANK:
             pool = config.scheduler
@@ -111,3 +101,12 @@ def run_contention(config: Contention, job: Job) -> None:
                 rows.flush()
                 wait_quietly(comm)
     links.close()
+
+
+def _without_links(config: Ranked, job: Job) -> tuple[list[str], Placement, list[int]]:
+    """Nodes and roles of the ranks, cores of this one, for what moves no KV; writes environment.json. Collective."""
+    nodes = node_names(job.comm)
+    placement = place(config.placement, nodes)
+    cores = pin_cores(job.comm) if config.placement.pin_cores else []
+    write_environment(job, placement, cores, {}, emulated=False)
+    return nodes, placement, cores
