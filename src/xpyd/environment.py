@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from xpyd import native
 from xpyd.placement import Placement
 from xpyd.transport.counters import is_software
 
@@ -39,6 +40,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    found["kernels"] = "compiled" if native.available() else "torch"  # runs that differ in it are no repeats
     return found
 
 
@@ -69,6 +71,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": pages,
         "kernel": platform.release(),
         "python": sys.version.split()[0],
+        "kernels": "compiled" if native.available() else "torch",
     }
 
 
