@@ -278,17 +278,8 @@ def test_an_interrupt_leaves_the_jobs_alone(slurm: Path) -> None:
 
 
 def _start(overrides: Sequence[str]) -> subprocess.Popen[str]:
-    """With interrupts as a terminal has them: a shell's background job, and all that it starts, ignores them."""
     command = [sys.executable, "-m", "experiments.compare", *overrides]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_brackets_in_a_label_are_shown_on_a_terminal(
