@@ -170,6 +170,11 @@ def test_a_cut_off_file_is_refused(tmp_path: Path) -> None:
         ({"num_key_value_heads": 4}, "num_heads=6 is not a multiple of num_kv_heads=4"),
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}, "mixes windowed and full layers"),
         ({"model_type": "qwen3"}, r"self_attn.q_norm.weight, of shape \[8\], is not in model.safetensors"),
+        ({"model_type": ["llama"]}, r"model_type=\['llama'\] is not supported"),
+        ({"num_attention_heads": 0, "head_dim": None}, r"division or modulo by zero; is it whole"),
+        ({"num_key_value_heads": -2}, r"num_kv_heads: Input should be greater than 0; is it whole"),
+        ({"num_hidden_layers": 2**40}, r"num_layers: Input should be less than"),
+        ({"hidden_size": float("inf")}, r"cannot convert float infinity to integer; is it whole"),
     ],
 )
 def test_a_config_that_does_not_suit_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

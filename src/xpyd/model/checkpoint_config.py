@@ -85,7 +85,7 @@ def _spec_of(config: dict[str, Any], folder: Path, path: Path, seed: int) -> Mod
         wrong = error.errors()[0]
         what = [*(str(part) for part in wrong["loc"]), wrong["msg"].removeprefix("Value error, ")]
         raise CheckpointError(f"{path}: {': '.join(what)}; is it whole? Download it again") from None
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:  # a list where a number should be, inf
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:  # a list where a number should be, 0, inf
         raise CheckpointError(f"{path}: {error}; is it whole? Download it again") from None
 
 
