@@ -30,7 +30,7 @@ def spoil_tree(tree: Any, rng: random.Random) -> Any:
             case 0:
                 del holder[key]
             case 1 if isinstance(holder, MutableMapping):
-                holder[rng.choice(("", "x", str(key) + "s", "experiment", 7))] = rng.choice(VALUES)
+                holder[rng.choice(("", "x", str(key) + "s", "experiment", 7))] = copy.deepcopy(rng.choice(VALUES))
             case 2:
                 holder[key], other[other_key] = copy.deepcopy(other[other_key]), copy.deepcopy(holder[key])
             case _:
