@@ -7,7 +7,7 @@ same requests for all. Then the best split and the best colocated candidate clim
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -18,10 +18,12 @@ from xpyd.environment import lone_environment
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.plan_search import Candidate, candidates
 from xpyd.records import COLOCATED, DISAGGREGATED, PlanRow
+from xpyd.request import Request
 from xpyd.run_dir import RowWriter
 from xpyd.simulate.account import Account, Totals
 from xpyd.simulate.cluster import Cluster
 from xpyd.simulate.costs import PS_PER_S
+from xpyd.simulate.setup import Setup
 from xpyd.simulation import costs_of, setup_of
 
 AS_ASKED = ""  # the axis of the question itself
@@ -69,11 +71,12 @@ def _variants(config: Plan) -> Iterator[tuple[str, float, Plan]]:
 
 def _climb(config: Plan, way: Candidate, axis: str, value: float, rows: RowWriter) -> float:
     """Play one candidate at the rates that its search asks for; returns the highest that it sustains, 0 for none."""
+    setup = _setup(config, way)
     attained: Attained = {}
     while (rate := config.search.next_rate(attained)) is not None:
-        shares = []
+        workload, shares = config.workload_at(rate), []
         for repeat in range(config.search.num_repeats):
-            totals, end_s = _play(config, way, rate, repeat)
+            totals, end_s = _play(setup, workload.build(repeat))
             shares.append(totals.num_met / totals.num_requests)
             rows.write(_row(way, axis, value, rate, repeat, totals, end_s))
         attained[rate] = fmean(shares)
@@ -81,13 +84,16 @@ def _climb(config: Plan, way: Candidate, axis: str, value: float, rows: RowWrite
     return config.search.bracket(attained).low_rps or 0.0
 
 
-def _play(config: Plan, way: Candidate, rate_rps: float, repeat: int) -> tuple[Totals, float]:
-    """One simulated block without rows: its sums, and the second at which its last request ended."""
+def _setup(config: Plan, way: Candidate) -> Setup:
+    """What is simulated of a candidate, whatever the rate."""
     transfer = replace(config.transfer, mode=way.mode) if way.mode else config.transfer
     asked = replace(config, placement=way.placement, transfer=transfer)
-    setup = setup_of(asked, DISAGGREGATED if way.splits else COLOCATED, costs_of(config))
-    account = Account(0, config.slo, None, False, 0)
-    requests = config.workload_at(rate_rps).build(repeat)
+    return setup_of(asked, DISAGGREGATED if way.splits else COLOCATED, costs_of(config))
+
+
+def _play(setup: Setup, requests: Sequence[Request]) -> tuple[Totals, float]:
+    """One simulated block without rows: its sums, and the second at which its last request ended."""
+    account = Account(0, setup.slo, None, False, 0)
     end_ps = Cluster(setup, account, lambda _: False).play(iter(requests))
     return account.totals, end_ps / PS_PER_S
 
