@@ -12,6 +12,7 @@ from xpyd.scheduler.chunked import ChunkedScheduler
 from xpyd.scheduler.decode_only import DecodeOnlyScheduler
 from xpyd.scheduler.prefill_first import PrefillFirstScheduler
 from xpyd.scheduler.registry import SCHEDULERS, build_scheduler
+from xpyd.scheduler.static import StaticScheduler
 
 
 def config(policy: Policy = "chunked", seqs: int = 4, tokens: int = 8, blocks: int = 100) -> SchedulerConfig:
@@ -64,6 +65,29 @@ def test_prefill_first_stalls_decodes_and_keeps_prompts_whole() -> None:
     assert shape(step(scheduler)) == ([], [0, 1, 2])
     scheduler.add(sequence(3, input_len=20))  # longer than the budget: alone, and still whole
     assert shape(step(scheduler)) == ([(3, 0, 20)], [])
+
+
+def test_static_admits_nobody_until_the_whole_batch_has_ended() -> None:
+    scheduler = StaticScheduler(config("static", seqs=2, tokens=8))
+    for request_id, output_len in enumerate((2, 4, 3)):
+        scheduler.add(sequence(request_id, input_len=5, output_len=output_len))
+    assert shape(step(scheduler)) == ([(0, 0, 5)], [])  # both have seats, and 5 + 5 tokens are two steps
+    assert shape(step(scheduler)) == ([(1, 0, 5)], [])
+    assert shape(step(scheduler)) == ([], [0, 1])  # request 0 ends
+    assert scheduler.num_running == 1
+    assert shape(step(scheduler)) == ([], [1])  # a seat is free, and request 2 waits on
+    assert shape(step(scheduler)) == ([], [1])
+    assert shape(step(scheduler)) == ([(2, 0, 5)], [])
+
+
+def test_static_computes_a_preempted_sequence_again_in_the_next_batch() -> None:
+    scheduler = StaticScheduler(config("static", tokens=16, blocks=4))
+    scheduler.add(sequence(0, input_len=4, output_len=6))
+    scheduler.add(sequence(1, input_len=4, output_len=8))
+    plans = [step(scheduler) for _ in range(6)]
+    assert [s.request_id for s in plans[-1].preempted] == [1]
+    assert shape(plans[-1]) == ([], [0])
+    assert shape(step(scheduler)) == ([(1, 0, 9)], [])
 
 
 def test_seats_are_limited() -> None:

@@ -63,7 +63,13 @@ class Engine:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["chunked", "prefill_first"]), LOADS, st.integers(1, 8), st.integers(1, 16), st.integers(0, 3))
+@given(
+    st.sampled_from(["chunked", "prefill_first", "static"]),
+    LOADS,
+    st.integers(1, 8),
+    st.integers(1, 16),
+    st.integers(0, 3),
+)
 def test_everything_ends(policy: Policy, load: list[tuple[int, int]], seqs: int, tokens: int, gap: int) -> None:
     engine = Engine(build_scheduler(config(policy, seqs, tokens), Role.COLOCATED))
     todo = [Sequence(i, [0] * input_len, output_len) for i, (input_len, output_len) in enumerate(load)]

@@ -74,6 +74,7 @@ CASES = {
     "wide": replace(SETUP, placement=PlacementConfig(num_prefill=1, num_decode=1, prefill_tp=2, decode_tp=4)),
     "chunked": replace(SETUP, placement=COLOCATED),
     "prefill_first": replace(SETUP, placement=COLOCATED, scheduler=SchedulerConfig("prefill_first", 16, 256, 16, 96)),
+    "static": replace(SETUP, placement=COLOCATED, scheduler=SchedulerConfig("static", 16, 256, 16, 96)),
     "outages": replace(SETUP, options=OUTAGES),
     "failures": replace(SETUP, options=OUTAGES, max_retries=0),
     "colocated outages": replace(SETUP, placement=COLOCATED, options=OUTAGES),

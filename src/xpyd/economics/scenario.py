@@ -88,7 +88,7 @@ class Scenario:
     num_requests: int
     num_prefill: int
     num_decode: int
-    policy: Literal["chunked", "prefill_first"]
+    policy: Literal["chunked", "prefill_first", "static"]  # static is reckoned as prefill_first: no wait for a batch
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int

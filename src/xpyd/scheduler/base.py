@@ -22,7 +22,7 @@ from xpyd.kv.blocks import BlockAllocator
 from xpyd.kv.eviction import EvictionPolicy
 from xpyd.kv.prefix import Below, BlockMove, Fetch, Placed, PrefixCache, Wanted, block_keys
 
-Policy = Literal["chunked", "prefill_first"]
+Policy = Literal["chunked", "prefill_first", "static"]
 
 
 class NeverFits(ValueError):
@@ -33,11 +33,11 @@ class NeverFits(ValueError):
 class SchedulerConfig:
     """One engine's limits, as vLLM names them. ``policy`` is for instances that prefill; decode has one of its own.
 
-    ``max_num_batched_tokens`` bounds a step: it is the chunk size of ``chunked``; under ``prefill_first`` a longer
-    prompt runs alone. ``prefix_cache``: blocks are found again by their tokens (``kv.prefix``), and ``eviction`` says
-    which go first. ``num_host_blocks``: evicted blocks go to a host arena of so many, and come back from there; with
-    ``fetch=cheaper`` only where that costs less than computing them (``kv.tiers``). ``num_remote_blocks``: what every
-    worker lends to a pool of all, beneath the host tier.
+    ``max_num_batched_tokens`` bounds a step: it is the chunk size of ``chunked``; under ``prefill_first`` and
+    ``static`` a longer prompt runs alone. ``prefix_cache``: blocks are found again by their tokens (``kv.prefix``), and
+    ``eviction`` says which go first. ``num_host_blocks``: evicted blocks go to a host arena of so many, and come back
+    from there; with ``fetch=cheaper`` only where that costs less than computing them (``kv.tiers``).
+    ``num_remote_blocks``: what every worker lends to a pool of all, beneath the host tier.
     """
 
     policy: Policy

@@ -8,10 +8,12 @@ from xpyd.scheduler.base import Scheduler, SchedulerConfig
 from xpyd.scheduler.chunked import ChunkedScheduler
 from xpyd.scheduler.decode_only import DecodeOnlyScheduler
 from xpyd.scheduler.prefill_first import PrefillFirstScheduler
+from xpyd.scheduler.static import StaticScheduler
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
     "chunked": ChunkedScheduler,
     "prefill_first": PrefillFirstScheduler,
+    "static": StaticScheduler,
 }
 
 
