@@ -6,7 +6,7 @@ mpirun -n 3 python -m experiments.calibrate model=small num_rounds=5
 
 from __future__ import annotations
 
-from xpyd.config import Calibrate
+from xpyd.config.serve import Calibrate
 from xpyd.entry import Job, main
 
 

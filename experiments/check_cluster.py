@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from xpyd.compose import ROOT, compose
-from xpyd.config import CheckCluster, ConfigError
+from xpyd.config.base import ConfigError
+from xpyd.config.wire import CheckCluster
 from xpyd.entry import Job, main
 from xpyd.launcher import inside_mpi
 from xpyd.preflight.finding import Finding, failed

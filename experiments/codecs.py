@@ -7,7 +7,8 @@ python -m experiments.codecs model=checkpoint model.checkpoint=FOLDER sweep.prom
 from __future__ import annotations
 
 from xpyd.compose import ROOT
-from xpyd.config import Codecs, ConfigError
+from xpyd.config.base import ConfigError
+from xpyd.config.engine import Codecs
 from xpyd.entry import Job, main
 from xpyd.environment import lone_environment
 from xpyd.run_dir import RowWriter

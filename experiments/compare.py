@@ -6,7 +6,7 @@ mpirun -n 5 python -m experiments.compare placement=2p2d
 
 from __future__ import annotations
 
-from xpyd.config import Compare
+from xpyd.config.compare import Compare
 from xpyd.entry import Job, main
 
 

@@ -5,7 +5,7 @@ python -m experiments.contention placement.allow_shared_node=true 'sweep.num_dec
 
 from __future__ import annotations
 
-from xpyd.config import Contention
+from xpyd.config.wire import Contention
 from xpyd.entry import Job, main
 
 

@@ -5,7 +5,7 @@ python -m experiments.economics model=llama3_70b 'economics.rates_gbps=[25,100,4
 
 from __future__ import annotations
 
-from xpyd.config import Economics
+from xpyd.config.modeled import Economics
 from xpyd.economics.sweep import sweep
 from xpyd.entry import Job, main
 from xpyd.model.checkpoint_config import resolve_spec

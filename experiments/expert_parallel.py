@@ -6,7 +6,7 @@ mpirun -n 5 python -m experiments.expert_parallel model=tiny_moe sweep.emulated_
 
 from __future__ import annotations
 
-from xpyd.config import ExpertParallel
+from xpyd.config.engine import ExpertParallel
 from xpyd.entry import Job, main
 
 

@@ -5,7 +5,7 @@ python -m experiments.interference 'sweep.chunk_tokens=[64,256]' model=tiny
 
 from __future__ import annotations
 
-from xpyd.config import Interference
+from xpyd.config.engine import Interference
 from xpyd.entry import Job, main
 
 

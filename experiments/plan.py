@@ -6,7 +6,7 @@ python -m experiments.plan simulate.calibration=runs/calibrate/RUN/calibration.y
 
 from __future__ import annotations
 
-from xpyd.config import Plan
+from xpyd.config.modeled import Plan
 from xpyd.entry import Job, main
 
 

@@ -6,7 +6,7 @@ mpirun -n 5 python -m experiments.saturation placement=2p2d search.precision=0.0
 
 from __future__ import annotations
 
-from xpyd.config import Saturation
+from xpyd.config.compare import Saturation
 from xpyd.entry import Job, main
 
 

@@ -6,7 +6,7 @@ mpirun -n 5 python -m experiments.scaling 'sweep.widths=[1,2,4]'
 
 from __future__ import annotations
 
-from xpyd.config import Scaling
+from xpyd.config.engine import Scaling
 from xpyd.entry import Job, main
 
 

@@ -6,7 +6,7 @@ mpirun -n 3 python -m experiments.serve placement=1p1d placement.allow_shared_no
 
 from __future__ import annotations
 
-from xpyd.config import Serve
+from xpyd.config.serve import Serve
 from xpyd.entry import Job, main
 
 

@@ -6,7 +6,7 @@ python -m experiments.simulate simulate.calibration=runs/calibrate/RUN/calibrati
 
 from __future__ import annotations
 
-from xpyd.config import Simulate
+from xpyd.config.modeled import Simulate
 from xpyd.entry import Job, main
 
 

@@ -6,7 +6,7 @@ mpirun -n 3 python -m experiments.speculation speculation=layers speculation.num
 
 from __future__ import annotations
 
-from xpyd.config import Speculation
+from xpyd.config.compare import Speculation
 from xpyd.entry import Job, main
 
 

@@ -6,7 +6,7 @@ mpirun -n 3 python -m experiments.transfer transport=mpi
 
 from __future__ import annotations
 
-from xpyd.config import Transfer
+from xpyd.config.wire import Transfer
 from xpyd.entry import Job, main
 
 

@@ -6,7 +6,7 @@ sbatch -N 2 launch/slurm.sbatch tune fabric=tcp
 
 from __future__ import annotations
 
-from xpyd.config import Tune
+from xpyd.config.wire import Tune
 from xpyd.entry import Job, main
 
 

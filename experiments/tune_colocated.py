@@ -6,7 +6,7 @@ mpirun -n 5 python -m experiments.tune_colocated placement=2p2d 'search.max_num_
 
 from __future__ import annotations
 
-from xpyd.config import TuneColocated
+from xpyd.config.serve import TuneColocated
 from xpyd.entry import Job, main
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from xpyd.config import Calibrate
+from xpyd.config.serve import Calibrate
 from xpyd.economics.cost import ComputePoint, LinkPoint, fit_compute, fit_link, score_compute
 from xpyd.entry import Job
 from xpyd.trial import open_session

@@ -14,7 +14,7 @@ from datetime import datetime
 import yaml
 
 from xpyd.colocated_search import ColocatedSearch, name_of, ranked
-from xpyd.config import TuneColocated
+from xpyd.config.serve import TuneColocated
 from xpyd.entry import Job
 from xpyd.records import ColocatedTrialRow
 from xpyd.rival import GROUP, PRESET

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from xpyd.config import SCHEMAS, Compare, ConfigError, Experiment, allowed_keys, load_config, suggest
+from xpyd.config.base import ConfigError, Experiment
+from xpyd.config.compare import Compare
+from xpyd.config.load import SCHEMAS, allowed_keys, load_config, suggest
 from xpyd.lock import InUseError
 from xpyd.placement import PlacementError
 from xpyd.rival import RivalConfig, find_rival

@@ -22,7 +22,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from xpyd.compose import ROOT, USER_ERROR, compose, user_error
-from xpyd.config import ConfigError, Experiment, Ranked, Serve, load_config
+from xpyd.config.base import ConfigError, Experiment, Ranked
+from xpyd.config.load import load_config
+from xpyd.config.serve import Serve
 from xpyd.faults import EXIT_RANKS_LOST, EXIT_REQUESTS_FAILED, ClientLost, RanksLost
 from xpyd.follow import follow
 from xpyd.launcher import inside_mpi, rank_command, rank_environment, shell_script, supervise

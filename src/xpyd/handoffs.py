@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from xpyd.config import Handoff
+from xpyd.config.wire import Handoff
 from xpyd.economics.handoff import Prompt, handoff_times
 from xpyd.economics.ledger import length_class
 from xpyd.entry import Job

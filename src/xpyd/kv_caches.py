@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from xpyd.config import KvCache
+from xpyd.config.serve import KvCache
 from xpyd.entry import Job
 from xpyd.trial import open_session, play_all
 from xpyd.worker.session import Block

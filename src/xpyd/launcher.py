@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from xpyd.config import ConfigError, LaunchConfig
+from xpyd.config.base import ConfigError, LaunchConfig
 from xpyd.faults import EXIT_RANKS_LOST
 
 POLL_S = 0.5

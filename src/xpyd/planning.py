@@ -12,7 +12,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from xpyd.compose import ROOT
-from xpyd.config import Plan
+from xpyd.config.modeled import Plan
 from xpyd.entry import Job
 from xpyd.environment import lone_environment
 from xpyd.model.checkpoint_config import resolve_spec

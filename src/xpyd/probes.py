@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from xpyd.clock import wait_quietly
-from xpyd.config import Contention, ExpertParallel, Interference, Ranked, Scaling, Transfer
+from xpyd.config.base import Ranked
+from xpyd.config.engine import ExpertParallel, Interference, Scaling
+from xpyd.config.wire import Contention, Transfer
 from xpyd.entry import Job
 from xpyd.model.parallel import reducer_of
 from xpyd.model.runner import ModelRunner

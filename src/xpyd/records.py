@@ -312,6 +312,33 @@ class PlanRow:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakEvenRow:
+    """One arm of one simulated pair of a cell of the ``break_even`` experiment; every number is modeled.
+
+    ``predictor``: the simulator, or one of the simpler ones that it is held against. Stage times are means over
+    requests, quantiles over requests (TTFT) or gaps (ITL).
+    """
+
+    link_gbps: float
+    input_len: int
+    rate_rps: float  # of arrivals
+    output_len: int
+    predictor: str
+    pair: int
+    arm: str
+    queue_s: float
+    prefill_s: float
+    exposed_transfer_s: float
+    admission_s: float
+    decode_s: float
+    ttft_p50_s: float
+    ttft_p99_s: float
+    itl_p50_s: float
+    itl_p99_s: float
+    goodput_rps: float
+
+
+@dataclass(frozen=True, slots=True)
 class GapRow:
     """One decode gap of the ``interference`` experiment: a fixed decode batch, with or without prefill beside it."""
 
@@ -472,6 +499,7 @@ TABLES: dict[str, type] = {
     "tune_colocated": ColocatedTrialRow,
     "saturation": SaturationRow,
     "plan": PlanRow,
+    "break_even": BreakEvenRow,
     "gaps": GapRow,
     "receipts": ReceiptRow,
     "receiving_gaps": ReceivingGapRow,

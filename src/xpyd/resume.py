@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xpyd.config import ConfigError, Experiment, Ranked, dump_config
+from xpyd.config.base import ConfigError, Experiment, Ranked
+from xpyd.config.load import dump_config
 from xpyd.run_dir import RunDir
 
 NOT_MEASURED = ("run", "launch")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from statistics import fmean
 
-from xpyd.config import Saturation
+from xpyd.config.compare import Saturation
 from xpyd.entry import Job
 from xpyd.records import SaturationRow
 from xpyd.score import Score, score

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from xpyd.compose import ROOT
-from xpyd.config import ConfigError, Simulate
+from xpyd.config.base import ConfigError
+from xpyd.config.modeled import Simulate
 from xpyd.entry import Job
 from xpyd.environment import lone_environment
 from xpyd.model.checkpoint_config import resolve_spec

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from xpyd.compose import ROOT
-from xpyd.config import Ranked
+from xpyd.config.base import Ranked
 from xpyd.lock import hold
 from xpyd.resume import find_run, open_run, run_name
 from xpyd.run_dir import RunDir

@@ -14,7 +14,8 @@ from statistics import median
 from typing import Any
 
 from xpyd.compose import ROOT
-from xpyd.config import Compare, Serve
+from xpyd.config.compare import Compare
+from xpyd.config.serve import Serve
 from xpyd.economics.cost import ComputePoint, LinkFit, LinkModel, LinkPoint, fit_compute, score_link
 from xpyd.economics.predict import predict, to_json
 from xpyd.economics.scenario import Calibration, Scenario, calibration_from, classes_of, fit_calibration

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from xpyd.clock import wait_quietly
-from xpyd.config import Tune
+from xpyd.config.wire import Tune
 from xpyd.entry import Job
 from xpyd.placement import CLIENT_RANK, Role, node_names, place
 from xpyd.run_dir import RowWriter

@@ -27,7 +27,8 @@ from analysis.load import RunError, load_run
 from analysis.report import ANALYSES
 from tests.analysis.synthetic import Way, block_rows, write_run
 from tests.fuzz.mutate import spoil_bytes, spoil_file, spoil_tree
-from xpyd.config import SCHEMAS, ConfigError, dump_config, load_config
+from xpyd.config.base import ConfigError
+from xpyd.config.load import SCHEMAS, dump_config, load_config
 from xpyd.model.checkpoint_config import CheckpointError, runnable_spec
 from xpyd.placement import PlacementConfig, PlacementError, place
 from xpyd.resume import digest

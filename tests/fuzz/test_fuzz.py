@@ -18,7 +18,8 @@ from tests.fuzz.drive import drive
 from tests.fuzz.mutate import spoil_bytes, spoil_tree
 from tests.fuzz.targets import TARGETS, Target
 from tests.unit.test_config import composed
-from xpyd.config import ConfigError, load_config
+from xpyd.config.base import ConfigError
+from xpyd.config.load import load_config
 
 TREES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

@@ -12,7 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from xpyd.config import Transfer, load_config
+from xpyd.config.load import load_config
+from xpyd.config.wire import Transfer
 
 ROOT = Path(__file__).parents[2]
 SEARCH = """\

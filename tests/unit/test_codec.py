@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from omegaconf import OmegaConf
 
-from xpyd.config import Compare, load_config
+from xpyd.config.compare import Compare
+from xpyd.config.load import load_config
 from xpyd.kv.codec.base import BlockShape, Codec, CodecError
 from xpyd.kv.codec.config import CodecConfig
 from xpyd.kv.codec.registry import CODECS, build_codec

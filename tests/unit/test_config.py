@@ -9,7 +9,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from xpyd.config import SCHEMAS, Compare, ConfigError, Economics, dump_config, load_config
+from xpyd.config.base import ConfigError
+from xpyd.config.compare import Compare
+from xpyd.config.load import SCHEMAS, dump_config, load_config
+from xpyd.config.modeled import Economics
 
 CONF = Path(__file__).parents[2] / "conf"
 SERVING = ("model", "placement", "scheduler", "transport", "transfer", "codec", "fabric", "workload", "slo", "launch")
@@ -33,6 +36,7 @@ NEEDS_A_PATH = {("model", "checkpoint"), ("workload", "mooncake"), ("workload", 
 SHAPES_ONLY = ("gpt_oss_20b", "gpt_oss_120b")  # models to reckon with
 ALSO = {  # what the option asks for beside itself
     ("handoff", "scheduler", "prefill_first"): ["sweep.modes=[whole,layerwise]"],
+    ("handoff", "scheduler", "static"): ["sweep.modes=[whole,layerwise]"],
     ("handoff", "transfer", "staged"): ["sweep.directions=[pull]"],
 }
 COLOCATED = {"1c", "2c", "3c", "4c"}

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from tests.unit.test_config import composed
-from xpyd.config import Compare, ConfigError, load_config
+from xpyd.config.base import ConfigError
+from xpyd.config.compare import Compare
+from xpyd.config.load import load_config
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.parity import check_parity
 from xpyd.placement import PlacementConfig

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 
 from tests.unit.test_config import composed
-from xpyd.config import ConfigError, Plan, load_config
+from xpyd.config.base import ConfigError
+from xpyd.config.load import load_config
+from xpyd.config.modeled import Plan
 from xpyd.entry import Job
 from xpyd.plan_search import PlanConfig, candidates
 from xpyd.planning import run_plan

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.unit.test_config import composed
-from xpyd.config import ConfigError, load_config
+from xpyd.config.base import ConfigError
+from xpyd.config.load import load_config
 from xpyd.preflight.facts import Gpus, PairFacts, Port
 from xpyd.preflight.finding import Finding, Level, Topic
 from xpyd.preflight.node import gather_node, gpus, infiniband_ports, interfaces, meminfo, numa_cores, parse_cores

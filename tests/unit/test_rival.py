@@ -14,7 +14,10 @@ from tests.unit.test_config import CONF, composed
 from tests.unit.test_parity import compare
 from xpyd.colocated_tuning import preset_text, reason
 from xpyd.compose import settled
-from xpyd.config import Compare, ConfigError, TuneColocated, load_config
+from xpyd.config.base import ConfigError
+from xpyd.config.compare import Compare
+from xpyd.config.load import load_config
+from xpyd.config.serve import TuneColocated
 from xpyd.rival import RivalConfig, find_rival
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.score import Score, mean_score

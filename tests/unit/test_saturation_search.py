@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.test_config import composed
-from xpyd.config import ConfigError, load_config
+from xpyd.config.base import ConfigError
+from xpyd.config.load import load_config
 from xpyd.economics.prices import PriceConfig, cost_per_million
 from xpyd.saturation_search import Bracket, SaturationSearch
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_config import composed
-from xpyd.config import Ranked, load_config
+from xpyd.config.base import Ranked
+from xpyd.config.load import load_config
 from xpyd.launcher import shell_script
 from xpyd.run_dir import RunDir
 from xpyd.slurm import job_script, sbatch_options

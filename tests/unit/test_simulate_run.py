@@ -13,7 +13,9 @@ from analysis import compare, simulate
 from analysis.load import load_run
 from xpyd.calibration import fitted
 from xpyd.compose import ROOT
-from xpyd.config import ConfigError, Simulate, dump_config, load_config
+from xpyd.config.base import ConfigError
+from xpyd.config.load import dump_config, load_config
+from xpyd.config.modeled import Simulate
 from xpyd.economics.cost import ComputeModel, ComputePoint, LinkModel, LinkPoint
 from xpyd.entry import Job
 from xpyd.model.spec import ModelSpec

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_config import composed
-from xpyd.config import ConfigError, Ranked, load_config
+from xpyd.config.base import ConfigError, Ranked
+from xpyd.config.load import load_config
 from xpyd.follow import follow
 from xpyd.launcher import rank_environment
 from xpyd.placement import PlacementConfig, PlacementError

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_config import composed
-from xpyd.config import Compare, load_config
+from xpyd.config.compare import Compare
+from xpyd.config.load import load_config
 from xpyd.economics.cost import ComputePoint, LinkPoint
 from xpyd.entry import Job
 from xpyd.run_dir import RunDir

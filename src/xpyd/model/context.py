@@ -11,7 +11,6 @@ and a hand-off takes an equal share of the blocks from each rank; but a pool hol
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -19,7 +18,6 @@ from typing import Any, Protocol
 import torch
 
 from xpyd.model.batch import Batch
-from xpyd.model.meter import Meter
 from xpyd.model.runner import ModelRunner
 from xpyd.model.segment import Segment
 from xpyd.model.shard import Member, Shard
@@ -67,33 +65,13 @@ def _part(segment: Segment, piece: range) -> Segment:
 
 
 class Gatherer(Protocol):
-    """The ranks of one instance, seen from one of them."""
+    """The ranks of one instance, seen from one of them; a ``group.Group`` is one."""
 
-    member: Member
-    meter: Meter
+    rank: int
+    width: int
 
     def gather(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """The ``counts[rank]`` rows of every rank, [sum(counts), width], from this rank's [counts[rank], width]."""
-
-
-class MpiGatherer:
-    """Over an MPI communicator of the instance's ranks, leader first. Host memory only. Rows go as bytes."""
-
-    def __init__(self, comm: Any) -> None:
-        self.member = Member(comm.rank, Division("cp", comm.size))
-        self.meter = Meter()
-        self._comm = comm
-
-    def gather(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        with self.meter.timed(rows.nbytes):
-            mine = rows.contiguous()
-            every = mine.new_empty((sum(counts), mine.shape[1]))
-            row_bytes = mine.shape[1] * mine.element_size()
-            sizes = [count * row_bytes for count in counts]
-            request = self._comm.Iallgatherv(_bytes(mine), [_bytes(every), sizes])
-            while not request.Test():  # a spinning rank would hold up the one that it waits for where cores are few
-                os.sched_yield()
-        return every
 
 
 class ContextRunner(ModelRunner):
@@ -105,7 +83,8 @@ class ContextRunner(ModelRunner):
     def __init__(
         self, gatherer: Gatherer, split: Split, spec: ModelSpec, num_blocks: int, block_size: int, **options: Any
     ) -> None:
-        super().__init__(spec, num_blocks, block_size, member=gatherer.member, **options)
+        member = Member(gatherer.rank, Division("cp", gatherer.width))
+        super().__init__(spec, num_blocks, block_size, member=member, **options)
         self.gatherer = gatherer
         self.split: Split = split  # may be changed between steps, on all ranks alike
         self._counts: list[int] = []  # of the running step: the tokens of each rank; none where it is not divided
@@ -155,8 +134,3 @@ class ContextRunner(ModelRunner):
         every = self.gatherer.gather(rows, self._counts)
         parts = torch.split(every, [shape.numel() for shape in shapes], dim=1)
         return tuple(part.view(len(part), *shape) for part, shape in zip(parts, shapes, strict=True))
-
-
-def _bytes(x: torch.Tensor) -> Any:
-    """The memory of a contiguous tensor, whatever its dtype is: numpy has no bfloat16."""
-    return x.view(torch.uint8).numpy()

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xpyd.model.context import ContextRunner, MpiGatherer
-from xpyd.model.parallel import reducer_of
-from xpyd.model.pipeline import MpiStages, PipelineRunner
+from xpyd.model.context import ContextRunner
+from xpyd.model.group import Group
+from xpyd.model.mpi_group import MpiGroup
+from xpyd.model.pipeline import GroupStages, PipelineRunner
 from xpyd.model.runner import ModelRunner
 from xpyd.model.spec import ModelSpec
-from xpyd.placement import Division
+from xpyd.model.torch_group import TorchGroup
+from xpyd.placement import Collectives, Division
 
 
 def runner_of(
-    comm: Any,
-    ranks: Sequence[int],
+    group: Group | None,
     division: Division,
     num_micro_batches: int | None,
     spec: ModelSpec,
@@ -23,19 +24,37 @@ def runner_of(
     block_size: int,
     **options: Any,
 ) -> ModelRunner:
-    """This rank's, in the instance of these ranks of ``comm``, leader first; collective among them.
+    """This rank's, in the instance whose ranks are ``group``; collective among them.
 
     ``num_micro_batches`` is for pipelines; the rest is ModelRunner's. Raises what it raises.
     """
     pool = spec, num_blocks, block_size
-    if division.width == 1:
+    if group is None:
         return ModelRunner(*pool, **options)
     if division.kind == "cp":
-        return ContextRunner(MpiGatherer(_group(comm, ranks)), "zigzag", *pool, **options)
+        return ContextRunner(group, "zigzag", *pool, **options)
     if division.kind == "pp":
-        return PipelineRunner(MpiStages(_group(comm, ranks)), num_micro_batches, *pool, **options)
-    return ModelRunner(*pool, reducer=reducer_of(comm, ranks), **options)
+        return PipelineRunner(GroupStages(group), num_micro_batches, *pool, **options)
+    return ModelRunner(*pool, reducer=group, **options)
 
 
-def _group(comm: Any, ranks: Sequence[int]) -> Any:
-    return comm.Create_group(comm.group.Incl(list(ranks)), ranks[0])
+def group_of(
+    comm: Any, ranks: Sequence[int], collectives: Collectives = "auto", device: str = "cpu"
+) -> Group | None:
+    """The group of these ranks of ``comm``, leader first, None for one rank alone; collective among them.
+
+    ``auto``: NCCL for tensors on a GPU, else MPI. Raises ValueError for collectives that cannot move the memory of
+    ``device``.
+    """
+    if len(ranks) == 1:
+        return None
+    on_gpu = device.startswith("cuda")
+    if on_gpu and collectives != "auto":
+        raise ValueError(
+            f"placement.collectives={collectives}: it moves host memory, and the model's tensors are on {device}; set "
+            "placement.collectives=auto"
+        )
+    members = comm.Create_group(comm.group.Incl(list(ranks)), ranks[0])
+    if on_gpu or collectives == "gloo":
+        return TorchGroup(members, "nccl" if on_gpu else "gloo")
+    return MpiGroup(members)

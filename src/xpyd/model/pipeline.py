@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 
 from xpyd.model.batch import Batch
-from xpyd.model.meter import Meter
+from xpyd.model.exchange import Pending
+from xpyd.model.group import Group
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling import Sampled
 from xpyd.model.segment import Segment
@@ -25,7 +26,7 @@ from xpyd.model.transformer import logits_of, run_layers
 from xpyd.placement import Division
 
 OnLayer = Callable[[int], None]
-TAG_HIDDEN, TAG_DRAWN = 0, 1
+TAG_DRAWN = 1
 
 
 def micro_batches(segments: Sequence[Segment], count: int) -> list[list[Segment]]:
@@ -38,7 +39,6 @@ class Stages(Protocol):
     """The ranks of one pipeline, seen from one of them. ``idle`` is called over and over while a call waits."""
 
     member: Member
-    meter: Meter
 
     def receive(self, hidden: torch.Tensor, idle: Callable[[], None]) -> None:
         """The next micro-batch's hidden state from the stage before, into ``hidden``."""
@@ -53,41 +53,36 @@ class Stages(Protocol):
         """What the last stage drew, on the leader; ``drawn`` itself elsewhere."""
 
 
-class MpiStages:
-    """Over an MPI communicator of the instance's ranks, leader first. Host memory only. Hidden states go as bytes."""
+class GroupStages:
+    """Over the group of the instance's ranks; what was drawn goes over MPI, as an object."""
 
-    def __init__(self, comm: Any) -> None:
-        self.member = Member(comm.rank, Division("pp", comm.size))
-        self.meter = Meter()
-        self._comm = comm
-        self._flying: list[tuple[Any, torch.Tensor]] = []
+    def __init__(self, group: Group) -> None:
+        self.member = Member(group.rank, Division("pp", group.width))
+        self._group = group
+        self._flying: list[Pending] = []
 
     def receive(self, hidden: torch.Tensor, idle: Callable[[], None]) -> None:
-        with self.meter.timed():
-            _wait(self._comm.Irecv(_bytes(hidden), source=self.member.rank - 1, tag=TAG_HIDDEN), idle)
+        self._group.receive(hidden, self.member.rank - 1).finish(idle)
 
     def send(self, hidden: torch.Tensor) -> None:
-        hidden = hidden.contiguous()
-        with self.meter.timed(hidden.nbytes):
-            request = self._comm.Isend(_bytes(hidden), dest=self.member.rank + 1, tag=TAG_HIDDEN)
-        self._flying.append((request, hidden))
+        self._flying.append(self._group.send(hidden.contiguous(), self.member.rank + 1))
 
     def progress(self) -> None:
-        self._flying = [(request, hidden) for request, hidden in self._flying if not request.Test()]
+        self._flying = [pending for pending in self._flying if not pending.progress()]
 
     def deliver(self, drawn: Any, idle: Callable[[], None]) -> Any:
-        rank, last = self.member.rank, self.member.division.width - 1
-        with self.meter.timed():
-            for request, _ in self._flying:
-                _wait(request, idle)
-            self._flying = []
+        rank, last, comm = self.member.rank, self.member.division.width - 1, self._group.comm
+        for pending in self._flying:
+            pending.finish(idle)
+        self._flying = []
+        with self._group.meter.timed():
             if rank == last:
-                self._comm.send(drawn, dest=0, tag=TAG_DRAWN)
+                comm.send(drawn, dest=0, tag=TAG_DRAWN)
             elif rank == 0:
-                while not self._comm.iprobe(source=last, tag=TAG_DRAWN):
+                while not comm.iprobe(source=last, tag=TAG_DRAWN):
                     idle()
                     os.sched_yield()
-                return self._comm.recv(source=last, tag=TAG_DRAWN)
+                return comm.recv(source=last, tag=TAG_DRAWN)
         return drawn
 
 
@@ -128,7 +123,7 @@ class PipelineRunner(ModelRunner):
         if self.member.rank == 0:
             x = self._weights.embedding[batch.tokens]
         else:
-            x = torch.empty((len(batch.tokens), self.spec.hidden_size), dtype=self._weights.norm.dtype)
+            x = self._weights.norm.new_empty((len(batch.tokens), self.spec.hidden_size))
             self.stages.receive(x, _idle(on_layer))
 
         def between(layer: int) -> None:
@@ -146,15 +141,3 @@ class PipelineRunner(ModelRunner):
 def _idle(on_layer: OnLayer | None) -> Callable[[], None]:
     """What to do while waiting: as between two layers."""
     return (lambda: None) if on_layer is None else (lambda: on_layer(0))
-
-
-def _bytes(x: torch.Tensor) -> Any:
-    """The memory of a contiguous tensor, whatever its dtype is: numpy has no bfloat16."""
-    return x.view(torch.uint8).numpy()
-
-
-def _wait(request: Any, idle: Callable[[], None]) -> None:
-    """Yield the core to whoever works: a spinning rank holds up the one that it waits for where cores are few."""
-    while not request.Test():
-        idle()
-        os.sched_yield()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from math import log
 from typing import Any, Protocol
 
 from xpyd.records import StageRow, StepRow, TokenRow
@@ -49,16 +50,18 @@ class Histogram:
         self.max_ps = 0
 
     def add(self, duration_ps: int, num: int = 1) -> None:
-        bucket = _bucket(duration_ps)
-        self._counts[bucket] = self._counts.get(bucket, 0) + num
+        bucket = int(log(duration_ps) / BUCKET_WIDTH) if duration_ps > 0 else 0
+        counts = self._counts
+        counts[bucket] = counts.get(bucket, 0) + num
         self.num += num
         self.sum_ps += duration_ps * num
-        self.max_ps = max(self.max_ps, duration_ps)
+        if duration_ps > self.max_ps:
+            self.max_ps = duration_ps
 
     def add_steps(self, stretch: Stretch, first: int, last: int, num: int) -> None:
         """The duration of each step of ``stretch`` from ``first`` to ``last``, ``num`` times."""
         shortest, longest = stretch.step_ps(first), stretch.step_ps(last)
-        if _bucket(shortest) != _bucket(longest) and last > first:
+        if last > first and int(log(shortest) / BUCKET_WIDTH) != int(log(longest) / BUCKET_WIDTH):
             middle = (first + last) // 2
             self.add_steps(stretch, first, middle, num)
             self.add_steps(stretch, middle + 1, last, num)
@@ -81,10 +84,6 @@ class Histogram:
     @property
     def mean_s(self) -> float:
         return self.sum_ps / self.num / PS_PER_S if self.num else math.nan
-
-
-def _bucket(duration_ps: int) -> int:
-    return int(math.log(duration_ps) / BUCKET_WIDTH) if duration_ps > 0 else 0
 
 
 class Peaks:
@@ -191,7 +190,8 @@ class Account:
         """A gap that is this request's own, and no step of a batch."""
         gap_ps = time_ps - flight.last_ps
         self.totals.itl.add(gap_ps)
-        flight.max_gap_ps = max(flight.max_gap_ps, gap_ps)
+        if gap_ps > flight.max_gap_ps:
+            flight.max_gap_ps = gap_ps
 
     def finished(self, flight: Flight, rank: int, time_ps: int) -> None:
         totals = self.totals

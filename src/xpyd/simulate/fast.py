@@ -26,7 +26,9 @@ class LumpedScheduler(Scheduler):
         super().__init__(replace(config, num_kv_blocks=1))  # its own pool lists every block, and is not used
         self.config = config
         self._blocks: CountedBlocks = CountedBlocks(config.num_kv_blocks, config.block_size)
+        self._max_tokens = config.num_kv_blocks * config.block_size
         self.lump = Lump(config.block_size)
+        self._decodes_alone = StepPlan([], cast(list[Chunk], self.lump), [])
         self._orders: dict[int, int] = {}  # when each running sequence was admitted, in this scheduler's count
         self._num_admitted = 0
 
@@ -46,6 +48,25 @@ class LumpedScheduler(Scheduler):
         """Steps that the decode batch can run in one go, its blocks for the first one taken."""
         return self.lump.num_steps(self._blocks.num_free)
 
+    def spare_blocks(self, num_steps: int) -> int:
+        """Blocks that are free, whatever the batch takes in all but the first of so many steps, headroom left too."""
+        growth = len(self.lump.members) * ((num_steps + self.config.block_size - 2) // self.config.block_size)
+        return self._blocks.count - growth - self._headroom()
+
+    def decode_on(self) -> StepPlan | None:
+        """The next step where nothing but the batch is here, and its blocks are free; None: ``schedule`` decides."""
+        if self._waiting or self._running:
+            return None
+        growth = self.lump.growth(1, 1)
+        if growth > self._blocks.count:
+            return None
+        self._blocks.count -= growth
+        return self._decodes_alone
+
+    def check_fits(self, request_id: int, num_input: int, num_output: int) -> None:
+        if num_input + num_output - 1 > self._max_tokens:
+            super().check_fits(request_id, num_input, num_output)
+
     def advance(self, num_steps: int) -> None:
         """``num_steps`` steps of a stretch have ended, and the one after them has begun, with its blocks."""
         self._blocks.count -= self.lump.growth(2, num_steps + 1)
@@ -59,9 +80,11 @@ class LumpedScheduler(Scheduler):
     def commit(self, plan: StepPlan, new_tokens: Mapping[int, int]) -> list[Sequence]:
         """As ever for prompts; of the decodes, one step ends here (those before it: ``advance``)."""
         finished = []
-        if plan.decodes:
+        if self.lump.members and plan.decodes:
             self.lump.advance(1)
             finished = self.lump.pop_finished()
+        if not plan.prefills:
+            return finished
         finished += super().commit(StepPlan(plan.prefills, [], []), new_tokens)
         for sequence in (chunk.sequence for chunk in plan.prefills if chunk.sequence.decoding):
             order = self._orders.pop(sequence.request_id)

@@ -44,6 +44,7 @@ class Handoffs:
         self._config = setup.handover
         self._links = Links(setup.link, cluster.at)
         self._push = self._config.direction == "push"
+        self._sizes: dict[int, tuple[float, int]] = {}  # blocks -> bytes and descriptors of a hand-off
 
     def submitted(self, flight: Flight, now_ps: int) -> None:
         """A request has arrived at its prefill instance."""
@@ -83,7 +84,7 @@ class Handoffs:
 
     def computed(self, flight: Flight, now_ps: int) -> None:
         """The prompt is computed: all of its KV may leave."""
-        moving = cast(Moving, flight.moving)
+        moving: Moving = flight.moving
         moving.computed_ps = now_ps
         self._offer(flight, now_ps)
         self._final(flight, 1.0, now_ps)
@@ -94,11 +95,13 @@ class Handoffs:
         """Accept what fits, first come first served."""
         if not instance.up or not instance.offers:
             return
-        instance.settle(now_ps)
-        taken = False
+        caught_up = taken = False
         while instance.offers:
             flight = instance.offers[0]
-            moving = cast(Moving, flight.moving)
+            moving: Moving = flight.moving
+            if not caught_up and not instance.has_ample(moving.num_blocks):
+                instance.catch_up(now_ps)
+                caught_up = True
             table = instance.scheduler.reserve(moving.num_blocks, ahead=self._push)
             if table is None:
                 break
@@ -106,7 +109,7 @@ class Handoffs:
             instance.offers.popleft()
             moving.table, moving.reserved_ps = table, now_ps
             self._open(flight, instance, now_ps)
-        if taken and instance.refit():
+        if taken and caught_up and instance.refit():
             self._cluster.expect_end(instance)
 
     def admit_landed(self, instance: Instance, now_ps: int) -> None:
@@ -128,7 +131,7 @@ class Handoffs:
 
     def undo(self, flight: Flight, now_ps: int) -> None:
         """Take a hand-off back at its destination, and off the wire; an instance that is down has forgotten it."""
-        moving = cast(Moving | None, flight.moving)
+        moving: Moving | None = flight.moving
         if moving is None:
             return
         destination = self._cluster.instances[flight.decode]
@@ -145,12 +148,12 @@ class Handoffs:
 
     def stall(self, flight: Flight, now_ps: int) -> None:
         """One of its ends is down: nothing moves any more."""
-        moving = cast(Moving | None, flight.moving)
+        moving: Moving | None = flight.moving
         if moving is not None and moving.flow is not None and not moving.landed:
             self._links.cancel(moving.flow, now_ps)
 
     def _offer(self, flight: Flight, now_ps: int) -> None:
-        moving = cast(Moving, flight.moving)
+        moving: Moving = flight.moving
         if moving.offered:
             return
         moving.offered = True
@@ -162,8 +165,7 @@ class Handoffs:
     def _open(self, flight: Flight, instance: Instance, now_ps: int) -> None:
         moving, attempt = cast(Moving, flight.moving), flight.attempt
         source = self._cluster.instances[flight.prefill]
-        num_bytes = self._setup.kv_bytes(moving.num_blocks)
-        num_descriptors = self._setup.num_descriptors(moving.num_blocks)
+        num_bytes, num_descriptors = self._size(moving.num_blocks)
         moving.flow = self._links.open(
             flight.request.request_id,
             source.port,
@@ -176,12 +178,20 @@ class Handoffs:
         if moving.share:
             self._links.release(moving.flow, now_ps, moving.share)
 
+    def _size(self, num_blocks: int) -> tuple[float, int]:
+        """Bytes and descriptors of a hand-off."""
+        found = self._sizes.get(num_blocks)
+        if found is None:
+            found = self._setup.kv_bytes(num_blocks), self._setup.num_descriptors(num_blocks)
+            self._sizes[num_blocks] = found
+        return found
+
     def _final_later(self, flight: Flight, attempt: int, share: float, now_ps: int) -> None:
         if flight.attempt == attempt and flight.moving is not None and self._cluster.instances[flight.prefill].up:
             self._final(flight, share, now_ps)
 
     def _final(self, flight: Flight, share: float, now_ps: int) -> None:
-        moving = cast(Moving, flight.moving)
+        moving: Moving = flight.moving
         if share > moving.share:
             moving.share = share
             if moving.flow is not None:
@@ -191,7 +201,7 @@ class Handoffs:
         source, destination = (self._cluster.instances[n] for n in (flight.prefill, flight.decode))
         if flight.attempt != attempt or not (source.up and destination.up):
             return
-        moving = cast(Moving, flight.moving)
+        moving: Moving = flight.moving
         moving.landed = True
         self._bill(flight, moving, source, destination, now_ps)
         request_id = flight.request.request_id
@@ -212,9 +222,10 @@ class Handoffs:
         assert flow is not None
         account.totals.transfer.add(now_ps - flow.begin_ps)
         account.totals.exposed.add(now_ps - moving.computed_ps)
-        account.stamp(flight, Stage.TRANSFER_BEGIN, source.rank, flow.begin_ps)
-        account.stamp(flight, Stage.TRANSFER_END, destination.rank, now_ps)
         if flight.recorded:
+            num_bytes, num_descriptors = self._size(moving.num_blocks)
+            account.stamp(flight, Stage.TRANSFER_BEGIN, source.rank, flow.begin_ps)
+            account.stamp(flight, Stage.TRANSFER_END, destination.rank, now_ps)
             account.write(
                 TransferRow(
                     block=account.block,
@@ -224,8 +235,8 @@ class Handoffs:
                     mode=config.mode,
                     direction=config.direction,
                     staged=False,
-                    num_pieces=self._setup.num_descriptors(moving.num_blocks),
-                    payload_bytes=round(self._setup.kv_bytes(moving.num_blocks)),
+                    num_pieces=num_descriptors,
+                    payload_bytes=round(num_bytes),
                     reserved_ns=account.ns(moving.reserved_ps),
                     begin_ns=account.ns(flow.begin_ps),
                     end_ns=account.ns(now_ps),

@@ -6,14 +6,14 @@ from collections import deque
 from dataclasses import dataclass
 
 from xpyd.placement import Role
-from xpyd.scheduler.base import Scheduler, Sequence, StepPlan
+from xpyd.scheduler.base import Chunk, Scheduler, Sequence, StepPlan
 from xpyd.simulate.account import Account, Flight, Peaks
 from xpyd.simulate.costs import StepCosts, Stretch
 from xpyd.simulate.fast import LumpedScheduler
 from xpyd.simulate.links import Port
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ended:
     """What a stretch yielded: prompts that are computed, sequences whose decoding ended, and all decode tokens."""
 
@@ -42,6 +42,7 @@ class Instance:
     def begin_block(self, scheduler: Scheduler, account: Account) -> None:
         """An empty instance: at the block's begin, and after an outage."""
         self.scheduler = scheduler
+        self._lumped = scheduler if isinstance(scheduler, LumpedScheduler) else None
         self.account = account
         self.flights: dict[int, Flight] = {}
         self.stretch: Stretch | None = None
@@ -50,7 +51,8 @@ class Instance:
         self.landed.clear()
         self.offers.clear()
         self.cancels.clear()
-        self._done = 0  # steps of the stretch that have ended and are accounted for
+        self._done = 0  # steps of the stretch that have ended, as far as the scheduler was told
+        self._told = 0  # as far as the account was: later, unless it wants every step
         self._step = 0  # decode steps so far
         self._decoded_ps = -1  # when the last of them ended
         self._fresh: list[Flight] = []  # joined the batch since then
@@ -63,21 +65,24 @@ class Instance:
         """Schedule and begin what comes of it; False where a stretch is running, or nothing can."""
         if self.stretch is not None or not self.up:
             return False
-        plan = self.scheduler.schedule()
+        plan = self._lumped.decode_on() if self._lumped is not None else None
+        if plan is None:
+            plan = self.scheduler.schedule()
         for sequence in plan.preempted:
             self._leave(self.flights[sequence.request_id])
             self.account.totals.num_preempted += 1
             self._num_preempted += 1
         if plan.empty:
             return False
-        self.plan, self.batch, self._done = plan, len(plan.decodes), 0
+        self.plan, self.batch = plan, len(plan.decodes)
+        self._done = self._told = 0
         costs, num_steps = self.costs, 1
-        if isinstance(self.scheduler, LumpedScheduler):
-            self._context = self.scheduler.lump.context if self.batch else 0
-            if not plan.prefills:
-                num_steps = self.scheduler.num_steps()
-        else:
+        if self._lumped is None:
             self._context = sum(chunk.sequence.num_tokens for chunk in plan.decodes)
+        else:
+            self._context = self._lumped.lump.context if self.batch else 0
+            if not plan.prefills:
+                num_steps = self._lumped.num_steps()
         first_ps = costs.base_ps + costs.seq_ps * self.batch + costs.token_ps * self._context
         for chunk in plan.prefills:
             first_ps += costs.chunk_ps(chunk.num_tokens, chunk.start)
@@ -99,23 +104,49 @@ class Instance:
         if stretch is None or stretch.num_steps == 1:
             return
         ended = min(stretch.ended_before(now_ps), stretch.num_steps - 1)
+        if ended > self._told:
+            self._account(ended)
         if ended > self._done:
             self._advance(ended)
 
+    def catch_up(self, now_ps: int) -> None:
+        """Let the scheduler know of the steps that ended before now: which blocks are free. The account may wait."""
+        stretch = self.stretch
+        if self.account.with_steps:
+            self.settle(now_ps)
+        elif stretch is not None and stretch.num_steps > self._done + 1:
+            ended = min(stretch.ended_before(now_ps), stretch.num_steps - 1)
+            if ended > self._done:
+                self._advance(ended)
+
+    def has_ample(self, num_blocks: int) -> bool:
+        """Whether so many blocks can be taken with no effect on the stretch, however much of it has ended.
+
+        Never where every step has a row, which tells of the free blocks.
+        """
+        if self.stretch is None or self.account.with_steps or self._lumped is None:
+            return False
+        return self._lumped.spare_blocks(self.stretch.num_steps - self._done) >= num_blocks
+
     def cut(self, now_ps: int) -> bool:
         """End the stretch with the step that is running; False where that is so anyway."""
-        self.settle(now_ps)
-        if self.stretch is None or self.stretch.num_steps == self._done + 1:
+        stretch = self.stretch
+        if stretch is None or stretch.num_steps == self._done + 1:
             return False
-        self.stretch.num_steps = self._done + 1
+        if self.account.with_steps:
+            self.settle(now_ps)
+        num_steps = stretch.ended_before(now_ps) + 1
+        if num_steps >= stretch.num_steps:
+            return False
+        stretch.num_steps = num_steps
         return True
 
     def refit(self) -> bool:
-        """Blocks were taken beside the stretch (settled before): True where it has become shorter."""
+        """Blocks were taken beside the stretch (caught up before): True where it has become shorter."""
         if self.stretch is None or self.stretch.num_steps == self._done + 1:
             return False
-        assert isinstance(self.scheduler, LumpedScheduler)
-        num_steps = self._done + self.scheduler.num_steps()
+        assert self._lumped is not None
+        num_steps = self._done + self._lumped.num_steps()
         shorter = num_steps < self.stretch.num_steps
         self.stretch.num_steps = min(num_steps, self.stretch.num_steps)
         return shorter
@@ -124,16 +155,18 @@ class Instance:
         """The stretch has ended: commit its last step."""
         stretch, plan = self.stretch, self.plan
         assert stretch is not None
+        self._account(stretch.num_steps)
         if self._done < stretch.num_steps - 1:
             self._advance(stretch.num_steps - 1)
-        self._account(stretch.num_steps)
         self.stretch = None
-        tokens = {chunk.sequence.request_id: 0 for chunk in plan.prefills}
-        if not isinstance(self.scheduler, LumpedScheduler):
-            tokens |= {chunk.sequence.request_id: 0 for chunk in plan.decodes}
-        sampled = [chunk.sequence for chunk in plan.prefills if chunk.samples]
-        finished = self.scheduler.commit(plan, tokens)
-        decoded = finished[: len(finished) - sum(sequence.finished for sequence in sampled)]
+        if self._lumped is not None and not plan.prefills:
+            decoded = self._lumped.commit(plan, {})
+            sampled: list[Sequence] = []
+        else:
+            tokens = {chunk.sequence.request_id: 0 for chunk in (*plan.prefills, *self._listed(plan))}
+            sampled = [chunk.sequence for chunk in plan.prefills if chunk.samples]
+            finished = self.scheduler.commit(plan, tokens)
+            decoded = finished[: len(finished) - sum(sequence.finished for sequence in sampled)]
         for sequence in decoded:
             self._leave(self.flights[sequence.request_id])
         return Ended(plan, sampled, decoded, stretch.num_steps * self.batch)
@@ -150,38 +183,41 @@ class Instance:
 
     def num_out(self, request_id: int) -> int:
         """Tokens that a sequence here has yielded."""
-        if isinstance(self.scheduler, LumpedScheduler):
-            member = self.scheduler.lump.members.get(request_id)
+        if self._lumped is not None:
+            member = self._lumped.lump.members.get(request_id)
             if member is not None:
-                return self.scheduler.lump.num_tokens(member) - len(member.sequence.prompt)
+                return self._lumped.lump.num_tokens(member) - len(member.sequence.prompt)
         sequence = self.scheduler.find(request_id)
         return 0 if sequence is None else len(sequence.outputs)
 
+    def _listed(self, plan: StepPlan) -> list[Chunk]:
+        """The decodes of a plan, one by one; none where they are a lump."""
+        return plan.decodes if self._lumped is None else []
+
     def _advance(self, ended: int) -> None:
         """Steps of the stretch have ended, and the next one has begun."""
-        assert isinstance(self.scheduler, LumpedScheduler)
-        num_steps = ended - self._done
-        self._account(ended)
-        self.scheduler.advance(num_steps)
+        assert self._lumped is not None
+        self._lumped.advance(ended - self._done)
         self._done = ended
 
     def _account(self, ended: int) -> None:
-        """Rows, gaps and tokens of the steps from ``_done`` to ``ended``."""
-        stretch = self.stretch
+        """Rows, gaps and tokens of the steps from ``_told`` to ``ended``."""
+        stretch, told, account = self.stretch, self._told, self.account
         assert stretch is not None
-        if self.account.with_steps:
+        if account.with_steps:
             self._write_steps(stretch, ended)
         if self.batch:
-            if self._done == 0:
-                self._first_step(stretch.begin_ps + stretch.after(1))
-            first = max(1, self._done)
-            if ended > first:
-                self.account.totals.itl.add_steps(stretch, first, ended - 1, self.batch)
-                self._peaks.push(self._step + ended - first, stretch.step_ps(ended - 1))
-                self._step += ended - first
+            if told == 0:
+                self._first_step(stretch.begin_ps + stretch.first_ps)
+                told = 1
+            if ended > told:
+                account.totals.itl.add_steps(stretch, told, ended - 1, self.batch)
+                self._step += ended - told
+                self._peaks.push(self._step, stretch.step_ps(ended - 1))
             if self._recorded or self._replays:
                 self._tokens(stretch, ended)
             self._decoded_ps = stretch.begin_ps + stretch.after(ended)
+        self._told = ended
 
     def _first_step(self, end_ps: int) -> None:
         """The first decode step after something else: those who joined meanwhile have a gap of their own."""
@@ -196,7 +232,7 @@ class Instance:
         self._fresh.clear()
 
     def _tokens(self, stretch: Stretch, ended: int) -> None:
-        for index in range(self._done, ended):
+        for index in range(self._told, ended):
             time_ps = stretch.begin_ps + stretch.after(index + 1)
             for flight in list(self._replays):
                 if flight.num_seen == flight.num_tokens:  # from here on it yields what is new
@@ -210,12 +246,12 @@ class Instance:
     def _write_steps(self, stretch: Stretch, ended: int) -> None:
         scheduler, prefills = self.scheduler, self.plan.prefills
         num_tokens = sum(chunk.num_tokens for chunk in prefills)
-        for index in range(self._done, ended):
+        for index in range(self._told, ended):
             begin_ps, end_ps = (stretch.begin_ps + stretch.after(n) for n in (index, index + 1))
             free = scheduler.num_free_blocks
             if index > self._done:
-                assert isinstance(scheduler, LumpedScheduler)
-                free -= scheduler.lump.growth(2, index - self._done + 1)
+                assert self._lumped is not None
+                free -= self._lumped.lump.growth(2, index - self._done + 1)
             context = self._context + index * self.batch
             waits = scheduler.num_reserved_blocks, scheduler.num_waiting, self._num_preempted
             counts = (num_tokens, len(prefills), self.batch, context, free, *waits)

@@ -39,10 +39,7 @@ class Flow:
     version: int = 0
     num_inflight: int = 0
     begin_ps: int = -1
-
-    @property
-    def active(self) -> bool:
-        return self in self.source.outgoing
+    active: bool = False  # it is sending
 
 
 class Links:
@@ -77,6 +74,7 @@ class Links:
         elif flow.released > flow.sent:
             if flow.begin_ps < 0:
                 flow.begin_ps = now_ps
+            flow.active = True
             flow.source.outgoing.append(flow)
             flow.destination.incoming.append(flow)
             self._share_anew(flow, now_ps)
@@ -89,25 +87,29 @@ class Links:
             self._stop(flow, now_ps)
 
     def _stop(self, flow: Flow, now_ps: int) -> None:
+        flow.active = False
         flow.source.outgoing.remove(flow)
         flow.destination.incoming.remove(flow)
         self._share_anew(flow, now_ps)
 
     def _share_anew(self, flow: Flow, now_ps: int) -> None:
         """The number of flows at both ends of ``flow`` has changed: so do the rates of all of them."""
-        for other in dict.fromkeys((*flow.source.outgoing, *flow.destination.incoming)):
-            self._settle(other, now_ps)
-            crowd = max(
-                1 / min(other.source.width, other.destination.width),
-                len(other.source.outgoing) / other.source.width,
-                len(other.destination.incoming) / other.destination.width,
-            )
-            other.rate = self._per_ps / crowd
-            self._plan(other)
+        flows = flow.source.outgoing
+        if flow.destination.incoming != flows:
+            flows = list(dict.fromkeys((*flows, *flow.destination.incoming)))
+        for other in flows:
+            source, destination = other.source, other.destination
+            ours, theirs = len(source.outgoing) / source.width, len(destination.incoming) / destination.width
+            rate = self._per_ps / max(ours, theirs, 1 / source.width, 1 / destination.width)
+            if other is flow or rate != other.rate:
+                self._settle(other, now_ps)
+                other.rate = rate
+                self._plan(other)
 
     def _settle(self, flow: Flow, now_ps: int) -> None:
         if flow.active:
-            flow.sent = min(flow.released, flow.sent + flow.rate * (now_ps - flow.since_ps))
+            sent = flow.sent + flow.rate * (now_ps - flow.since_ps)
+            flow.sent = sent if sent < flow.released else flow.released
         flow.since_ps = now_ps
 
     def _plan(self, flow: Flow) -> None:

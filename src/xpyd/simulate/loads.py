@@ -1,74 +1,104 @@
 """Outstanding tokens of the instances of a pool, and the routers' choice among them without a look at each.
 
 The client of a real run counts every token that comes off the load of a rank. Here a stretch of decode steps is one
-thing, so a load is a formula of time; all of a pool are worked out at once.
+thing, so loads are brought up to the moment of a pick: the steps that have ended since the last one, in the order of
+their ends. How many that are does not depend on the number of instances, and neither does what a pick takes.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
 
 from xpyd.router import RouterConfig
 from xpyd.simulate.costs import Stretch
-
-DOWN = np.iinfo(np.int64).max
+from xpyd.simulate.lowest import Lowest
 
 
 class Loads:
     """Loads of ``num`` instances, and the pick of one of them as ``xpyd.router`` picks."""
 
     def __init__(self, num: int, config: RouterConfig) -> None:
-        self._least = config.policy == "least_outstanding"
+        self._least = config.policy == "least_outstanding"  # no other simulated router reads loads
         self._router = config.build()
         self._next = 0
-        self.settled = np.zeros(num, np.int64)  # outstanding when the running stretch began
-        self._begin = np.zeros(num, np.int64)
-        self._first = np.ones(num, np.int64)
-        self._slope = np.zeros(num, np.int64)
-        self._steps = np.zeros(num, np.int64)
-        self._batch = np.zeros(num, np.int64)
-        self._decodes = False  # a stretch with decodes has run: else loads are what is settled
-        self.up = np.ones(num, np.bool_)
+        self._up = [True] * num
+        self._num_down = 0
+        self._settled = [0] * num  # outstanding when the running stretch began
+        self._lowest = Lowest(num)  # outstanding at the last pick; instances that are down are left out
+        self._running: list[tuple[Stretch, int] | None] = [None] * num  # with the tokens of a step
+        self._ends: list[tuple[int, int, Stretch]] = []  # when the next step of a stretch ends, a heap
+
+    def add(self, index: int, num_tokens: int) -> None:
+        """A request was sent there; less than 0: tokens have come, or will not come."""
+        if self._least:
+            self._settled[index] += num_tokens
+            if self._up[index]:
+                self._lowest.set(index, self._lowest.get(index) + num_tokens)
 
     def run(self, index: int, stretch: Stretch, batch: int) -> None:
-        """A stretch begins: each of its steps takes ``batch`` tokens off the load."""
-        self._decodes = True
-        self._begin[index], self._first[index] = stretch.begin_ps, stretch.first_ps
-        self._slope[index], self._steps[index], self._batch[index] = stretch.slope_ps, stretch.num_steps, batch
+        """A stretch begins: each of its steps takes ``batch`` tokens off the load. It may become shorter later."""
+        if self._least and stretch.num_steps > 1:
+            self._running[index] = stretch, batch
+            heapq.heappush(self._ends, (stretch.begin_ps + stretch.first_ps, index, stretch))
 
     def ended(self, index: int, num_tokens: int) -> None:
         """The stretch is over: what it produced is off the load."""
-        self._batch[index] = 0
-        self.settled[index] -= num_tokens
+        if self._least:
+            self._running[index] = None
+            self._settled[index] -= num_tokens
+            if self._up[index]:
+                self._lowest.set(index, self._settled[index])
 
-    def at(self, now_ps: int) -> NDArray[np.int64]:
-        """Outstanding tokens of each instance, shape [num]; tokens of a step that ends right now are still out."""
-        if not self._decodes:
-            return self.settled
-        span, first, slope = np.maximum(now_ps - self._begin - 1, 0), self._first, self._slope
-        b = 2 * first - slope
-        curve = (np.sqrt(np.square(b, dtype=np.float64) + 8.0 * slope * span) - b) / np.maximum(2.0 * slope, 1.0)
-        steps = np.where(slope > 0, curve, span / first).astype(np.int64)
-        steps = np.minimum(steps, self._steps + 1)
-        steps += (steps + 1) * first + slope * ((steps + 1) * steps // 2) <= span  # the root was rounded
-        steps -= steps * first + slope * (steps * (steps - 1) // 2) > span
-        decoded = np.minimum(steps, self._steps) * self._batch
-        return np.asarray(self.settled - decoded, np.int64)
+    def down(self, index: int) -> None:
+        """No more requests for this one."""
+        self._up[index] = False
+        self._num_down += 1
+        self._lowest.leave_out(index)
+
+    def forget(self, index: int) -> None:
+        """What it had is no load any more."""
+        self._settled[index] = 0
+
+    def back(self, index: int) -> None:
+        self._up[index] = True
+        self._num_down -= 1
+        self._lowest.set(index, self._settled[index])
+
+    def at(self, now_ps: int) -> list[int]:
+        """Outstanding tokens of each instance that is up; tokens of a step that ends right now are still out."""
+        self._catch_up(now_ps)
+        return [self._lowest.get(index) for index, up in enumerate(self._up) if up]
 
     def pick(self, now_ps: int) -> int | None:
         """The instance for a request that comes now; None where all are down."""
-        up = self.up if not self.up.all() else None
-        if up is not None and not up.any():
+        num = len(self._up)
+        if self._num_down == num:
             return None
         if not self._least:
-            pool: Sequence[int] = range(len(self.up)) if up is None else np.flatnonzero(up).tolist()
+            pool: Sequence[int] = range(num)
+            if self._num_down:
+                pool = [index for index, up in enumerate(self._up) if up]
             return pool[self._router.route(pool)]
-        loads = self.at(now_ps) if up is None else np.where(up, self.at(now_ps), DOWN)
-        equals = np.flatnonzero(loads == loads.min())
-        place = int(np.searchsorted(equals, self._next % len(loads)))
-        index = int(equals[place % len(equals)])
+        self._catch_up(now_ps)
+        index = self._lowest.first_from(self._next % num)
         self._next = index + 1
         return index
+
+    def _catch_up(self, now_ps: int) -> None:
+        """Take off what the steps that ended before ``now_ps`` brought, one look for each stretch that has any."""
+        ends = self._ends
+        while ends and ends[0][0] < now_ps:
+            _, index, stretch = ends[0]
+            running = self._running[index]
+            if running is None or running[0] is not stretch:
+                heapq.heappop(ends)
+                continue
+            num_ended = stretch.ended_before(now_ps)
+            if self._up[index]:
+                self._lowest.set(index, self._settled[index] - num_ended * running[1])
+            if num_ended < stretch.num_steps:
+                next_ps = stretch.begin_ps + stretch.after(num_ended + 1)
+                heapq.heapreplace(ends, (next_ps, index, stretch))
+            else:
+                heapq.heappop(ends)

@@ -101,7 +101,7 @@ class Lump:
 
     def _leave(self, member: Member) -> Sequence:
         sequence = member.sequence
-        num_tokens = self.num_tokens(member)
+        num_tokens = member.joined_tokens + self.step - member.joined_step
         sequence.outputs = tally(len(sequence.outputs) + num_tokens - member.joined_tokens)
         sequence.num_computed = num_tokens - 1
         sequence.block_table = tally(-(-(num_tokens - 1) // self._block_size))

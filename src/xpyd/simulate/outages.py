@@ -42,14 +42,15 @@ class Outages:
 
     def _missed(self, instance: Instance, now_ps: int) -> None:
         loads = self._cluster.loads[0 if instance in self._cluster.pools[0] else -1]
-        loads.up[instance.index] = False
+        loads.down(instance.index)
         for flight in self._hit(instance):
             self._rescue(flight, instance, now_ps)
-        loads.settled[instance.index] = 0
+        loads.forget(instance.index)
 
     def _up(self, instance: Instance, now_ps: int) -> None:
         loads = self._cluster.loads[0 if instance in self._cluster.pools[0] else -1]
-        instance.up = loads.up[instance.index] = True
+        instance.up = True
+        loads.back(instance.index)
         self._cluster.renew(instance)
         self._cluster.unpark(now_ps)
 
