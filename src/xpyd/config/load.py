@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from xpyd.config.base import ConfigError, Experiment
 from xpyd.config.compare import Compare, Saturation, Speculation
 from xpyd.config.engine import Codecs, ExpertParallel, Interference, Scaling
-from xpyd.config.modeled import Economics, Plan, Simulate
+from xpyd.config.modeled import BreakEven, Economics, Plan, Simulate
 from xpyd.config.serve import Calibrate, KvCache, Serve, TuneColocated
 from xpyd.config.wire import CheckCluster, Contention, Handoff, Transfer, Tune
 
@@ -24,6 +24,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "economics": Economics,
     "simulate": Simulate,
     "plan": Plan,
+    "break_even": BreakEven,
     "codecs": Codecs,
     "transfer": Transfer,
     "tune": Tune,

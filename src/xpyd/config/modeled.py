@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from annotated_types import Gt
 
+from xpyd.break_even_grid import BreakEvenConfig
 from xpyd.config.base import Experiment
 from xpyd.config.checks import at_rate, check_divisions, check_has_rate, check_tensor_parallel
 from xpyd.economics.prices import PriceConfig
@@ -113,3 +114,43 @@ class Plan(Simulate):
     def workload_at(self, rate_rps: float) -> WorkloadConfig:
         """The workload of a block with arrivals at this rate."""
         return at_rate(self.workload, self.search, rate_rps)
+
+
+@dataclass(frozen=True)
+class BreakEven(Simulate):
+    """Runs in the calling process: a paired comparison in simulated time for every cell of a map."""
+
+    break_even: BreakEvenConfig = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_has_rate(self.experiment, self.workload)
+        if self.workload.trace is not None:
+            raise ValueError(
+                f"workload.trace.path={self.workload.trace.path}: break_even sets the lengths of every cell; choose a "
+                "workload without a trace, such as workload=chat_docs"
+            )
+        if self.simulate.arms != "compare" or self.simulate.num_requests is not None:
+            raise ValueError(
+                f"simulate.arms={self.simulate.arms}, simulate.num_requests={self.simulate.num_requests}: break_even "
+                "plays both arms of every pair, with workload.num_requests each; leave both out"
+            )
+        if self.num_pairs < MIN_BLOCK_PAIRS:
+            raise ValueError(
+                f"num_pairs={self.num_pairs}: every cell would be undecided; give at least {MIN_BLOCK_PAIRS}"
+            )
+        longest = max(self.break_even.input_lens) + max(self.break_even.output_lens)
+        capacity = self.scheduler.num_kv_blocks * self.scheduler.block_size
+        if longest > capacity:
+            raise ValueError(
+                f"scheduler.num_kv_blocks={self.scheduler.num_kv_blocks} x block_size={self.scheduler.block_size} "
+                f"holds {capacity} tokens, but the longest request of the map has {longest}; raise "
+                f"scheduler.num_kv_blocks to {-(-longest // self.scheduler.block_size)} or shorten "
+                "break_even.input_lens or output_lens"
+            )
+
+    def workload_at(self, output_len: int, rate_rps: float, input_len: int) -> WorkloadConfig:
+        """The workload of a cell: all requests alike, at its rate."""
+        assert self.workload.arrival is not None
+        arrival = replace(self.workload.arrival, rate_rps=rate_rps)
+        return replace(self.workload, arrival=arrival, input_len=input_len, output_len=output_len)
