@@ -60,15 +60,21 @@ class Histogram:
 
     def add_steps(self, stretch: Stretch, first: int, last: int, num: int) -> None:
         """The duration of each step of ``stretch`` from ``first`` to ``last``, ``num`` times."""
-        shortest, longest = stretch.step_ps(first), stretch.step_ps(last)
-        if last > first and int(log(shortest) / BUCKET_WIDTH) != int(log(longest) / BUCKET_WIDTH):
+        shortest = stretch.first_ps + stretch.slope_ps * first
+        longest = shortest + stretch.slope_ps * (last - first)
+        bucket = int(log(longest) / BUCKET_WIDTH)
+        if last > first and int(log(shortest) / BUCKET_WIDTH) != bucket:
             middle = (first + last) // 2
             self.add_steps(stretch, first, middle, num)
             self.add_steps(stretch, middle + 1, last, num)
             return
         steps = last - first + 1
-        self.add(longest, num * steps)
-        self.sum_ps -= num * (longest * steps - (shortest + longest) * steps // 2)
+        counts = self._counts
+        counts[bucket] = counts.get(bucket, 0) + num * steps
+        self.num += num * steps
+        self.sum_ps += num * ((shortest + longest) * steps // 2)
+        if longest > self.max_ps:
+            self.max_ps = longest
 
     def quantile_s(self, share: float) -> float:
         """The value that ``share`` of all do not exceed, to one per cent; NaN of none."""
@@ -94,11 +100,12 @@ class Peaks:
         self._gaps: list[int] = []
 
     def push(self, step: int, gap_ps: int) -> None:
-        while self._gaps and self._gaps[-1] <= gap_ps:
-            self._steps.pop()
-            self._gaps.pop()
-        self._steps.append(step)
-        self._gaps.append(gap_ps)
+        steps, gaps = self._steps, self._gaps
+        while gaps and gaps[-1] <= gap_ps:
+            steps.pop()
+            gaps.pop()
+        steps.append(step)
+        gaps.append(gap_ps)
 
     def since(self, step: int) -> int:
         """The longest gap of ``step`` and all after it; 0 where none was."""
@@ -143,7 +150,7 @@ class Account:
         self.totals = Totals()
         self.with_steps = with_steps
         self.block = block
-        self._slo = slo
+        self._ttft_ps, self._itl_ps = slo.ttft_s * PS_PER_S, slo.itl_s * PS_PER_S
         self._sink = sink
         self._begin_ns = begin_ns
 
@@ -198,11 +205,11 @@ class Account:
         totals.num_finished += 1
         totals.num_tokens += flight.request.output_len
         totals.e2e.add(time_ps - flight.due_ps)
-        in_time = (flight.first_ps - flight.due_ps) <= self._slo.ttft_s * PS_PER_S
-        if in_time and flight.max_gap_ps <= self._slo.itl_s * PS_PER_S:
+        if flight.first_ps - flight.due_ps <= self._ttft_ps and flight.max_gap_ps <= self._itl_ps:
             totals.num_met += 1
             totals.num_met_tokens += flight.request.output_len
-        self.stamp(flight, Stage.FINISHED, 0, time_ps)
+        if flight.recorded:
+            self.stamp(flight, Stage.FINISHED, 0, time_ps)
 
     def failed(self, flight: Flight, time_ps: int, reason: str) -> None:
         self.totals.num_failed += 1

@@ -35,7 +35,6 @@ class Cluster:
         self.setup = setup
         self.account = account
         self.flights: dict[int, Flight] = {}
-        self.now_ps = 0
         self._recorded = recorded
         self._events: list[tuple[int, int, int, Call]] = []
         self._num_events = 0
@@ -67,19 +66,18 @@ class Cluster:
             upcoming = next(requests, None)
         else:
             self._refill(0)
-        events, last_ps = self._events, 0
-        while upcoming is not None or self.flights:
-            due_ps = upcoming.arrival_offset_ns * PS_PER_NS if upcoming is not None else None
-            if due_ps is not None and (not events or (due_ps, MESSAGE) <= events[0][:2]):
-                assert upcoming is not None
-                self.now_ps = due_ps
+        events, flights, last_ps = self._events, self.flights, 0
+        due_ps = upcoming.arrival_offset_ns * PS_PER_NS if upcoming is not None else 0
+        while upcoming is not None or flights:
+            if upcoming is not None and (not events or due_ps <= events[0][0]):
                 self._arrive(upcoming, due_ps)
                 upcoming = next(requests, None)
+                if upcoming is not None:
+                    due_ps = upcoming.arrival_offset_ns * PS_PER_NS
                 continue
-            assert events, f"requests {list(self.flights)[:8]} wait for something that never comes"
-            self.now_ps, _, _, call = heapq.heappop(events)
-            call(self.now_ps)
-            last_ps = self.now_ps
+            assert events, f"requests {list(flights)[:8]} wait for something that never comes"
+            last_ps, _, _, call = heapq.heappop(events)
+            call(last_ps)
         return last_ps
 
     def at(self, time_ps: int, call: Call, priority: int = MESSAGE) -> None:
@@ -98,8 +96,8 @@ class Cluster:
         flight.prefill, flight.decode = source.number, last.number
         flight.num_seen, flight.begun = 0, False
         request = flight.request
-        self.loads[0].settled[source.index] += request.input_len
-        self.loads[-1].settled[last.index] += request.output_len
+        self.loads[0].add(source.index, request.input_len)
+        self.loads[-1].add(last.index, request.output_len)
         self._submit(flight, source, now_ps)
 
     def unpark(self, now_ps: int) -> None:
@@ -112,8 +110,8 @@ class Cluster:
         """Take what was still expected of an attempt off the loads."""
         source, last = self.instances[flight.prefill], self.instances[flight.decode]
         if not flight.num_seen:
-            self.loads[0].settled[source.index] -= flight.request.input_len
-        self.loads[-1].settled[last.index] -= flight.request.output_len - flight.num_seen
+            self.loads[0].add(source.index, -flight.request.input_len)
+        self.loads[-1].add(last.index, flight.num_seen - flight.request.output_len)
 
     def kick(self, instance: Instance, now_ps: int) -> None:
         """Let an idle instance take its next step, if there is one to take."""
@@ -145,8 +143,8 @@ class Cluster:
     def first_token(self, flight: Flight, instance: Instance, now_ps: int) -> None:
         """A token that no decode step brings: the first of an attempt, or of a prompt computed again."""
         if flight.num_seen == 0:
-            self.loads[0].settled[self.instances[flight.prefill].index] -= flight.request.input_len
-        self.loads[-1].settled[self.instances[flight.decode].index] -= 1
+            self.loads[0].add(self.instances[flight.prefill].index, -flight.request.input_len)
+        self.loads[-1].add(self.instances[flight.decode].index, -1)
         self.account.first(flight, instance.rank, now_ps)
 
     def boundary(self, instance: Instance, now_ps: int) -> None:
@@ -168,8 +166,9 @@ class Cluster:
         flight = Flight(request, now_ps, self._recorded(request.request_id))
         self.flights[request.request_id] = flight
         self.account.totals.num_requests += 1
-        self.account.stamp(flight, Stage.ARRIVED, 0, now_ps)
-        self.account.stamp(flight, Stage.ROUTED, 0, now_ps)
+        if flight.recorded:
+            self.account.stamp(flight, Stage.ARRIVED, 0, now_ps)
+            self.account.stamp(flight, Stage.ROUTED, 0, now_ps)
         self.route(flight, now_ps)
 
     def _refill(self, now_ps: int) -> None:
@@ -215,13 +214,18 @@ class Cluster:
             flight = instance.flights.pop(sequence.request_id)
             instance.scheduler.release(sequence)
             self._finished(flight, instance, now_ps)
+        if instance.cancels:
+            self._drop(instance, now_ps)
+        self.boundary(instance, now_ps)
+
+    def _drop(self, instance: Instance, now_ps: int) -> None:
+        """The step is over of which a prompt was part that an outage elsewhere has made void."""
         cancels, instance.cancels = instance.cancels, []
         for flight in cancels:
             instance.scheduler.abort(flight.request.request_id)
             del instance.flights[flight.request.request_id]
             if flight.request.request_id in self.flights:
                 self.route(flight, now_ps)
-        self.boundary(instance, now_ps)
 
     def _sampled(self, instance: Instance, sequence: Sequence, now_ps: int) -> None:
         """A prompt is computed, or computed again after preemption."""

@@ -66,6 +66,8 @@ class Stretch:
         if span < a:
             return 0
         if d == 0:
-            return min(self.num_steps, span // a)
-        b = 2 * a - d  # d n^2 + b n <= 2 span
-        return min(self.num_steps, (isqrt(b * b + 8 * d * span) - b) // (2 * d))
+            ended = span // a
+        else:
+            b = 2 * a - d  # d n^2 + b n <= 2 span
+            ended = (isqrt(b * b + 8 * d * span) - b) // (2 * d)
+        return ended if ended < self.num_steps else self.num_steps

@@ -34,7 +34,7 @@ class LumpedScheduler(Scheduler):
 
     @property
     def num_running(self) -> int:
-        return len(self._running) + len(self.lump)
+        return len(self._running) + len(self.lump.members)
 
     @property
     def can_admit(self) -> bool:
@@ -57,7 +57,8 @@ class LumpedScheduler(Scheduler):
         """The next step where nothing but the batch is here, and its blocks are free; None: ``schedule`` decides."""
         if self._waiting or self._running:
             return None
-        growth = self.lump.growth(1, 1)
+        lump = self.lump
+        growth = lump.phases[(lump.step + 1) % self.config.block_size]
         if growth > self._blocks.count:
             return None
         self._blocks.count -= growth
@@ -129,7 +130,7 @@ class LumpedScheduler(Scheduler):
         return self.num_running + self._num_reserved < self.config.max_num_seqs
 
     def _headroom(self) -> int:
-        return len(self.lump) + super()._headroom()
+        return len(self.lump.members) + (super()._headroom() if self._running else self._num_reserved)
 
     def _next_order(self) -> int:
         self._num_admitted += 1

@@ -209,7 +209,7 @@ class Handoffs:
         assert sequence is not None
         source.scheduler.release(sequence)
         del source.flights[request_id]
-        if source.idle:
+        if source.idle and source.scheduler.num_waiting:
             self._cluster.kick(source, now_ps)
         destination.landed.append(flight)
         if destination.idle:

@@ -68,25 +68,26 @@ class Instance:
         plan = self._lumped.decode_on() if self._lumped is not None else None
         if plan is None:
             plan = self.scheduler.schedule()
-        for sequence in plan.preempted:
-            self._leave(self.flights[sequence.request_id])
-            self.account.totals.num_preempted += 1
-            self._num_preempted += 1
-        if plan.empty:
+            for sequence in plan.preempted:
+                self._leave(self.flights[sequence.request_id])
+                self.account.totals.num_preempted += 1
+                self._num_preempted += 1
+        batch = len(plan.decodes)
+        if not batch and not plan.prefills:
             return False
-        self.plan, self.batch = plan, len(plan.decodes)
+        self.plan, self.batch = plan, batch
         self._done = self._told = 0
         costs, num_steps = self.costs, 1
         if self._lumped is None:
             self._context = sum(chunk.sequence.num_tokens for chunk in plan.decodes)
         else:
-            self._context = self._lumped.lump.context if self.batch else 0
+            self._context = self._lumped.lump.context if batch else 0
             if not plan.prefills:
                 num_steps = self._lumped.num_steps()
-        first_ps = costs.base_ps + costs.seq_ps * self.batch + costs.token_ps * self._context
+        first_ps = costs.base_ps + costs.seq_ps * batch + costs.token_ps * self._context
         for chunk in plan.prefills:
             first_ps += costs.chunk_ps(chunk.num_tokens, chunk.start)
-        self.stretch = Stretch(now_ps, max(1, first_ps), costs.token_ps * self.batch, num_steps)
+        self.stretch = Stretch(now_ps, max(1, first_ps), costs.token_ps * batch, num_steps)
         return True
 
     def stop(self) -> int:
@@ -263,14 +264,17 @@ class Instance:
         if not flight.in_batch:
             return
         flight.in_batch = False
-        flight.max_gap_ps = max(flight.max_gap_ps, self._peaks.since(flight.since_step))
+        longest_ps = self._peaks.since(flight.since_step)
+        if longest_ps > flight.max_gap_ps:
+            flight.max_gap_ps = longest_ps
         if flight in self._fresh:
             self._fresh.remove(flight)
         else:
             flight.last_ps = self._decoded_ps
-        if flight in self._replays:
+        if self._replays and flight in self._replays:
             self._replays.remove(flight)
-        self._recorded.pop(flight.request.request_id, None)
+        if flight.recorded:
+            self._recorded.pop(flight.request.request_id, None)
 
     @property
     def idle(self) -> bool:

@@ -90,7 +90,8 @@ class Links:
         flow.active = False
         flow.source.outgoing.remove(flow)
         flow.destination.incoming.remove(flow)
-        self._share_anew(flow, now_ps)
+        if flow.source.outgoing or flow.destination.incoming:
+            self._share_anew(flow, now_ps)
 
     def _share_anew(self, flow: Flow, now_ps: int) -> None:
         """The number of flows at both ends of ``flow`` has changed: so do the rates of all of them."""

@@ -27,7 +27,8 @@ class Loads:
         self._settled = [0] * num  # outstanding when the running stretch began
         self._lowest = Lowest(num)  # outstanding at the last pick; instances that are down are left out
         self._running: list[tuple[Stretch, int] | None] = [None] * num  # with the tokens of a step
-        self._ends: list[tuple[int, int, Stretch]] = []  # when the next step of a stretch ends, a heap
+        self._num_runs = 0
+        self._ends: list[tuple[int, int, int, Stretch]] = []  # when the next step of a stretch ends, run, index; a heap
 
     def add(self, index: int, num_tokens: int) -> None:
         """A request was sent there; less than 0: tokens have come, or will not come."""
@@ -40,7 +41,8 @@ class Loads:
         """A stretch begins: each of its steps takes ``batch`` tokens off the load. It may become shorter later."""
         if self._least and stretch.num_steps > 1:
             self._running[index] = stretch, batch
-            heapq.heappush(self._ends, (stretch.begin_ps + stretch.first_ps, index, stretch))
+            self._num_runs += 1
+            heapq.heappush(self._ends, (stretch.begin_ps + stretch.first_ps, self._num_runs, index, stretch))
 
     def ended(self, index: int, num_tokens: int) -> None:
         """The stretch is over: what it produced is off the load."""
@@ -89,7 +91,7 @@ class Loads:
         """Take off what the steps that ended before ``now_ps`` brought, one look for each stretch that has any."""
         ends = self._ends
         while ends and ends[0][0] < now_ps:
-            _, index, stretch = ends[0]
+            _, run, index, stretch = ends[0]
             running = self._running[index]
             if running is None or running[0] is not stretch:
                 heapq.heappop(ends)
@@ -99,6 +101,6 @@ class Loads:
                 self._lowest.set(index, self._settled[index] - num_ended * running[1])
             if num_ended < stretch.num_steps:
                 next_ps = stretch.begin_ps + stretch.after(num_ended + 1)
-                heapq.heapreplace(ends, (next_ps, index, stretch))
+                heapq.heapreplace(ends, (next_ps, run, index, stretch))
             else:
                 heapq.heappop(ends)

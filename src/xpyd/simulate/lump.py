@@ -32,7 +32,7 @@ class Lump:
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._heap: list[tuple[int, int, Member]] = []
-        self._phases = [0] * block_size
+        self.phases = [0] * block_size  # members that need a block in every step of this number modulo the size
         self.members: dict[int, Member] = {}
         self.step = 0
         self.context = 0  # tokens of all members in the next step, as StepRow counts them
@@ -48,12 +48,12 @@ class Lump:
         member = Member(sequence, order, self.step, num_tokens, self.step + left, phase)
         self.members[sequence.request_id] = member
         heapq.heappush(self._heap, (member.finish_step, order, member))
-        self._phases[phase] += 1
+        self.phases[phase] += 1
         self.context += num_tokens
 
     def growth(self, first: int, last: int) -> int:
         """Blocks that steps ``first`` to ``last`` take, counted from the next one, which is 1."""
-        size, phases = self._block_size, self._phases
+        size, phases = self._block_size, self.phases
         if first == last:
             return phases[(self.step + first) % size]
         cycles, rest = divmod(last - first + 1, size)
@@ -105,7 +105,7 @@ class Lump:
         sequence.outputs = tally(len(sequence.outputs) + num_tokens - member.joined_tokens)
         sequence.num_computed = num_tokens - 1
         sequence.block_table = tally(-(-(num_tokens - 1) // self._block_size))
-        self._phases[member.phase] -= 1
+        self.phases[member.phase] -= 1
         self.context -= num_tokens
         del self.members[sequence.request_id]
         return sequence
