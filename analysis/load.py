@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from xpyd.records import TABLES
-from xpyd.streams import StreamError, check_schema, merge
+from xpyd.streams import StreamError, in_this_version, merge
 
 # Runs that differ in these only are repeats of one trial: where results go, how ranks start, how long, which seed.
 REPEAT_KEYS = ("run", "launch", "num_pairs", "num_blocks", "workload.seed")
@@ -68,7 +68,7 @@ class Run:
 def load_run(path: Path | str, allow_partial: bool = False) -> Run:
     """Read one run folder.
 
-    Raises RunError for a missing folder, one that is no run, a damaged file, another schema version, or a run without
+    Raises RunError for a missing folder, one that is no run, a damaged file, one of a later version, or a run without
     DONE unless ``allow_partial``.
     """
     folder = Path(path).resolve()
@@ -203,9 +203,7 @@ def _read_table(folder: Path, table: str, partial: bool) -> pd.DataFrame:
     try:
         if path.exists():
             try:
-                found = pq.read_table(path)
-                check_schema(found.schema, table, path)
-                return _frame(found)
+                return _frame(in_this_version(pq.read_table(path), table, path))
             except (pa.ArrowInvalid, OSError) as error:
                 if not partial:  # a run killed while it merged still has its streams
                     problem = f"damaged Parquet ({_first_line(error)})"

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xpyd.records import SCHEMA_VERSION, TABLES
+from xpyd.schema_history import Rows, upgraded
 
 FOLDER = "streams"
 ARROW_TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
@@ -41,14 +42,20 @@ def arrow_schema(table: str) -> pa.Schema:
     return pa.schema(columns, metadata={"schema_version": str(SCHEMA_VERSION)})
 
 
-def check_schema(found: pa.Schema, table: str, path: Path) -> None:
-    """Raises SchemaVersionError where ``path`` holds other columns than this version's."""
-    version = (found.metadata or {}).get(b"schema_version", b"none").decode()
-    if version != str(SCHEMA_VERSION) or not found.equals(arrow_schema(table), check_metadata=False):
+def in_this_version(rows: Rows, table: str, path: Path) -> Rows:
+    """Rows as read from ``path`` with this version's columns; those of earlier versions are upgraded.
+
+    Raises SchemaVersionError where they are of a later version, or have columns that no version had.
+    """
+    version = (rows.schema.metadata or {}).get(b"schema_version", b"none").decode()
+    known = version.isdecimal() and 1 <= int(version) <= SCHEMA_VERSION
+    found = upgraded(rows, table, arrow_schema(table)) if known else None
+    if found is None:
         raise SchemaVersionError(
             f"{path}: written with schema version {version}, this is version {SCHEMA_VERSION}; read it with the commit "
             "that wrote it (see environment.json), or measure again"
         )
+    return found
 
 
 def stream_name(table: str, attempt: int, rank: int) -> str:
@@ -119,7 +126,6 @@ def _files(run_folder: Path) -> Iterator[tuple[re.Match[str], Path]]:
 
 def _whole_batches(path: Path, table: str) -> Iterator[pa.RecordBatch]:
     """The batches of a stream up to where it was cut off; a killed rank leaves a torn tail, maybe no header."""
-    schema = arrow_schema(table)
     try:
         opened = pa.OSFile(str(path))
     except OSError as error:
@@ -127,8 +133,8 @@ def _whole_batches(path: Path, table: str) -> Iterator[pa.RecordBatch]:
     with opened as file:
         try:
             with pa.ipc.open_stream(file) as reader:
-                check_schema(reader.schema, table, path)
+                in_this_version(reader.schema.empty_table(), table, path)  # refused even where no batch follows
                 while True:
-                    yield reader.read_next_batch().select(schema.names).replace_schema_metadata(schema.metadata)
+                    yield in_this_version(reader.read_next_batch(), table, path)
         except (StopIteration, pa.ArrowException, OSError):
             return

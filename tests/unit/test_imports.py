@@ -84,6 +84,7 @@ ANALYSIS_MAY_IMPORT = (
     "xpyd.request",
     "xpyd.economics",
     "xpyd.streams",
+    "xpyd.schema_history",
     "analysis",
 )
 # A library stays in the places that need it.

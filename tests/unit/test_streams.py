@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from xpyd.records import BlockRow, GapRow, RequestRow, TokenRow
+from xpyd.records import SCHEMA_VERSION, BlockRow, GapRow, RequestRow, TokenRow
 from xpyd.run_dir import RowWriter, RunDir
 from xpyd.streams import SchemaVersionError, arrow_schema, attempts, completed_blocks, merge
 
@@ -100,10 +100,10 @@ def test_a_resumed_run_ends_as_one(tmp_path: Path) -> None:
     assert not (tmp_path / "streams").exists()
 
 
-def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 0, 0, [begun(0)])
     arrow_schema.cache_clear()
-    monkeypatch.setattr("xpyd.streams.SCHEMA_VERSION", 999)
+    monkeypatch.setattr("xpyd.streams.SCHEMA_VERSION", SCHEMA_VERSION - 1)
     try:
         with pytest.raises(SchemaVersionError, match="written with schema version"):
             merge(tmp_path, "requests")
