@@ -19,6 +19,7 @@ CLIENT_RANK = 0
 
 Width = Literal[1, 2, 4, 8]
 Kind = Literal["tp", "pp", "cp"]
+Collectives = Literal["auto", "mpi", "gloo"]  # auto: NCCL for tensors on a GPU, else MPI
 Split = Literal["zigzag", "contiguous"]  # of a prompt among context-parallel ranks
 
 
@@ -52,7 +53,8 @@ class PlacementConfig:
 
     An instance has as many ranks as its width: ``prefill_tp``, ``decode_tp`` or ``colocated_tp`` tensor-parallel ones,
     ``prefill_cp`` context-parallel, or ``decode_pp`` pipeline stages, which run a step's decodes as
-    ``decode_micro_batches`` groups one behind the other (default: one for each stage).
+    ``decode_micro_batches`` groups one behind the other (default: one for each stage). ``collectives`` carries what
+    the ranks of an instance exchange in a step.
 
     A comparison derives its colocated arm itself, on as many worker ranks: instances of ``colocated_tp`` ranks, by
     default the wider of ``prefill_tp`` and ``decode_tp`` that divides them, or else the narrower, or one rank.
@@ -67,6 +69,7 @@ class PlacementConfig:
     decode_pp: Width = 1
     decode_micro_batches: Annotated[int, Gt(0)] | None = None
     colocated_tp: Width | None = None
+    collectives: Collectives = "auto"
     allow_shared_node: bool = False
     pin_cores: bool = True
 
@@ -92,6 +95,11 @@ class PlacementConfig:
                 f"colocated_tp={self.colocated_tp}: {self.num_workers} worker ranks do not divide into instances of "
                 f"{self.colocated_tp}, so the arms would be unequal; choose a width that divides {self.num_workers}, "
                 "or leave colocated_tp out"
+            )
+        if self.collectives != "auto" and all(division.width == 1 for division in self.divisions):
+            raise ValueError(
+                f"collectives={self.collectives} with {self.name}: instances of one rank exchange nothing, so it would "
+                "be ignored; leave it out"
             )
 
     def _check_kinds(self) -> None:
@@ -158,6 +166,7 @@ class PlacementConfig:
         return PlacementConfig(
             num_colocated=self.num_workers // self._colocated_tp,
             colocated_tp=self._colocated_tp,
+            collectives=self.collectives,
             allow_shared_node=self.allow_shared_node,
             pin_cores=self.pin_cores,
         )

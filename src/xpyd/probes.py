@@ -9,7 +9,7 @@ from xpyd.config.base import Ranked
 from xpyd.config.engine import ExpertParallel, Interference, Scaling
 from xpyd.config.wire import Contention, Transfer
 from xpyd.entry import Job
-from xpyd.model.parallel import reducer_of
+from xpyd.model.instance import group_of, runner_of
 from xpyd.model.runner import ModelRunner
 from xpyd.placement import CLIENT_RANK, Placement, Role, node_names, place
 from xpyd.run_dir import RowWriter
@@ -48,14 +48,16 @@ def run_scaling(config: Scaling, job: Job) -> None:
     """Measure steps on instances of every width, one after the other; collective."""
     nodes, _, _ = _without_links(config, job)
     with RowWriter(job.run_dir, job.comm.rank) as rows:
-        measure_scaling(job.comm, nodes, config.model, config.sweep, rows.write)
+        collectives = config.placement.collectives
+        measure_scaling(job.comm, nodes, config.model, config.sweep, collectives, rows.write)
 
 
 def run_expert_parallel(config: ExpertParallel, job: Job) -> None:
     """Measure steps of every width and variant, one after the other; collective."""
     nodes, _, _ = _without_links(config, job)
     with RowWriter(job.run_dir, job.comm.rank) as rows:
-        ExpertProbe(job.comm, nodes, config.model, config.sweep).measure(rows.write)
+        collectives = config.placement.collectives
+        ExpertProbe(job.comm, nodes, config.model, config.sweep, collectives).measure(rows.write)
 
 
 def run_interference(config: Interference, job: Job) -> None:
@@ -66,12 +68,14 @@ def run_interference(config: Interference, job: Job) -> None:
         if comm.rank != CLIENT_RANK:
             pool = config.scheduler
             instance = placement.instance_of(comm.rank)
-            runner = ModelRunner(
+            runner = runner_of(
+                group_of(comm, instance.ranks, config.placement.collectives),
+                instance.division,
+                None,
                 config.model,
                 pool.num_kv_blocks,
                 pool.block_size,
                 num_threads=max(1, len(cores)),
-                reducer=reducer_of(comm, instance.ranks),
             )
             rows.muted = comm.rank != instance.leader
             for row in measure_gaps(runner, pool.block_size, config.sweep, seed=0):

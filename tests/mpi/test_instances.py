@@ -24,6 +24,8 @@ COMBINATIONS = [
     "tp4-tp1:micro:mpi:whole",  # two copies of each head at the source: they share the load
     "tp2-tp4:micro:mpi:layerwise",  # two copies at the destination: both are sent
     "tp1-tp1:deep:mpi:whole",
+    "tp2-pp2:deep:mpi:whole:gloo",
+    "cp2-tp2:deep:mpi:whole:gloo",
     "tp1-pp2:deep:ucx:layerwise",
     "tp2-pp4:deep:mpi:chunkwise",  # heads come from two ranks, layers go to four
     "tp1-tp1:latent:mpi:whole",

@@ -17,10 +17,8 @@ from hypothesis import strategies as st
 
 from tests.unit.test_model_parallel import MICRO, PROMPTS, TABLES, VARIANTS, Threads
 from xpyd.model.context import ContextRunner, own_segments, pieces
-from xpyd.model.meter import Meter
 from xpyd.model.runner import ModelRunner, Segment
-from xpyd.model.shard import Member
-from xpyd.placement import Division, Split
+from xpyd.placement import Split
 
 SPLITS = st.sampled_from(["zigzag", "contiguous"])
 WIDTHS = st.sampled_from([2, 4, 8])
@@ -28,15 +26,14 @@ WIDTHS = st.sampled_from([2, 4, 8])
 
 class ThreadGatherer:
     def __init__(self, shared: Threads, rank: int) -> None:
-        self.member = Member(rank, Division("cp", shared.barrier.parties))
-        self.meter = Meter()
+        self.rank, self.width = rank, shared.barrier.parties
         self.num_gathers = 0
         self._shared = shared
 
     def gather(self, rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        assert len(rows) == counts[self.member.rank]
+        assert len(rows) == counts[self.rank]
         self.num_gathers += 1
-        return torch.cat(self._shared.exchange(self.member.rank, rows))
+        return torch.cat(self._shared.exchange(self.rank, rows))
 
 
 def on_ranks(

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from tests.unit.test_model_parallel import MICRO, PROMPTS, TABLES, VARIANTS
 from xpyd.economics.pipeline import bubble_share
-from xpyd.model.meter import Meter
 from xpyd.model.pipeline import PipelineRunner, micro_batches
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.sampling import Sampled
@@ -35,7 +34,6 @@ class ThreadStages:
 
     def __init__(self, links: list[queue.Queue[Any]], rank: int) -> None:
         self.member = Member(rank, Division("pp", len(links)))
-        self.meter = Meter()
         self._links = links
         self.received: list[tuple[int, ...]] = []
 

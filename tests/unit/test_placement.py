@@ -114,6 +114,8 @@ def test_a_rival_of_fewer_ranks_is_refused() -> None:
 
 
 def test_widths_that_would_be_ignored_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"collectives=gloo with 2C: .*leave it out"):
+        PlacementConfig(num_colocated=2, collectives="gloo")
     with pytest.raises(ValueError, match=r"decode_tp=2 beside num_colocated=2: .* set colocated_tp"):
         PlacementConfig(num_colocated=2, decode_tp=2)
     with pytest.raises(ValueError, match=r"decode_pp=2 beside num_colocated=2: .* set colocated_tp"):

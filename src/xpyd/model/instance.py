@@ -11,7 +11,6 @@ from xpyd.model.mpi_group import MpiGroup
 from xpyd.model.pipeline import GroupStages, PipelineRunner
 from xpyd.model.runner import ModelRunner
 from xpyd.model.spec import ModelSpec
-from xpyd.model.torch_group import TorchGroup
 from xpyd.placement import Collectives, Division
 
 
@@ -38,9 +37,7 @@ def runner_of(
     return ModelRunner(*pool, reducer=group, **options)
 
 
-def group_of(
-    comm: Any, ranks: Sequence[int], collectives: Collectives = "auto", device: str = "cpu"
-) -> Group | None:
+def group_of(comm: Any, ranks: Sequence[int], collectives: Collectives = "auto", device: str = "cpu") -> Group | None:
     """The group of these ranks of ``comm``, leader first, None for one rank alone; collective among them.
 
     ``auto``: NCCL for tensors on a GPU, else MPI. Raises ValueError for collectives that cannot move the memory of
@@ -56,5 +53,7 @@ def group_of(
         )
     members = comm.Create_group(comm.group.Incl(list(ranks)), ranks[0])
     if on_gpu or collectives == "gloo":
+        from xpyd.model.torch_group import TorchGroup  # it takes a while to import
+
         return TorchGroup(members, "nccl" if on_gpu else "gloo")
     return MpiGroup(members)

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from xpyd.clock import wait_quietly
-from xpyd.model.exchange import MpiExchange
 from xpyd.model.expert_placement import place_experts
 from xpyd.model.expert_runner import ExpertRunner
+from xpyd.model.group import Group
+from xpyd.model.instance import group_of
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.spec import ModelSpec
+from xpyd.placement import Collectives
 from xpyd.records import ExpertRow
 from xpyd.units import NS_PER_S
 from xpyd.worker.sweeps import ExpertSweep
@@ -45,7 +47,7 @@ class Instance:
     width: int
     variant: str
     runner: ModelRunner
-    exchange: MpiExchange | None
+    exchange: Group | None
     nodes: list[str]  # of its ranks
     num_cores: int
 
@@ -65,8 +67,11 @@ class Instance:
 class ExpertProbe:
     """Collective to create, on all ranks of ``comm``. Ranks 1 to n are the instance of width n."""
 
-    def __init__(self, comm: Any, nodes: list[str], spec: ModelSpec, sweep: ExpertSweep) -> None:
+    def __init__(
+        self, comm: Any, nodes: list[str], spec: ModelSpec, sweep: ExpertSweep, collectives: Collectives
+    ) -> None:
         self._comm = comm
+        self._collectives = collectives
         self._spec = spec
         self._sweep = sweep
         self._points = [Point(sweep.num_prompts, n) for n in sweep.prompt_tokens]
@@ -104,21 +109,21 @@ class ExpertProbe:
             if width == 1:
                 yield (1, ALONE), Instance(1, ALONE, ModelRunner(*pool), None, named, num_cores)
                 continue
-            group = self._comm.Create_group(self._comm.group.Incl(ranks), width)
             owners = None
             for variant, overlap in VARIANTS.items():
-                exchange = MpiExchange(group.Dup())
+                exchange = group_of(self._comm, ranks, self._collectives)
+                assert exchange is not None, "several ranks"
                 runner = ExpertRunner(exchange, *pool, owners=owners if variant == PLACED else None, overlap=overlap)
                 made = Instance(width, variant, runner, exchange, named, num_cores)
                 if variant == OVERLAP:
-                    owners = self._owners(made, runner, group)
+                    owners = self._owners(made, runner, exchange)
                 yield (width, variant), made
 
-    def _owners(self, instance: Instance, runner: ExpertRunner, group: Any) -> list[tuple[int, ...]]:
+    def _owners(self, instance: Instance, runner: ExpertRunner, group: Group) -> list[tuple[int, ...]]:
         """The map of experts from what the prompts of another seed ask for."""
         for point in self._points:
             runner.run(self._prompts(instance, point, seed=1))
-        counts = np.stack(group.allgather(runner.visits()))  # [num_ranks, layers of experts, num_experts]
+        counts = np.stack(group.comm.allgather(runner.visits()))  # [num_ranks, layers of experts, num_experts]
         return [place_experts(counts[:, layer], instance.nodes) for layer in range(counts.shape[1])]
 
     def _prompts(self, instance: Instance, point: Point, seed: int = 0) -> list[Segment]:
@@ -189,7 +194,9 @@ class ExpertProbe:
             instance.runner.run(segments)
             step_ns, cpu_ns = perf_counter_ns() - begin_ns, thread_time_ns() - cpu_ns
             spent = [now - then for now, then in zip(instance.spent(), before, strict=True)]
-            sums = spent[2:] if instance.exchange is None else instance.exchange.sum(spent[2:])
+            sums = spent[2:]
+            if instance.exchange is not None:
+                sums = [instance.exchange.comm.allreduce(nbytes) for nbytes in sums]
             yield ExpertRow(
                 width=width,
                 num_cores=instance.num_cores,

@@ -17,13 +17,12 @@ import numpy as np
 
 from xpyd.clock import wait_quietly
 from xpyd.model.context import ContextRunner
-from xpyd.model.instance import runner_of
+from xpyd.model.instance import group_of, runner_of
 from xpyd.model.meter import Meter
-from xpyd.model.parallel import TimedReducer, reducer_of
 from xpyd.model.pipeline import PipelineRunner
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.spec import ModelSpec
-from xpyd.placement import Division
+from xpyd.placement import Collectives, Division
 from xpyd.records import ScalingRow
 from xpyd.units import NS_PER_S
 from xpyd.worker.interference import decode_batch
@@ -73,10 +72,11 @@ def measure_scaling(
     nodes: list[str],
     spec: ModelSpec,
     sweep: ScalingSweep,
+    collectives: Collectives,
     write: Callable[[ScalingRow], None],
 ) -> None:
     """Every way and kind of step, in a fresh order each repeat; collective. Every rank writes what it saw."""
-    instances = _instances(comm, nodes, spec, sweep)
+    instances = _instances(comm, nodes, spec, sweep, collectives)
     points = [Point(n, 0) for n in sweep.prompt_tokens] + [Point(0, n) for n in sweep.num_decode_seqs]
     runs = [(way, point) for way in sweep.ways for point in points if way.fits(point.num_decode_seqs)]
     errors = _logit_errors(comm, instances, runs, sweep)
@@ -93,29 +93,20 @@ def measure_scaling(
     wait_quietly(comm)
 
 
-def _instances(comm: Any, nodes: list[str], spec: ModelSpec, sweep: ScalingSweep) -> Instances:
+def _instances(
+    comm: Any, nodes: list[str], spec: ModelSpec, sweep: ScalingSweep, collectives: Collectives
+) -> Instances:
     """This rank's instances; every rank tells its cores first."""
     cores = comm.allgather([(nodes[comm.rank], core) for core in os.sched_getaffinity(0)])
     found: Instances = {}
     for division in dict.fromkeys(way.division for way in sweep.ways):
         ranks = list(range(1, division.width + 1))
         if comm.rank in ranks:
-            runner, meter = _runner(comm, ranks, division, spec, sweep)
-            found[division] = Instance(runner, meter, len({core for rank in ranks for core in cores[rank]}))
+            group = group_of(comm, ranks, collectives)
+            runner = runner_of(group, division, None, spec, sweep.num_blocks, sweep.block_size)
+            num_cores = len({core for rank in ranks for core in cores[rank]})
+            found[division] = Instance(runner, group.meter if group is not None else Meter(), num_cores)
     return found
-
-
-def _runner(
-    comm: Any, ranks: list[int], division: Division, spec: ModelSpec, sweep: ScalingSweep
-) -> tuple[ModelRunner, Meter]:
-    pool = spec, sweep.num_blocks, sweep.block_size
-    if division.kind == "tp" and (inner := reducer_of(comm, ranks)) is not None:
-        reducer = TimedReducer(inner)
-        return ModelRunner(*pool, reducer=reducer), reducer.meter
-    runner = runner_of(comm, ranks, division, None, *pool)
-    if isinstance(runner, PipelineRunner):
-        return runner, runner.stages.meter
-    return runner, runner.gatherer.meter if isinstance(runner, ContextRunner) else Meter()
 
 
 def _logit_errors(

@@ -23,7 +23,7 @@ from xpyd.faults import EXIT_RANKS_LOST, FaultConfig, RanksLost
 from xpyd.hybrid import HybridConfig, HybridPolicy
 from xpyd.kv.coalesce import PieceCosts
 from xpyd.model.checkpoint_config import resolve_spec
-from xpyd.model.instance import runner_of
+from xpyd.model.instance import group_of, runner_of
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
@@ -237,8 +237,7 @@ class Session:
         key = instance.kind, instance.ranks
         if key not in self._runners:
             self._runners[key] = runner_of(
-                self.comm,
-                instance.ranks,
+                group_of(self.comm, instance.ranks, setup.placement.collectives),
                 instance.division,
                 setup.placement.decode_micro_batches,
                 self.spec,

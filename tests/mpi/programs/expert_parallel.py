@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import sys
 from itertools import product
-from pathlib import Path
-from tempfile import gettempdir
 
 import numpy as np
 import torch
 from mpi4py import MPI
 
-from xpyd.model.exchange import Exchange, MpiExchange, TorchExchange
 from xpyd.model.expert_placement import place_experts
 from xpyd.model.expert_runner import ExpertRunner
+from xpyd.model.instance import group_of
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.shapes import ExpertsShape
 from xpyd.model.spec import ModelSpec
@@ -29,18 +27,6 @@ BLOCK_SIZE, NUM_BLOCKS = 4, 32
 PROMPTS = [[(7 * i + 11 * j) % 256 for i in range(length)] for j, length in enumerate((9, 17, 5))]
 
 
-def exchange_of(kind: str, comm: MPI.Intracomm) -> Exchange:
-    if kind == "mpi":
-        return MpiExchange(comm)
-    import torch.distributed as dist
-
-    name = comm.bcast(f"{gettempdir()}/xpyd-gloo-{MPI.Get_processor_name()}-{MPI.Wtime()}")
-    Path(name).unlink(missing_ok=True)
-    comm.Barrier()
-    dist.init_process_group("gloo", init_method=f"file://{name}", rank=comm.rank, world_size=comm.size)
-    return TorchExchange(dist.group.WORLD, "cpu")
-
-
 def segment(number: int, decode: bool) -> Segment:
     prompt = PROMPTS[number]
     table = list(range(8 * number, 8 * number + 8))
@@ -49,7 +35,8 @@ def segment(number: int, decode: bool) -> Segment:
 
 def main() -> None:
     comm = MPI.COMM_WORLD
-    exchange = exchange_of(sys.argv[1], comm)
+    exchange = group_of(comm, range(comm.size), sys.argv[1])  # type: ignore[arg-type]
+    assert exchange is not None
     # Sequence j belongs to rank j; a fourth rank has none.
     mine = [number for number in range(len(PROMPTS)) if number % comm.size == comm.rank]
     nodes = ["a" if rank < comm.size / 2 else "b" for rank in range(comm.size)]

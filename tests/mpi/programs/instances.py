@@ -1,7 +1,7 @@
 """Serve three requests between instances of several ranks, each pair of instances in a session of its own.
 
-Usage: instances.py FOLDER PREFILL-DECODE:MODEL:TRANSPORT:MODE ...; as many ranks as the largest needs. An instance is a
-kind and a width, such as tp2, pp4 or cp2. A session runs on the first ranks of the world; run folders are
+Usage: instances.py FOLDER PREFILL-DECODE:MODEL:TRANSPORT:MODE[:COLLECTIVES] ...; as many ranks as the largest needs. An
+instance is a kind and a width, such as tp2, pp4 or cp2. A session runs on the first ranks of the world; run folders are
 FOLDER/serve/0, 1, ...
 """
 
@@ -43,12 +43,12 @@ SCHEDULER = SchedulerConfig("chunked", max_num_seqs=4, max_num_batched_tokens=32
 REQUESTS = [Request(i, i * 1_000_000, input_len, 5, seed=i) for i, input_len in enumerate((40, 21, 33))]
 
 
-def placement_of(ends: str) -> PlacementConfig:
+def placement_of(ends: str, collectives: Any) -> PlacementConfig:
     """``cp2-pp4``: one prefill instance of two context-parallel ranks, one decode instance of four stages."""
     widths: Any = {
         f"{role}_{end[:2]}": int(end[2:]) for role, end in zip(("prefill", "decode"), ends.split("-"), strict=True)
     }
-    return PlacementConfig(1, 1, allow_shared_node=True, **widths)
+    return PlacementConfig(1, 1, allow_shared_node=True, collectives=collectives, **widths)
 
 
 def serve(
@@ -70,8 +70,8 @@ def serve(
 def main() -> None:
     world = MPI.COMM_WORLD
     for number, combination in enumerate(sys.argv[2:]):
-        ends, model, transport, mode = combination.split(":")
-        placement = placement_of(ends)
+        ends, model, transport, mode, *collectives = combination.split(":")
+        placement = placement_of(ends, *collectives or ["auto"])
         color = 0 if world.rank < placement.world_size else MPI.UNDEFINED
         comm = world.Split(color, world.rank)
         if comm != MPI.COMM_NULL:
