@@ -149,8 +149,9 @@ class Cluster:
 
     def boundary(self, instance: Instance, now_ps: int) -> None:
         """Between two steps: admit what has landed, take offers, and go on."""
-        if instance.role is Role.DECODE:
+        if instance.landed:
             self.handoffs.admit_landed(instance, now_ps)
+        if instance.offers:
             self.handoffs.take_offers(instance, now_ps)
         self.kick(instance, now_ps)
 
@@ -204,10 +205,11 @@ class Cluster:
         ended = instance.finish()
         if ended.num_decoded:
             self.loads[-1].ended(instance.index, ended.num_decoded)
-        dropped = {flight.request.request_id for flight in instance.cancels}
+        if instance.cancels:
+            dropped = {flight.request.request_id for flight in instance.cancels}
+            ended.sampled = [sequence for sequence in ended.sampled if sequence.request_id not in dropped]
         for sequence in ended.sampled:
-            if sequence.request_id not in dropped:
-                self._sampled(instance, sequence, now_ps)
+            self._sampled(instance, sequence, now_ps)
         if instance.role is Role.PREFILL:
             self.handoffs.chunks_done(instance, ended.plan, now_ps)
         for sequence in ended.finished:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from xpyd.request import Request
 from xpyd.workload.config import WorkloadConfig
@@ -28,10 +27,25 @@ def stream_requests(workload: WorkloadConfig, pair: int, num_requests: int | Non
                 return
             last_ns = request.arrival_offset_ns
             if run:
-                request = replace(request, request_id=number, arrival_offset_ns=offset_ns + last_ns)
+                request = _moved(request, number, offset_ns + last_ns)
             yield request
             number += 1
         offset_ns += last_ns
+
+
+def _moved(request: Request, number: int, offset_ns: int) -> Request:
+    """With another id and arrival; spelt out, since ``replace`` takes several times as long."""
+    return Request(
+        number,
+        offset_ns,
+        request.input_len,
+        request.output_len,
+        request.class_name,
+        request.seed,
+        request.prefix_len,
+        request.prefix_seed,
+        request.priority,
+    )
 
 
 def _num_runs_of_trace(workload: WorkloadConfig) -> int | None:

@@ -119,6 +119,8 @@ class WorkloadConfig:
     def _with_prefixes(self, requests: list[Request], pair: int) -> list[Request]:
         """Each with a prefix of its class. The prefixes are those of every pair, which one a request has is drawn."""
         classes = {cls.name: cls for cls in self._mix}
+        if all(cls.prefix is None and cls.priority == 0 for cls in classes.values()):
+            return requests
         drawn: dict[str, list[Prefix]] = {}
         for number, (name, cls) in enumerate(classes.items()):
             if cls.prefix is not None:
