@@ -9,7 +9,7 @@ PY_M = $(BIN)/python -m
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate soak fuzz check-cluster codecs cluster slurm-demo test test-rdma lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate break-even soak fuzz check-cluster codecs cluster slurm-demo test test-rdma lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ bench-analysis: $(SETUP) ## seconds and memory of the analysis of ten million to
 
 simulate: $(SETUP) ## a comparison in simulated time, no ranks: modeled tables in a second; ARGS='model=llama3_8b placement=2p2d'
 	$(PY_M) experiments.simulate $(ARGS)
+
+break-even: $(SETUP) ## a map of where splitting pays, no ranks: link x prompt x rate x output, modeled and frozen: ARGS=...
+	$(PY_M) experiments.break_even $(ARGS)
 
 bench-simulate: $(SETUP) ## CPU time per simulated request, and memory, over instances and requests: ARGS=...
 	$(PY_M) benchmarks.simulate $(ARGS)

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from analysis import (
+    break_even,
     calibrate,
     check_cluster,
     codecs,
@@ -64,6 +65,7 @@ ANALYSES: dict[str, Callable[[Run], Results]] = {
     "expert_parallel": expert_parallel.analyse,
     "simulate": simulate.analyse,
     "plan": plan.analyse,
+    "break_even": break_even.analyse,
     "calibrate": calibrate.analyse,
     "codecs": codecs.analyse,
 }

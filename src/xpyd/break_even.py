@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, replace
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -126,6 +127,9 @@ class _Player:
     def __init__(self, config: BreakEven) -> None:
         self._config = config
         self._costs = costs_of(config)
+        self._software = self._costs.link  # a data sheet's link is as fast as its wire, whatever that is
+        if config.simulate.calibration is None:
+            self._software = replace(self._costs.link, bytes_per_s=inf)
         together = config.placement.colocated()
         num, width = together.num_colocated, together.colocated_tp or 1
         twins = PlacementConfig(num_prefill=num, num_decode=num, prefill_tp=width, decode_tp=width)
@@ -152,7 +156,7 @@ class _Player:
 
     def _pair(self, cell: Cell, pair: int) -> dict[str, tuple[BlockFigures, BlockFigures]]:
         """(colocated, disaggregated) as each predictor has them."""
-        stays, moves = self._stay(cell, pair), self._move(cell, pair, at_rate(self._costs.link, cell.link_gbps))
+        stays, moves = self._stay(cell, pair), self._move(cell, pair, at_rate(self._software, cell.link_gbps))
         found = {SIMULATOR: (stays, moves)}
         if self._config.break_even.naive:
             nominal = LinkModel(0.0, 0.0, gbps_to_bytes_per_s(cell.link_gbps))
