@@ -9,7 +9,7 @@ PY_M = $(BIN)/python -m
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate break-even soak fuzz check-cluster codecs cluster slurm-demo test test-rdma lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate break-even soak fuzz claims check-cluster codecs cluster slurm-demo held-out test test-rdma lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ soak: $(SETUP) ## every kind of fault a hundred times in real sessions, with a t
 fuzz: $(SETUP_DEV) ## ten thousand hostile configurations, traces, checkpoints, host files and run folders each: ARGS=...
 	$(PY_M) tests.fuzz $(ARGS)
 
+claims: $(SETUP) ## the field's headline claims put to the test on this machine; an HTML page: ARGS='claims=quick model=small'
+	$(PY_M) experiments.claims placement.allow_shared_node=true $(ARGS)
+
 check-cluster: $(SETUP) ## is this machine ready: MPI, UCX, wires, clocks, memory, versions; a remedy for each finding
 	$(PY_M) experiments.check_cluster placement.allow_shared_node=true
 
@@ -78,6 +81,9 @@ cluster: $(SETUP) ## four Slurm nodes on this machine (root or user namespaces; 
 
 slurm-demo: $(SETUP) ## the same Slurm job on a slow and a fast link of a virtual cluster: two verdicts in one table
 	$(PY_M) launch.slurm_demo
+
+held-out: $(SETUP) ## a break-even map of a virtual cluster, frozen, then its cells measured on shaped links: ARGS=...
+	$(PY_M) launch.held_out $(ARGS)
 
 # Tests of the virtual cluster measure its links, so they run after all others and one by one.
 test: $(SETUP_DEV) ## the test suite but for test-rdma; what needs root, Slurm or a GPU skips with the reason

@@ -61,6 +61,7 @@ FLOORS = {
     "xpyd.saturation": 6,
     "xpyd.rival": 4,
     "xpyd.colocated_search": 4,
+    "xpyd.claims_choice": 1,
     "xpyd.config": 5,
     "xpyd.compose": 6,
     "xpyd.launcher": 6,
@@ -74,6 +75,7 @@ FLOORS = {
     "xpyd.colocated_tuning": 6,
     "xpyd.handoffs": 6,
     "xpyd.kv_caches": 6,
+    "xpyd.claims": 6,
     "experiments": 7,
     "analysis": 7,
 }

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from xpyd.config.base import ConfigError, Experiment
+from xpyd.config.claims import Claims
 from xpyd.config.compare import Compare, Saturation, Speculation
 from xpyd.config.engine import Codecs, ExpertParallel, Interference, Scaling
 from xpyd.config.modeled import BreakEven, Economics, Plan, Simulate
@@ -41,6 +42,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "compare": Compare,
     "speculation": Speculation,
     "saturation": Saturation,
+    "claims": Claims,
 }
 
 

@@ -1,0 +1,42 @@
+"""One self-contained HTML page: a card and a plot for every claim. Nothing in it is fetched from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from analysis.claims import show
+from analysis.claims.claim import Judgement
+from analysis.claims.evaluate import Outcome
+from analysis.report import TEMPLATES, draw
+
+TONES = {
+    Judgement.HOLDS: "split",
+    Judgement.FAILS: "stay",
+    Judgement.UNDECIDED: "open",
+    Judgement.UNMEASURABLE: "none",
+}
+
+
+def page(name: str, outcomes: Sequence[Outcome], facts: Mapping[str, str]) -> str:
+    """The whole page; ``facts``: what else a reader wants to know of the run, by name."""
+    loader = FileSystemLoader(TEMPLATES)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    return environment.get_template("claims.html.j2").render(
+        name=name,
+        answer=show.answer(outcomes),
+        because=show.because(outcomes),
+        cards=[(outcome, show.plot(outcome), draw(show.plot(outcome))) for outcome in outcomes],
+        tones=TONES,
+        counts=[(judgement, TONES[judgement], _count(outcomes, judgement)) for judgement in Judgement],
+        value=show.value,
+        samples=show.samples,
+        modeled=show.modeled,
+        facts=facts,
+    )
+
+
+def _count(outcomes: Sequence[Outcome], judgement: Judgement) -> int:
+    return sum(outcome.judgement is judgement for outcome in outcomes)
