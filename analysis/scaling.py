@@ -24,7 +24,12 @@ from analysis.tables import config_columns
 from xpyd.economics.pipeline import bubble_share
 from xpyd.economics.verdict import Interval
 
-TITLES = {"tp": "tensor-parallel ranks", "pp": "pipeline stages", "cp": "context-parallel ranks"}
+TITLES = {
+    "tp": "tensor-parallel ranks",
+    "pp": "pipeline stages",
+    "cp": "context-parallel ranks",
+    "ep": "expert-parallel ranks",
+}
 
 
 @dataclass(frozen=True)

@@ -98,5 +98,5 @@ def num_workers(run: Run) -> int:
 
 def instance_of(placement: Mapping[str, Any], role: str) -> tuple[str, int]:
     """How the ranks of an instance of this role divide its work, and how many they are."""
-    widths = ((kind, int(placement.get(f"{role}_{kind}") or 1)) for kind in ("tp", "cp", "pp"))
+    widths = ((kind, int(placement.get(f"{role}_{kind}") or 1)) for kind in ("tp", "cp", "pp", "ep"))
     return next((each for each in widths if each[1] > 1), ("tp", 1))

@@ -34,7 +34,6 @@ class Arm:
         return {
             "placement: worker ranks": self.placement.num_workers,
             "placement.pin_cores": self.placement.pin_cores,
-            "placement.collectives": self.placement.collectives,
             "model": self.model,
             "scheduler.block_size": self.scheduler.block_size,
             "scheduler.num_kv_blocks": self.scheduler.num_kv_blocks,

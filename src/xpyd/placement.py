@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt
 
 CLIENT_RANK = 0
 
 Width = Literal[1, 2, 4, 8]
-Kind = Literal["tp", "pp", "cp"]
+Kind = Literal["tp", "pp", "cp", "ep"]
 Collectives = Literal["auto", "mpi", "gloo"]  # auto: NCCL for tensors on a GPU, else MPI
 Split = Literal["zigzag", "contiguous"]  # of a prompt among context-parallel ranks
 
@@ -37,7 +37,10 @@ class PlacementError(ValueError):
 
 @dataclass(frozen=True)
 class Division:
-    """How the ranks of an instance share its work: heads and columns (tp), layers (pp) or a prompt's tokens (cp)."""
+    """How the ranks of an instance share its work.
+
+    Heads and columns (tp), layers (pp), a prompt's tokens (cp), or heads and whole experts (ep).
+    """
 
     kind: Kind = "tp"
     width: int = 1
@@ -52,12 +55,13 @@ class PlacementConfig:
     """xPyD, or a number of colocated instances.
 
     An instance has as many ranks as its width: ``prefill_tp``, ``decode_tp`` or ``colocated_tp`` tensor-parallel ones,
-    ``prefill_cp`` context-parallel, or ``decode_pp`` pipeline stages, which run a step's decodes as
-    ``decode_micro_batches`` groups one behind the other (default: one for each stage). ``collectives`` carries what
-    the ranks of an instance exchange in a step.
+    ``prefill_ep``, ``decode_ep`` or ``colocated_ep`` expert-parallel ones, ``prefill_cp`` context-parallel, or
+    ``decode_pp`` pipeline stages, which run a step's decodes as ``decode_micro_batches`` groups one behind the other
+    (default: one for each stage). ``collectives`` carries what the ranks of an instance exchange in a step.
 
-    A comparison derives its colocated arm itself, on as many worker ranks: instances of ``colocated_tp`` ranks, by
-    default the wider of ``prefill_tp`` and ``decode_tp`` that divides them, or else the narrower, or one rank.
+    A comparison derives its colocated arm itself, on as many worker ranks: instances of ``colocated_tp`` or
+    ``colocated_ep`` ranks, by default as the wider end of the hand-off if it is tensor or expert parallel and divides
+    them, or else as the narrower, or one rank.
     """
 
     num_prefill: Annotated[int, Ge(0)] = 0
@@ -67,8 +71,11 @@ class PlacementConfig:
     decode_tp: Width = 1
     prefill_cp: Width = 1
     decode_pp: Width = 1
+    prefill_ep: Width = 1
+    decode_ep: Width = 1
     decode_micro_batches: Annotated[int, Gt(0)] | None = None
     colocated_tp: Width | None = None
+    colocated_ep: Width | None = None
     collectives: Collectives = "auto"
     allow_shared_node: bool = False
     pin_cores: bool = True
@@ -87,30 +94,29 @@ class PlacementConfig:
             )
         if self.num_colocated and self.several_ranks:
             raise ValueError(
-                f"{self.widths} beside num_colocated={self.num_colocated}: they would be ignored; set colocated_tp"
+                f"{self._ends} beside num_colocated={self.num_colocated}: they would be ignored; set colocated_tp or "
+                "colocated_ep"
             )
         self._check_kinds()
-        if self.num_workers % (self.colocated_tp or 1):
+        width = self.colocated_division.width
+        if self.num_workers % width:
+            key = f"colocated_{self.colocated_division.kind}"
             raise ValueError(
-                f"colocated_tp={self.colocated_tp}: {self.num_workers} worker ranks do not divide into instances of "
-                f"{self.colocated_tp}, so the arms would be unequal; choose a width that divides {self.num_workers}, "
-                "or leave colocated_tp out"
+                f"{key}={width}: {self.num_workers} worker ranks do not divide into instances of {width}, so the arms "
+                f"would be unequal; choose a width that divides {self.num_workers}, or leave {key} out"
             )
-        if self.collectives != "auto" and all(division.width == 1 for division in self.divisions):
+        if self.collectives != "auto" and self.alone:
             raise ValueError(
                 f"collectives={self.collectives} with {self.name}: instances of one rank exchange nothing, so it would "
                 "be ignored; leave it out"
             )
 
     def _check_kinds(self) -> None:
-        for role, tp, other, width in (
-            ("prefill", self.prefill_tp, "prefill_cp", self.prefill_cp),
-            ("decode", self.decode_tp, "decode_pp", self.decode_pp),
-        ):
-            if tp > 1 and width > 1:
-                raise ValueError(
-                    f"{role}_tp={tp} with {other}={width}: an instance shares work in one way; set one to 1"
-                )
+        for role in ("prefill", "decode", "colocated"):
+            ways = self._ways(role)
+            if len(ways) > 1:
+                named = " with ".join(f"{role}_{way.kind}={way.width}" for way in ways)
+                raise ValueError(f"{named}: an instance shares work in one way; set one to 1")
         if self.decode_micro_batches is not None and self.decode_pp == 1:
             raise ValueError(
                 f"decode_micro_batches={self.decode_micro_batches} with decode_pp=1 would be ignored; set decode_pp "
@@ -120,18 +126,18 @@ class PlacementConfig:
     @property
     def prefill(self) -> Division:
         """Of every prefill instance."""
-        return Division("cp", self.prefill_cp) if self.prefill_cp > 1 else Division("tp", self.prefill_tp)
+        return next(iter(self._ways("prefill")), Division())
 
     @property
     def decode(self) -> Division:
         """Of every decode instance."""
-        return Division("pp", self.decode_pp) if self.decode_pp > 1 else Division("tp", self.decode_tp)
+        return next(iter(self._ways("decode")), Division())
 
     @property
     def num_workers(self) -> int:
         """Worker ranks."""
         if self.num_colocated:
-            return self.num_colocated * (self.colocated_tp or 1)
+            return self.num_colocated * self.colocated_division.width
         return self.num_prefill * self.prefill.width + self.num_decode * self.decode.width
 
     @property
@@ -142,13 +148,24 @@ class PlacementConfig:
     @property
     def divisions(self) -> set[Division]:
         """Those of all instances, the rival's too."""
-        return {self.prefill, self.decode, Division("tp", self._colocated_tp)}
+        return {self.prefill, self.decode, self.colocated_division}
 
     @property
     def widths(self) -> str:
-        """The widths of the two ends of a hand-off, by their keys, for messages."""
+        """The widths of the two ends of a hand-off, or of the colocated instances, by their keys, for messages."""
+        if self.num_colocated:
+            return f"colocated_{self.colocated_division.kind}={self.colocated_division.width}"
+        return self._ends
+
+    @property
+    def _ends(self) -> str:
         prefill, decode = self.prefill, self.decode
         return f"prefill_{prefill.kind}={prefill.width}, decode_{decode.kind}={decode.width}"
+
+    @property
+    def alone(self) -> bool:
+        """Whether every instance is one rank, the rival's too."""
+        return all(division.width == 1 for division in self.divisions)
 
     @property
     def several_ranks(self) -> bool:
@@ -158,25 +175,35 @@ class PlacementConfig:
     @property
     def name(self) -> str:
         if self.num_colocated:
-            return f"{self.num_colocated}C{Division('tp', self._colocated_tp).name}"
+            return f"{self.num_colocated}C{self.colocated_division.name}"
         return f"{self.num_prefill}P{self.prefill.name}{self.num_decode}D{self.decode.name}"
 
     def colocated(self) -> PlacementConfig:
         """The rival on equal resources: as many worker ranks, in colocated instances."""
+        way = self.colocated_division
+        widths: dict[str, Any] = {f"colocated_{way.kind}": way.width}
         return PlacementConfig(
-            num_colocated=self.num_workers // self._colocated_tp,
-            colocated_tp=self._colocated_tp,
-            collectives=self.collectives,
+            num_colocated=self.num_workers // way.width,
+            **widths,
+            collectives=self.collectives if way.width > 1 else "auto",
             allow_shared_node=self.allow_shared_node,
             pin_cores=self.pin_cores,
         )
 
     @property
-    def _colocated_tp(self) -> Width:
-        if self.colocated_tp is not None:
-            return self.colocated_tp
-        wide, narrow = max(self.prefill_tp, self.decode_tp), min(self.prefill_tp, self.decode_tp)
-        return next((width for width in (wide, narrow) if self.num_workers % width == 0), 1)
+    def colocated_division(self) -> Division:
+        """Of every colocated instance, the rival's where there are none."""
+        asked = self._ways("colocated")
+        if asked or self.num_colocated or (self.colocated_tp, self.colocated_ep) != (None, None):
+            return asked[0] if asked else Division()
+        ends = sorted((self.prefill, self.decode), key=lambda end: -end.width)
+        fits = (end for end in ends if end.kind in ("tp", "ep") and self.num_workers % end.width == 0)
+        return next(fits, Division())
+
+    def _ways(self, role: str) -> list[Division]:
+        """How instances of a role are asked to divide their work; one at most, see ``_check_kinds``."""
+        asked = ((kind, getattr(self, f"{role}_{kind}", None)) for kind in get_args(Kind))
+        return [Division(kind, width) for kind, width in asked if width is not None and width > 1]
 
 
 @dataclass(frozen=True)
@@ -251,11 +278,12 @@ def place(config: PlacementConfig, nodes: Sequence[str]) -> Placement:
         raise PlacementError(
             f"placement {config.name} needs {config.world_size} ranks (1 client + {config.num_workers} workers), "
             f"{len(nodes)} were started; start {config.world_size}, or change placement.num_prefill/num_decode/"
-            "num_colocated or their widths (prefill_tp, decode_tp, colocated_tp, prefill_cp, decode_pp)"
+            "num_colocated or their widths (prefill_tp, prefill_cp, prefill_ep, decode_tp, decode_pp, decode_ep, "
+            "colocated_tp, colocated_ep)"
         )
     workers = set(range(1, len(nodes)))
     if config.num_colocated:
-        return _placement(nodes, _instances(Role.COLOCATED, workers, Division("tp", config.colocated_tp or 1), nodes))
+        return _placement(nodes, _instances(Role.COLOCATED, workers, config.colocated_division, nodes))
     prefill = _prefill_ranks(config.num_prefill * config.prefill.width, nodes)
     placement = _placement(
         nodes,

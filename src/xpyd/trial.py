@@ -142,7 +142,7 @@ def write_prediction(session: Session, config: Compare, job: Job) -> None:
     """
     if session.comm.bcast((job.run_dir.path / PREDICTED).exists()):
         return
-    if config.placement.several_ranks or (config.placement.colocated_tp or 1) > 1:
+    if not config.placement.alone:
         job.say("no prediction: the cost model knows instances of one rank")
         return
     if config.speculation.on:

@@ -33,6 +33,9 @@ COMBINATIONS = [
     "cp2-tp2:latent:ucx:chunkwise",
     "tp1-tp1:experts:mpi:whole",
     "cp2-pp4:experts:ucx:whole",
+    "tp1-ep2:experts:ucx:chunkwise",
+    "ep2-tp1:experts:mpi:layerwise",
+    "ep2-ep4:experts:mpi:whole:gloo",  # two experts on each decode rank, and two copies of each KV head
     "cp4-pp2:deep:mpi:layerwise",  # a share of the blocks from each of four ranks, to each of two stages
 ]
 
@@ -52,7 +55,9 @@ def test_tokens_are_those_of_one_rank_and_bytes_add_up(mpirun: Run, tmp_path: Pa
         assert (tokens == expected.setdefault(model, tokens)).all(), combination
         transfers = found["transfers"].sort_values("request_id")
         assert transfers["verified"].all()
-        width = int(destination[2:]) if destination.startswith("tp") else 1  # a head goes to every rank that holds it
+        width = (
+            int(destination[2:]) if destination[:2] in ("tp", "ep") else 1
+        )  # a head goes to every rank that holds it
         blocks = [-(-request.input_len // SCHEDULER.block_size) for request in REQUESTS]
         planned = [count * SCHEDULER.block_size * SPECS[model].kv_bytes_per_token(width) for count in blocks]
         assert transfers["payload_bytes"].tolist() == planned, combination

@@ -119,11 +119,24 @@ TP2 = ["placement.prefill_tp=2", "placement.decode_tp=2"]
         ),
         (
             ["placement.decode_tp=8", "model=micro"],
-            r"num_heads=4 of micro does not divide among 8 tensor-parallel ranks",
+            r"num_heads=4 of micro does not divide among 8 ranks",
         ),
         (["placement.decode_pp=8"], r"num_layers=6 of tiny are fewer than 8 pipeline stages; .*decode_pp of 6 at most"),
         (["placement.decode_pp=2", "placement.decode_tp=2"], r"decode_tp=2 with decode_pp=2: .*set one to 1"),
         (["placement.prefill_cp=2", "placement.prefill_tp=2"], r"prefill_tp=2 with prefill_cp=2: .*set one to 1"),
+        (
+            ["placement.decode_ep=2", "placement.decode_pp=2"],
+            r"decode_pp=2 with decode_ep=2: an instance shares work in one way; set one to 1",
+        ),
+        (
+            ["placement.decode_ep=2", "model=tiny"],
+            r"model\.experts=null: tiny has no experts for 2 .*prefill_tp, .* in place of .*decode_ep.*model=tiny_moe",
+        ),
+        (
+            ["placement.decode_ep=4", "model=tiny_moe", "model.experts.num_experts=6"],
+            r"model\.experts\.num_experts=6 of tiny_moe does not divide among 4 .* choose .*decode_ep",
+        ),
+        (["placement.decode_ep=2", "model=tiny_moe"], r"block_order=tokens_first with .*decode_ep=2"),
         (["placement.prefill_cp=2", "transfer.staging=on"], r"staging=on .*prefill_cp=2, decode_tp=1.*staging=off"),
         (["placement.decode_micro_batches=2"], r"placement: decode_micro_batches=2 with decode_pp=1 would be ignored"),
         (["placement.decode_pp=2", "transfer.direction=push"], r"direction=push with .*prefill_tp=1, decode_pp=2"),
@@ -171,6 +184,11 @@ def test_wrong_values_are_refused(overrides: list[str], message: str) -> None:
 def test_experiments_refuse_instances_that_they_do_not_know(experiment: str, why: str, override: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load_config(composed(experiment, override))
+
+
+def test_expert_parallel_instances_are_not_simulated() -> None:
+    with pytest.raises(ConfigError, match=r"decode_ep=2: only tensor-parallel instances are simulated"):
+        load_config(composed("simulate", "placement.decode_ep=2", "model=tiny_moe"))
 
 
 def test_an_ignored_setting_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from xpyd.placement import Division, Placement, PlacementConfig, PlacementError, Role, Width, place
@@ -106,6 +108,18 @@ def test_the_rival_has_as_many_ranks(
     found = config.colocated()
     assert (found.num_colocated, found.colocated_tp) == rival
     assert found.world_size == config.world_size
+
+
+def test_the_rival_spreads_its_experts_as_the_wider_end_does() -> None:
+    ends: dict[str, Any] = {"num_prefill": 1, "num_decode": 1, "allow_shared_node": True}
+    assert PlacementConfig(**ends, prefill_tp=2, decode_ep=2).colocated().name == "2C(tp2)"
+    assert PlacementConfig(**ends, prefill_ep=4, decode_ep=4).colocated().name == "2C(ep4)"
+    asked = PlacementConfig(**ends, prefill_tp=2, decode_tp=2, colocated_ep=4)
+    assert (asked.name, asked.colocated().name) == ("1P(tp2)1D(tp2)", "1C(ep4)")
+    rival = place(asked.colocated(), list("xaaaa"))
+    assert rival.instance_of(3).division == Division("ep", 4)
+    with pytest.raises(ValueError, match=r"colocated_ep=4: 6 worker ranks .* or leave colocated_ep out"):
+        PlacementConfig(num_prefill=2, num_decode=1, prefill_tp=2, decode_tp=2, colocated_ep=4)
 
 
 def test_a_rival_of_fewer_ranks_is_refused() -> None:

@@ -21,7 +21,7 @@ HEAD_BYTES, LAYERS = 24, 5
 # 2 and 4 stages hold 5 layers unequally. Only sources are context-parallel, and only destinations pipelines, but the
 # rules know nothing of it.
 DIVISIONS = st.sampled_from(
-    [Division("tp", w) for w in (1, 2, 4, 8)] + [Division(k, w) for k in ("pp", "cp") for w in (2, 4)]
+    [Division("tp", w) for w in (1, 2, 4, 8)] + [Division(k, w) for k in ("pp", "cp", "ep") for w in (2, 4)]
 )
 
 
@@ -97,7 +97,8 @@ def test_every_destination_byte_is_written_once_and_right(
         held_bytes = len(pool.holding.layers) * num_blocks * pool.layout.block_bytes
         assert count.sum() == held_bytes, "nothing outside the table is written"
     # Every plane of every head of every layer, once for every destination rank that holds it.
-    copies = {"tp": max(num_kv_heads, divisions[1].width) / num_kv_heads, "pp": 1, "cp": divisions[1].width}
+    by_heads = max(num_kv_heads, divisions[1].width) / num_kv_heads
+    copies = {"tp": by_heads, "ep": by_heads, "pp": 1, "cp": divisions[1].width}
     assert moved == LAYERS * num_blocks * planes * HEAD_BYTES * num_kv_heads * copies[divisions[1].kind]
 
 

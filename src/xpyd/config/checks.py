@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from xpyd.model.shard import Member
 from xpyd.model.spec import ModelSpec
-from xpyd.placement import Division, PlacementConfig
+from xpyd.placement import Division, Kind, PlacementConfig
 from xpyd.saturation_search import SaturationSearch
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.worker.sweeps import ContentionSweep, InterferenceSweep
@@ -20,24 +20,22 @@ def check_divisions(divisions: Iterable[Division], spec: ModelSpec) -> None:
         Member(0, division).of(spec)
 
 
-def check_tensor_parallel(placement: PlacementConfig, why: str) -> None:
-    """Raises ValueError for instances of stages, or that divide a prompt's tokens."""
-    if placement.prefill_cp > 1 or placement.decode_pp > 1:
-        raise ValueError(
-            f"placement.prefill_cp={placement.prefill_cp}, decode_pp={placement.decode_pp}: {why}; set both to 1"
-        )
+def check_kinds(placement: PlacementConfig, kinds: tuple[Kind, ...], why: str) -> None:
+    """Raises ValueError for instances that divide their work otherwise."""
+    if any(division.width > 1 and division.kind not in kinds for division in placement.divisions):
+        raise ValueError(f"placement.{placement.widths}: {why}; set these widths to 1, or others")
 
 
 def check_cache(scheduler: SchedulerConfig, placement: PlacementConfig) -> None:
     """Raises ValueError where the prefix cache or its host tier does not know this kind of instance."""
     if scheduler.prefix_cache:
-        check_tensor_parallel(placement, "scheduler.prefix_cache=true knows instances of tensor-parallel ranks only")
+        check_kinds(placement, ("tp", "ep"), "scheduler.prefix_cache=true knows instances that divide heads only")
     widest = max(division.width for division in placement.divisions)
     tiers = f"scheduler.num_host_blocks={scheduler.num_host_blocks}, num_remote_blocks={scheduler.num_remote_blocks}"
     if (scheduler.num_host_blocks or scheduler.num_remote_blocks) and widest > 1:
         raise ValueError(
             f"{tiers} with placement {placement.name}: only instances of one rank have lower tiers; set both to 0, or "
-            "prefill_tp=1, decode_tp=1 and colocated_tp=1"
+            "all widths to 1, colocated_tp too"
         )
     if scheduler.num_remote_blocks and max(placement.num_prefill, placement.num_colocated) < 2:
         raise ValueError(

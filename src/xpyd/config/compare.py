@@ -61,7 +61,7 @@ class Compare(Serve):
         if not self.hybrid.on:
             return
         asked = f"hybrid.policy={self.hybrid.policy}"
-        if self.placement.several_ranks or (self.placement.colocated_tp or 1) > 1:
+        if not self.placement.alone:
             raise ValueError(
                 f"{asked} with placement {self.placement.name}: its costs are reckoned for instances of one rank; "
                 "choose widths of 1, or hybrid=off"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xpyd.config.base import Experiment, Ranked
-from xpyd.config.checks import check_divisions, check_pool, check_tensor_parallel
+from xpyd.config.checks import check_divisions, check_kinds, check_pool
 from xpyd.model.checkpoint_config import runnable_spec
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.worker.prompts import place_prompts
@@ -35,7 +35,7 @@ class Interference(Ranked):
     sweep: InterferenceSweep
 
     def __post_init__(self) -> None:
-        check_tensor_parallel(self.placement, "interference runs prompts beside decodes on one instance")
+        check_kinds(self.placement, ("tp", "ep"), "interference runs prompts beside decodes on one instance")
         check_divisions(self.placement.divisions, runnable_spec(self.model))
         check_pool(self.scheduler, self.sweep, "sweep.context_len, sweep.num_decode_seqs or sweep.chunk_tokens")
 

@@ -9,7 +9,7 @@ from annotated_types import Gt
 
 from xpyd.break_even_grid import BreakEvenConfig
 from xpyd.config.base import Experiment
-from xpyd.config.checks import at_rate, check_divisions, check_has_rate, check_tensor_parallel
+from xpyd.config.checks import at_rate, check_divisions, check_has_rate, check_kinds
 from xpyd.economics.prices import PriceConfig
 from xpyd.economics.sweep import EconomicsConfig
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS
@@ -58,7 +58,7 @@ class Simulate(Experiment):
 
     def __post_init__(self) -> None:
         spec = resolve_spec(self.model)
-        check_tensor_parallel(self.placement, "only tensor-parallel instances are simulated")
+        check_kinds(self.placement, ("tp",), "only tensor-parallel instances are simulated")
         if self.router.sees_kv:
             raise ValueError(
                 f"router.policy={self.router.policy}: where KV is is not simulated; choose router=least_outstanding or "

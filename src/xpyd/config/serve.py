@@ -63,8 +63,7 @@ class Serve(Ranked):
                 f"max_position_embeddings={spec.max_position_embeddings}; shorten workload lengths or raise it"
             )
         self.workload.check(self.num_blocks)
-        several = self.placement.several_ranks or (self.placement.colocated_tp or 1) > 1
-        self.speculation.check(spec, self.sampling, several)
+        self.speculation.check(spec, self.sampling, several_ranks=not self.placement.alone)
         self._check_faults()
 
     def _check_tiers(self, scheduler: SchedulerConfig) -> None:
@@ -154,10 +153,10 @@ class Calibrate(Serve):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.placement.num_colocated or self.placement.several_ranks or (self.placement.colocated_tp or 1) > 1:
+        if self.placement.num_colocated or not self.placement.alone:
             raise ValueError(
                 f"placement {self.placement.name}: calibrate times single ranks and the link between two pools; choose "
-                "xPyD with prefill_tp=1 and decode_tp=1, such as placement=1p1d"
+                "xPyD with widths of 1, such as placement=1p1d"
             )
 
     @property

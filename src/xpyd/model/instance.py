@@ -11,6 +11,7 @@ from xpyd.model.mpi_group import MpiGroup
 from xpyd.model.pipeline import GroupStages, PipelineRunner
 from xpyd.model.runner import ModelRunner
 from xpyd.model.spec import ModelSpec
+from xpyd.model.spread import SpreadRunner
 from xpyd.placement import Collectives, Division
 
 
@@ -34,6 +35,8 @@ def runner_of(
         return ContextRunner(group, "zigzag", *pool, **options)
     if division.kind == "pp":
         return PipelineRunner(GroupStages(group), num_micro_batches, *pool, **options)
+    if division.kind == "ep":
+        return SpreadRunner(group, *pool, **options)
     return ModelRunner(*pool, reducer=group, **options)
 
 

@@ -97,7 +97,7 @@ def _attention(spec: ModelSpec, shard: Shard, take: Take, prefix: str) -> Attent
 
 def _mlp(spec: ModelSpec, shard: Shard, take: Take, prefix: str, index: int) -> Mlp:
     if spec.experts is not None and index >= spec.num_dense_layers:
-        return Experts.load(take, prefix, spec.hidden_size, spec.experts, shard)
+        return Experts.load(take, prefix, spec.hidden_size, spec.experts, shard.of_experts)
     return DenseMlp.load(take, prefix, spec.hidden_size, spec.intermediate_size, shard)
 
 

@@ -1,8 +1,8 @@
 """Serve three requests between instances of several ranks, each pair of instances in a session of its own.
 
 Usage: instances.py FOLDER PREFILL-DECODE:MODEL:TRANSPORT:MODE[:COLLECTIVES] ...; as many ranks as the largest needs. An
-instance is a kind and a width, such as tp2, pp4 or cp2. A session runs on the first ranks of the world; run folders are
-FOLDER/serve/0, 1, ...
+instance is a kind and a width, such as tp2, pp4, cp2 or ep2. A session runs on the first ranks of the world; run
+folders are FOLDER/serve/0, 1, ...
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from xpyd.worker.transfer_config import TransferConfig
 SPEC = ModelSpec("micro", 2, 64, 8, 2, 16, 128, 256)  # 2 KV heads: 4 ranks hold two copies of each
 DEEP = replace(SPEC, num_layers=5)  # stages of 2 and 3 layers, or of 1, 1, 1 and 2
 LATENT = LatentShape(12, 16, 8, 16)
-EXPERTS = ExpertsShape(6, 2, 32, shared_intermediate_size=16, first_k_dense_replace=1)
+EXPERTS = ExpertsShape(8, 3, 32, shared_intermediate_size=16, first_k_dense_replace=1)
 SPECS = {
     "micro": SPEC,
     "deep": DEEP,
