@@ -47,9 +47,12 @@ def in_this_version(rows: Rows, table: str, path: Path) -> Rows:
 
     Raises SchemaVersionError where they are of a later version, or have columns that no version had.
     """
-    version = (rows.schema.metadata or {}).get(b"schema_version", b"none").decode()
+    version = (rows.schema.metadata or {}).get(b"schema_version", b"none").decode(errors="replace")
     known = version.isdecimal() and 1 <= int(version) <= SCHEMA_VERSION
-    found = upgraded(rows, table, arrow_schema(table)) if known else None
+    try:
+        found = upgraded(rows, table, arrow_schema(table)) if known else None
+    except UnicodeDecodeError:  # the name of a column of a damaged file
+        found = None
     if found is None:
         raise SchemaVersionError(
             f"{path}: written with schema version {version}, this is version {SCHEMA_VERSION}; read it with the commit "
@@ -135,6 +138,8 @@ def _whole_batches(path: Path, table: str) -> Iterator[pa.RecordBatch]:
             with pa.ipc.open_stream(file) as reader:
                 in_this_version(reader.schema.empty_table(), table, path)  # refused even where no batch follows
                 while True:
-                    yield in_this_version(reader.read_next_batch(), table, path)
+                    batch = reader.read_next_batch()
+                    batch.validate(full=True)  # a damaged one would crash its reader: arrow itself trusts lengths
+                    yield in_this_version(batch, table, path)
         except (StopIteration, pa.ArrowException, OSError):
             return
