@@ -11,22 +11,18 @@ import json
 import sys
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
-from xpyd.faults import FaultConfig
+from sessions import make_setup, play
+
 from xpyd.kv.codec.config import CodecConfig
-from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.mpi import MPI
 from xpyd.placement import PlacementConfig
 from xpyd.records import COLOCATED, DISAGGREGATED
 from xpyd.request import Request
-from xpyd.router import RouterConfig
-from xpyd.run_dir import RunDir
 from xpyd.scheduler.base import Scheduler, SchedulerConfig, Sequence
 from xpyd.transport.fabric import FabricConfig
-from xpyd.transport.registry import TransportConfig
-from xpyd.worker.session import Block, Session, Setup
+from xpyd.worker.session import Block, Session
 from xpyd.worker.transfer_config import Mode, TransferConfig
 
 MODEL = ModelSpec("test", 3, 32, 4, 2, 8, 64, 128)
@@ -57,6 +53,8 @@ def blocks(settings: dict[str, object]) -> list[Block]:
 
 
 def poison_what_is_freed(session: Session) -> None:
+    if MPI.COMM_WORLD.rank != 1:
+        return
     assert session.runner is not None
     cache, free = session.runner.cache, Scheduler.release
 
@@ -70,39 +68,16 @@ def poison_what_is_freed(session: Session) -> None:
 
 
 def main() -> None:
-    comm = MPI.COMM_WORLD
     settings = json.loads(sys.argv[3])
     if "codec" in settings:
         settings["codec"] = CodecConfig(**settings["codec"])
     transfer = TransferConfig(**settings)
-    setup = Setup(
-        MODEL,
-        PlacementConfig(num_prefill=1, num_decode=1, allow_shared_node=True),
-        SCHEDULER,
-        TransportConfig(sys.argv[2]),
-        transfer,
-        FabricConfig("test", 10.0, message_bytes=10_000),
-        SamplingConfig(),
-        RouterConfig(),
-        20.0,
-        FaultConfig(detect_s=30.0),  # a crowded machine is no fault
-    )
+    placement = PlacementConfig(num_prefill=1, num_decode=1, allow_shared_node=True)
+    fabric = FabricConfig("test", 10.0, message_bytes=10_000)
+    setup = make_setup(MODEL, placement, SCHEDULER, sys.argv[2], transfer, fabric)
     transfer.check(SCHEDULER, MODEL.block_bytes(SCHEDULER.block_size))
     setup.transport.check(setup.fabric, transfer.needs())
-    run_dir = RunDir(Path(sys.argv[1]))
-    if comm.rank == 0:
-        (run_dir.path / "streams").mkdir(parents=True, exist_ok=True)
-    comm.Barrier()
-    with Session(setup, comm, run_dir, lambda: False) as session:
-        if comm.rank == 1:
-            poison_what_is_freed(session)
-        for block in blocks(settings):
-            played = session.play(block)
-            if played is not None:
-                assert not played.unfinished, f"{block.transfer}: {played.unfinished}"
-    comm.Barrier()
-    if comm.rank == 0:
-        run_dir.finish()
+    play(setup, sys.argv[1], blocks(settings), prepare=poison_what_is_freed)
 
 
 if __name__ == "__main__":

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from pathlib import Path
 
 import numpy as np
+from sessions import make_setup, play
 
 from xpyd.dispatch import Dispatch, HybridDispatch
 from xpyd.economics.cost import ComputePoint, LinkPoint, fit_compute, fit_link
 from xpyd.economics.scenario import Calibration, RequestClass, Scenario
-from xpyd.faults import FaultConfig
 from xpyd.hybrid import Decision, HybridConfig, HybridPolicy
-from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
-from xpyd.mpi import MPI
 from xpyd.placement import Placement, PlacementConfig, Role
 from xpyd.records import COLOCATED, HYBRID
 from xpyd.request import Request
-from xpyd.router import RouterConfig
-from xpyd.run_dir import RunDir
 from xpyd.scheduler.base import SchedulerConfig
-from xpyd.transport.fabric import FabricConfig
-from xpyd.transport.registry import TransportConfig
-from xpyd.worker.session import Block, Session, Setup
+from xpyd.worker.session import Block, Session
 from xpyd.worker.transfer_config import TransferConfig
 
 MODEL = ModelSpec("test", 3, 32, 4, 2, 8, 64, 160)
@@ -68,33 +61,13 @@ class DrawingSession(Session):
 
 
 def main() -> None:
-    comm = MPI.COMM_WORLD
-    setup = Setup(
-        MODEL,
-        PlacementConfig(num_prefill=2, num_decode=2, allow_shared_node=True),
-        SCHEDULER,
-        TransportConfig(sys.argv[2]),  # type: ignore[arg-type]
-        TRANSFERS[0],
-        FabricConfig("test", 10.0),
-        SamplingConfig(),
-        RouterConfig(),
-        20.0,
-        FaultConfig(detect_s=30.0),  # a crowded machine is no fault
-    )
-    run_dir = RunDir(Path(sys.argv[1]))
-    if comm.rank == 0:
-        (run_dir.path / "streams").mkdir(parents=True, exist_ok=True)
-    comm.Barrier()
     lengths = np.random.default_rng(1).integers(4, 120, NUM_REQUESTS)
     requests = [Request(i, 0, int(n), 1 if i == 5 else 12, seed=i) for i, n in enumerate(lengths)]
-    with DrawingSession(setup, comm, run_dir, lambda: False) as session:
-        session.play(Block(0, 0, COLOCATED, requests, concurrency=NUM_REQUESTS))
-        for number, transfer in enumerate(TRANSFERS, 1):
-            played = session.play(Block(number, 0, HYBRID, requests, concurrency=NUM_REQUESTS, transfer=transfer))
-            assert played is None or not played.unfinished, f"{transfer.mode}: {played}"
-    comm.Barrier()
-    if comm.rank == 0:
-        run_dir.finish()
+    blocks = [Block(0, 0, COLOCATED, requests, concurrency=NUM_REQUESTS)]
+    for number, transfer in enumerate(TRANSFERS, 1):
+        blocks.append(Block(number, 0, HYBRID, requests, concurrency=NUM_REQUESTS, transfer=transfer))
+    placement = PlacementConfig(num_prefill=2, num_decode=2, allow_shared_node=True)
+    play(make_setup(MODEL, placement, SCHEDULER, sys.argv[2], TRANSFERS[0]), sys.argv[1], blocks, DrawingSession)
 
 
 if __name__ == "__main__":

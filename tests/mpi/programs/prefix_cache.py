@@ -10,21 +10,15 @@ import json
 import sys
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
-from xpyd.faults import FaultConfig
-from xpyd.model.sampling_config import SamplingConfig
+from sessions import make_setup, play
+
 from xpyd.model.spec import ModelSpec
-from xpyd.mpi import MPI
 from xpyd.placement import PlacementConfig
 from xpyd.records import COLOCATED, DISAGGREGATED
 from xpyd.request import Request
-from xpyd.router import RouterConfig
-from xpyd.run_dir import RunDir
 from xpyd.scheduler.base import SchedulerConfig
-from xpyd.transport.fabric import FabricConfig
-from xpyd.transport.registry import TransportConfig
-from xpyd.worker.session import Block, Session, Setup
+from xpyd.worker.session import Block
 from xpyd.worker.transfer_config import TransferConfig
 
 MODEL = ModelSpec("test", 3, 32, 4, 2, 8, 64, 128)
@@ -53,32 +47,10 @@ def blocks(transfer: TransferConfig, width: int) -> list[Block]:
 
 
 def main() -> None:
-    comm = MPI.COMM_WORLD
     transfer, width = TransferConfig(verify="always", **json.loads(sys.argv[3])), int(sys.argv[4])
-    setup = Setup(
-        MODEL,
-        PlacementConfig(1, 1, colocated_tp=width, allow_shared_node=True),  # type: ignore[arg-type]
-        replace(CACHED, num_remote_blocks=64, fetch="always") if width == 1 else PLAIN,
-        TransportConfig(sys.argv[2]),
-        transfer,
-        FabricConfig("test", 10.0),
-        SamplingConfig(),
-        RouterConfig(),
-        20.0,
-        FaultConfig(detect_s=30.0),  # a crowded machine is no fault
-    )
-    run_dir = RunDir(Path(sys.argv[1]))
-    if comm.rank == 0:
-        (run_dir.path / "streams").mkdir(parents=True, exist_ok=True)
-    comm.Barrier()
-    with Session(setup, comm, run_dir, lambda: False) as session:
-        for block in blocks(transfer, width):
-            played = session.play(block)
-            if played is not None:
-                assert not played.unfinished, f"{block.arm}, {block.transfer}: {played.unfinished}"
-    comm.Barrier()
-    if comm.rank == 0:
-        run_dir.finish()
+    placement = PlacementConfig(1, 1, colocated_tp=width, allow_shared_node=True)  # type: ignore[arg-type]
+    scheduler = replace(CACHED, num_remote_blocks=64, fetch="always") if width == 1 else PLAIN
+    play(make_setup(MODEL, placement, scheduler, sys.argv[2], transfer), sys.argv[1], blocks(transfer, width))
 
 
 if __name__ == "__main__":
