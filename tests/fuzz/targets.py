@@ -198,12 +198,13 @@ class Nodes(Target):
     def feed(self, rng: random.Random) -> None:
         names = ["n1", "n2", "n3", "n1.cluster", "", "é", "n 4", "-n", "n1\n", "x" * 300]
         counts = [rng.randint(0, 3) for _ in range(3)]
+        kinds = {"prefill": ("tp", "cp", "ep"), "decode": ("tp", "pp", "ep"), "colocated": ("tp", "ep")}
+        widths: dict[str, Any] = {f"{role}_{rng.choice(own)}": rng.choice((1, 1, 2, 4)) for role, own in kinds.items()}
         config = PlacementConfig(
             num_prefill=counts[0],
             num_decode=counts[1],
             num_colocated=counts[2] if rng.random() < 0.3 else 0,
-            prefill_tp=rng.choice((1, 1, 2, 4)),
-            decode_tp=rng.choice((1, 1, 2, 4)),
+            **widths,
             allow_shared_node=rng.random() < 0.5,
         )
         num_ranks = config.world_size if rng.random() < 0.8 else rng.randint(0, 12)
