@@ -1,6 +1,7 @@
 """Split or not, in which ratio, how wide, at what cost: what each way to use the ranks sustains, and where that turns.
 
 python -m analysis.plan runs/plan/20260101-120000-000000
+python -m analysis.plan runs/plan/20260101-120000-000000 --against runs/saturation/RUN...   # regret against real runs
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,9 @@ from matplotlib.figure import Figure
 
 from analysis import command
 from analysis.format import NONE, digits, interval, interval_note, number
-from analysis.load import Run, RunError
+from analysis.load import Run, RunError, load_run
+from analysis.regret import answer as regret_answer
+from analysis.regret import read_sweep, regret_of, regret_table
 from analysis.results import Plot, Results, Table, Tone, titled
 from analysis.saturation_curve import Point, Saturated, ratios, saturated
 from analysis.style import ARM_COLOURS, MUTED, SERIES
@@ -49,8 +53,8 @@ class Turn:
     ratio: Interval
 
 
-def analyse(run: Run) -> Results:
-    """Raises RunError where nothing was played."""
+def analyse(run: Run, against: Sequence[Run] = ()) -> Results:
+    """``against``: saturation runs that really played the ways. Raises RunError where there is nothing to tell."""
     rows = run.tables["plan"]
     if rows.empty:
         raise RunError(f"{run.paths[0]}: no candidate was played; let the run go on, or start it anew")
@@ -58,12 +62,19 @@ def analyse(run: Run) -> Results:
     turns = where_it_turns(run, rows)
     best = {splits: next((each for each in weighed if each.splits == splits), None) for splits in (False, True)}
     verdict, tone = _verdict(best[True], best[False])
+    tables = [candidate_table(run, weighed), *([turn_table(run, turns)] if turns else [])]
+    because = ["Modeled, every figure.", *(_turning(axis, turns) for axis in AXES if _of(turns, axis))]
+    if against:
+        sweep = read_sweep(run, against)
+        regret = regret_of(_advised(best[True], best[False]), sweep)
+        tables.append(regret_table(run, [each.found for each in weighed], sweep, regret))
+        because = [regret_answer(regret), *because]
     return Results(
         name=run.name,
         experiment=run.experiment,
         answer=verdict,
-        because=" ".join(["Modeled, every figure.", *(_turning(axis, turns) for axis in AXES if _of(turns, axis))]),
-        tables=[candidate_table(run, weighed), *([turn_table(run, turns)] if turns else [])],
+        because=" ".join(because),
+        tables=tables,
         frame=rows.assign(**config_columns(run)),
         plots=[
             Plot(
@@ -213,6 +224,15 @@ def _verdict(split: Weighed | None, together: Weighed | None) -> tuple[str, Tone
     return f"{word.capitalize()}: {what}", tones.get(word, "open")
 
 
+def _advised(split: Weighed | None, together: Weighed | None) -> list[str]:
+    """The ways that the verdict names: one, or both in a tie. Raises RunError where there is no answer."""
+    known = [each for each in (split, together) if each is not None and not np.isnan(each.found.rate.mid)]
+    if split is None or together is None or len(known) < 2:
+        raise RunError("the plan has no answer that real runs could be held against; see what its page says")
+    word = _word(ratios([split.found, together.found], together.name)[split.name])
+    return {"split": [split.name], "do not split": [together.name]}.get(word, [split.name, together.name])
+
+
 def _turning(axis: str, turns: Sequence[Turn]) -> str:
     """Between which values of an axis the answer turns."""
     own = _of(turns, axis)
@@ -230,9 +250,14 @@ def _turning(axis: str, turns: Sequence[Turn]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     def run_analysis(run: Run, options: argparse.Namespace) -> Results:
-        return analyse(run)
+        sweep = [load_run(path, options.allow_partial) for path in options.against]
+        return analyse(run, sweep)
 
-    return command.main(command.parser("plan", __doc__ or ""), ["plan"], run_analysis, argv=argv)
+    made = command.parser("plan", __doc__ or "")
+    made.add_argument(
+        "--against", nargs="+", type=Path, default=[], metavar="RUN", help="saturation runs that really played the ways"
+    )
+    return command.main(made, ["plan"], run_analysis, argv=argv)
 
 
 if __name__ == "__main__":
