@@ -18,7 +18,7 @@ from xpyd.router import RouterConfig
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.simulate.account import Account, Histogram, Totals
 from xpyd.simulate.cluster import Cluster
-from xpyd.simulate.config import Outage, SimulateConfig
+from xpyd.simulate.config import CodecTerm, Outage, SimulateConfig
 from xpyd.simulate.costs import PS_PER_S, Stretch
 from xpyd.simulate.loads import Loads
 from xpyd.simulate.setup import Handover, Setup
@@ -64,6 +64,7 @@ def play(setup: Setup, requests: list[Request], concurrency: int | None = None) 
 
 
 COLOCATED = PlacementConfig(num_colocated=3)
+CODEC = CodecTerm("halves", 0.5, 2.0, 3.0)
 OUTAGES = SimulateConfig(arms="serve", outages=(Outage(2, 0.3, 0.6), Outage(0, 0.5, 0.9)), speeds=(1.0, 0.7))
 CASES = {
     "layerwise": SETUP,
@@ -75,6 +76,7 @@ CASES = {
     "chunked": replace(SETUP, placement=COLOCATED),
     "prefill_first": replace(SETUP, placement=COLOCATED, scheduler=SchedulerConfig("prefill_first", 16, 256, 16, 96)),
     "static": replace(SETUP, placement=COLOCATED, scheduler=SchedulerConfig("static", 16, 256, 16, 96)),
+    "codec": replace(SETUP, codec=CODEC),
     "outages": replace(SETUP, options=OUTAGES),
     "failures": replace(SETUP, options=OUTAGES, max_retries=0),
     "colocated outages": replace(SETUP, placement=COLOCATED, options=OUTAGES),
@@ -148,6 +150,21 @@ def test_the_sums_know_who_met_the_limits(case: str) -> None:
         met += bool(in_time and (not len(gaps) or gaps.max() <= s_to_ns(0.03)))
     assert totals.num_met == met
     assert 0 < met < 80
+
+
+def test_a_codec_halves_the_wire_and_keeps_both_workers_busy() -> None:
+    """Against the same request without: encoding before the KV leaves, decoding before the next step."""
+    one = replace(CASES["whole"], placement=PlacementConfig(num_prefill=1, num_decode=1))
+    coded = replace(one, codec=CODEC)
+    (plain_rows, _), (rows, _) = (play(setup, [Request(0, 1000, 64, 3)]) for setup in (one, coded))
+    plain, found = stages(plain_rows, 0), stages(rows, 0)
+    nbytes = 4 * 16 * one.spec.kv_bytes_per_token()
+    assert found["transfer_begin"] - found["prefill_end"] == round(nbytes * 2.0)  # nanoseconds: 2 s for 1e9 bytes
+    saved_ns = round(nbytes / 2) + 1e4 * (8 * -(-nbytes // 8 // (1 << 14)) - 8 * -(-nbytes // 16 // (1 << 14)))
+    transfers = [way["transfer_end"] - way["transfer_begin"] for way in (plain, found)]
+    assert transfers[0] - transfers[1] == pytest.approx(saved_ns, abs=2)
+    steps = [way["finished"] - way["transfer_end"] for way in (found, plain)]
+    assert steps[0] - steps[1] == nbytes * 3.0
 
 
 def test_layerwise_exposes_what_the_closed_form_says() -> None:

@@ -87,7 +87,12 @@ class Handoffs:
         moving: Moving = flight.moving
         moving.computed_ps = now_ps
         self._offer(flight, now_ps)
-        self._final(flight, 1.0, now_ps)
+        encode_ps, _ = self._setup.codec_ps(moving.num_blocks)
+        if encode_ps:
+            encoded_ps = self._cluster.instances[flight.prefill].spend(encode_ps, now_ps)
+            self._cluster.at(encoded_ps, partial(self._final_later, flight, flight.attempt, 1.0))
+        else:
+            self._final(flight, 1.0, now_ps)
         if self._config.first_token == "prefill":
             self._cluster.first_token(flight, self._cluster.instances[flight.prefill], now_ps)
 
@@ -203,6 +208,9 @@ class Handoffs:
             return
         moving: Moving = flight.moving
         moving.landed = True
+        _, decode_ps = self._setup.codec_ps(moving.num_blocks)
+        if decode_ps:
+            destination.spend(decode_ps, now_ps)
         self._bill(flight, moving, source, destination, now_ps)
         request_id = flight.request.request_id
         sequence = source.scheduler.find(request_id)

@@ -51,6 +51,8 @@ class Instance:
         self.landed.clear()
         self.offers.clear()
         self.cancels.clear()
+        self._busy_ps = 0  # an idle worker does something else until then
+        self._owed_ps = 0  # what it has to do beside steps when the stretch has ended
         self._done = 0  # steps of the stretch that have ended, as far as the scheduler was told
         self._told = 0  # as far as the account was: later, unless it wants every step
         self._step = 0  # decode steps so far
@@ -87,8 +89,19 @@ class Instance:
         first_ps = costs.base_ps + costs.seq_ps * batch + costs.token_ps * self._context
         for chunk in plan.prefills:
             first_ps += costs.chunk_ps(chunk.num_tokens, chunk.start)
-        self.stretch = Stretch(now_ps, max(1, first_ps), costs.token_ps * batch, num_steps)
+        beside_ps = max(0, self._busy_ps - now_ps) + self._owed_ps
+        if beside_ps:
+            self._owed_ps, num_steps = 0, 1
+        self.stretch = Stretch(now_ps, max(1, first_ps) + beside_ps, costs.token_ps * batch, num_steps)
         return True
+
+    def spend(self, duration_ps: int, now_ps: int) -> int:
+        """The worker is kept from its next step for so long; returns when it is through, if it begins now."""
+        if self.stretch is not None:
+            self._owed_ps += duration_ps
+            return now_ps + duration_ps
+        self._busy_ps = max(self._busy_ps, now_ps) + duration_ps
+        return self._busy_ps
 
     def stop(self) -> int:
         """Nothing runs here any more; the step that was running is lost. Returns the tokens of the steps before it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,9 @@ from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig, Role
 from xpyd.router import RouterConfig
 from xpyd.scheduler.base import SchedulerConfig
-from xpyd.simulate.config import SimulateConfig
+from xpyd.simulate.config import CodecTerm, SimulateConfig
+from xpyd.simulate.costs import to_ps
+from xpyd.units import GIGA
 from xpyd.workload.slo import SloConfig
 
 
@@ -41,6 +44,7 @@ class Setup:
     max_retries: int  # of one request that an outage hits; 0: it fails
     detect_s: float
     fast: bool = True
+    codec: CodecTerm | None = None
 
     def pools(self) -> list[tuple[Role, int, int]]:
         """(role, instances, ranks of each), in the order of their ranks."""
@@ -62,11 +66,22 @@ class Setup:
     def kv_bytes(self, num_blocks: int) -> float:
         """What a hand-off of so many blocks puts on the wire, replicated heads counted."""
         wide = max(self.placement.prefill_tp, self.placement.decode_tp)
-        return num_blocks * self._layer_bytes * self.spec.num_layers * replication(self.spec, wide)
+        share = self.codec.bytes_share if self.codec is not None else 1.0
+        return num_blocks * self._layer_bytes * self.spec.num_layers * replication(self.spec, wide) * share
 
     def num_descriptors(self, num_blocks: int) -> int:
         """Pieces of it where a request's blocks are neighbours (``economics.scenario``)."""
-        return self.spec.num_layers * -(-num_blocks * self._layer_bytes // self.handover.max_piece_bytes)
+        share = self.codec.bytes_share if self.codec is not None else 1
+        return self.spec.num_layers * math.ceil(num_blocks * self._layer_bytes * share / self.handover.max_piece_bytes)
+
+    def codec_ps(self, num_blocks: int) -> tuple[int, int]:
+        """Picoseconds that encoding so many blocks takes at the source, and decoding at the destination."""
+        if self.codec is None:
+            return 0, 0
+        gbytes = num_blocks * self._layer_bytes * self.spec.num_layers / GIGA
+        p = self.placement
+        encode_s = gbytes * self.codec.encode_s_per_gbyte / p.prefill_tp
+        return to_ps(encode_s), to_ps(gbytes * self.codec.decode_s_per_gbyte / p.decode_tp)
 
     @property
     def _layer_bytes(self) -> int:
