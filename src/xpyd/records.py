@@ -380,7 +380,7 @@ class ReceivingGapRow:
 class ScalingRow:
     """One step of the ``scaling`` experiment, as one rank of an instance of ``width`` ranks sees it.
 
-    ``kind``: what the ranks divide (tp, pp, cp); ``variant``: in which way, of those that the kind has.
+    ``kind``: what the ranks divide (tp, pp, cp, ep); ``variant``: in which way, of those that the kind has.
     """
 
     kind: str
