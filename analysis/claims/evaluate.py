@@ -89,7 +89,9 @@ def _because(found: Measured) -> str:
 def _condition(name: str, run: Run) -> str:
     """What a run was made with, in one line."""
     columns = config_columns(run)
-    words = [columns[key] for key in ("model", "placement", "policy", "transport", "mode") if columns[key]]
+    keys = ("model", *(["placement"] if "placement" in run.config else []), "policy", "transport", "mode")
+    words = [columns[key] for key in keys if columns[key]]
+    words += ["modeled"] if "modeled" in run.labels else []
     slo, workload = run.config.get("slo"), run.config.get("workload")
     if workload:
         words.append(f"{workload['num_requests']} requests a block")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.claims.claim import Measured, Measurement
 from analysis.intervals import bootstrap_mean
 from analysis.load import Run
+from xpyd.economics.verdict import Interval
 from xpyd.units import NS_PER_S
 
 COMMON = "Commonly reported in the literature of the field; the plan of this suite names no single paper."
@@ -71,6 +74,25 @@ def measured(values: Any, sampled: str, conditions: str = "") -> Measured:
     """Mean and interval over ``values``, one per repeat or block pair; those that are NaN are left out."""
     known = pd.Series(values, dtype="float64").dropna()
     return Measured(bootstrap_mean(known), tuple(float(value) for value in known), sampled, conditions)
+
+
+def measured_ratio(ratios: Any, sampled: str, conditions: str = "") -> Measured:
+    """Geometric mean of ratios, one per repeat or block pair, and its interval: twice and half weigh the same."""
+    return _of_ratios(ratios, sampled, conditions, lambda ratio: ratio)
+
+
+def measured_cut(ratios: Any, sampled: str, conditions: str = "") -> Measured:
+    """What ratios save: one less their geometric mean; negative where they are above one."""
+    return _of_ratios(ratios, sampled, conditions, lambda ratio: 1 - ratio)
+
+
+def _of_ratios(ratios: Any, sampled: str, conditions: str, turn: Callable[[float], float]) -> Measured:
+    known = pd.Series(ratios, dtype="float64").dropna()
+    with np.errstate(divide="ignore"):
+        found = bootstrap_mean(np.log(known))
+    low, mid, high = (turn(float(np.exp(end))) for end in (found.low, found.mid, found.high))
+    samples = tuple(turn(float(ratio)) for ratio in known)
+    return Measured(Interval(min(low, high), mid, max(low, high)), samples, sampled, conditions)
 
 
 def durations_s(run: Run) -> pd.Series:

@@ -21,7 +21,7 @@ from xpyd.units import format_s
 
 EXPERIMENT = "claims"
 UNITS = {"ratio": "", "share": "share", "s": "s", "count": ""}
-PART_IN, AROUND_IN = 0.62, 0.75  # height of a plot per part and around them
+PART_IN, AROUND_IN = 0.75, 0.5  # height of a plot per part and around them
 
 
 def results(name: str, outcomes: Sequence[Outcome]) -> Results:
@@ -120,10 +120,11 @@ def draw(figure: Figure, outcome: Outcome) -> None:
     for place, part in enumerate(reversed(outcome.parts)):
         _draw_range(axes, part, place, (low, high))
         _draw_value(axes, part, place)
-    names = [part.part.name for part in reversed(outcome.parts)]
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlim=(low, high), ylim=(-0.6, len(names) - 0.4))
-    axes.grid(axis="y", visible=False)
+    for place, part in enumerate(reversed(outcome.parts)):
+        axes.annotate(part.part.name, (0, place + 0.36), xycoords=("axes fraction", "data"), va="bottom", color=INK)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set(xlim=(low, high), ylim=(-0.5, len(outcome.parts) - 0.3))
     formatted = {"share": lambda x, _: f"{100 * x:.3g} %", "s": lambda x, _: format_s(x) if x >= 0 else ""}
     unit = outcome.parts[0].part.unit
     axes.xaxis.set_major_formatter(FuncFormatter(formatted.get(unit, lambda x, _: f"{x:.3g}")))
@@ -133,7 +134,7 @@ def _draw_range(axes: Axes, part: PartResult, place: int, view: tuple[float, flo
     claimed = part.part.claimed
     for (low, high), alpha in ((claimed.accepted, 0.1), ((claimed.low, claimed.high), 0.22)):
         low, high = max(low, view[0]), min(high, view[1])
-        axes.barh(place, high - low, left=low, height=0.72, color=GAIN, alpha=alpha, lw=0)
+        axes.barh(place, high - low, left=low, height=0.6, color=GAIN, alpha=alpha, lw=0)
 
 
 def _draw_value(axes: Axes, part: PartResult, place: int) -> None:

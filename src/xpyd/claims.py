@@ -76,6 +76,9 @@ def run_claims(config: Claims, overrides: Sequence[str]) -> int:
             print(shlex.join(command_of(each, words, Path(config.run.root) / "claims" / "RUN", config)))
         return 0
     run_dir = RunDir(open_run(config).path.resolve())
+    if run_dir.done:
+        say(f"{run_dir.path} is done (run.resume=false measures again)")
+        return judge(run_dir)
     say(f"{len(planned)} measurements; run folder {run_dir.path}")
     with run_dir.lock():
         run_dir.write_json("environment.json", lone_environment(ROOT, []))

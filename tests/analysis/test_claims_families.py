@@ -81,7 +81,7 @@ def test_tails_and_first_tokens(tmp_path: Path) -> None:
     assert values == pytest.approx([10, 1.1])  # p99 of 10 ms and two in ten of 100 ms; p99 between 10 and 11 ms: 11
     assert tails.judgement is HOLDS
     ttft = judged("ttft", {"compare": run})
-    assert comparison.ttft_cuts(run).tolist() == pytest.approx([0.6] * 5)  # 24 ms instead of 60 ms
+    assert comparison.ttft_ratios(run).tolist() == pytest.approx([0.4] * 5)  # 24 ms instead of 60 ms
     assert ttft.judgement is HOLDS
 
 
@@ -244,7 +244,7 @@ def test_rates_sustained(tmp_path: Path, split_rps: float, goodput: Judgement, c
 def test_cost_of_tokens_within_limits(tmp_path: Path, tokens_each: int, saved: float, found: Judgement) -> None:
     """As many blocks of a second and as dear ranks: twice the tokens cost half."""
     run = saturation_run(tmp_path / "r", 8.0, tokens_each)
-    assert saturation.cost_cuts(run).tolist() == pytest.approx([saved] * 5)
+    assert saturation.cost_ratios(run).tolist() == pytest.approx([1 - saved] * 5)
     assert judged("cost", {"saturation": run}).judgement is found
 
 

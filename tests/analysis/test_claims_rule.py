@@ -7,6 +7,7 @@ from math import inf, nan
 import pytest
 
 from analysis.claims.claim import Claimed, Judgement, combine, judge
+from analysis.claims.measurements import measured_cut, measured_ratio
 from analysis.claims.registry import all_claims, chosen, measurements, plan
 from analysis.load import RunError
 from xpyd.economics.verdict import Interval
@@ -71,3 +72,16 @@ def test_a_plan_names_who_reads_what() -> None:
 def test_an_unknown_claim_is_refused_with_what_was_meant() -> None:
     with pytest.raises(RunError, match=r"claims.only=tttf: no such claim; did you mean ttft\? there are: "):
         chosen(["tttf"], all_claims())
+
+
+def test_ratios_are_averaged_as_ratios() -> None:
+    """Twice as much and half as much are no change; what is saved is one less that."""
+    ratios = [2.0, 0.5, 2.0, 0.5, 1.0, nan]
+    found = measured_ratio(ratios, "repeats")
+    assert (found.value.mid, found.samples) == (pytest.approx(1), (2.0, 0.5, 2.0, 0.5, 1.0))
+    assert found.value.low == pytest.approx(1 / found.value.high, rel=0.1)
+    saved = measured_cut([0.25] * 5, "repeats")
+    assert (saved.value.low, saved.value.mid, saved.value.high) == pytest.approx((0.75, 0.75, 0.75))
+    worse = measured_cut(ratios, "repeats").value
+    assert worse.low < 0 < worse.high
+    assert not measured_cut([inf] * 5, "repeats").value.known

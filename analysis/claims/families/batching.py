@@ -7,7 +7,7 @@ from math import inf
 import pandas as pd
 
 from analysis.claims.claim import Claim, Claimed, Measured, Measurement, Part, Runs, Unmeasurable
-from analysis.claims.measurements import COMMON, measured, tokens_per_s
+from analysis.claims.measurements import COMMON, measured_ratio, tokens_per_s
 from analysis.load import Run
 
 MIXED = (
@@ -48,7 +48,7 @@ def _gain(runs: Runs) -> Measured:
     run = runs[CONTINUOUS.name]
     burst, seats = run.config["workload"]["num_requests"], run.config["scheduler"]["max_num_seqs"]
     conditions = f"{burst} requests at once for {seats} seats, 4 to 96 output tokens; static ends without padding"
-    return measured(batching_ratios(run, runs[STATIC.name]), "blocks", conditions)
+    return measured_ratio(batching_ratios(run, runs[STATIC.name]), "blocks", conditions)
 
 
 CLAIMS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.claims.claim import Claim, Claimed, Measured, Measurement, Part, Runs, Unmeasurable
-from analysis.claims.measurements import COMMON, measured
+from analysis.claims.measurements import COMMON, measured_ratio
 from analysis.kv_cache import NO_CACHE, block_frame
 from analysis.load import Run
 
@@ -20,9 +20,9 @@ CACHED = Measurement(
         "scheduler.num_kv_blocks=512",
         "sweep.policies=[lru]",
         "sweep.tiers=[pool]",
-        "sweep.num_repeats=5",
+        "sweep.num_repeats=6",
     ),
-    quick=("workload.num_requests=16",),
+    quick=("workload.num_requests=16", "sweep.num_repeats=5"),
 )
 
 
@@ -39,7 +39,7 @@ def _saving(runs: Runs) -> Measured:
     requests = runs[CACHED.name].tables["requests"]
     mean_len = float(requests["input_len"].mean())
     count = requests.groupby("block").size().median()
-    return measured(
+    return measured_ratio(
         prefill_ratios(runs[CACHED.name]),
         "repeats",
         f"{count:.0f} requests of {mean_len:.0f} prompt tokens a block, an empty cache at its begin",

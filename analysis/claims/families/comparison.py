@@ -7,7 +7,7 @@ from math import inf
 import pandas as pd
 
 from analysis.claims.claim import Claim, Claimed, Measured, Measurement, Part, Runs, Unmeasurable
-from analysis.claims.measurements import COMMON, COMPARED, measured, tokens_per_s
+from analysis.claims.measurements import COMMON, COMPARED, measured_cut, measured_ratio, tokens_per_s
 from analysis.ledger import OVERALL, Comparison
 from analysis.load import Run
 from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED
@@ -36,10 +36,10 @@ def tail_ratios(run: Run, arm: str) -> pd.Series:
     return values["itl_s p99"] / values["itl_s p50"]
 
 
-def ttft_cuts(run: Run) -> pd.Series:
-    """Share by which splitting lowers the median time to first token, by block pair."""
+def ttft_ratios(run: Run) -> pd.Series:
+    """Median time to first token, split over colocated, by block pair."""
     sides = Comparison(run).sides(OVERALL)
-    return 1 - sides.other["ttft_s p50"] / sides.colocated["ttft_s p50"]
+    return sides.other["ttft_s p50"] / sides.colocated["ttft_s p50"]
 
 
 def throughput_ratios(run: Run) -> pd.Series:
@@ -58,18 +58,20 @@ def _tail(arm: str) -> Part:
     }[arm]
 
     def measure(runs: Runs) -> Measured:
-        return measured(tail_ratios(runs[COMPARED.name], arm), "block pairs", _rival(runs[COMPARED.name]))
+        return measured_ratio(tail_ratios(runs[COMPARED.name], arm), "block pairs", _rival(runs[COMPARED.name]))
 
     return Part(f"p99 over p50, {arm}", "ratio", claimed, measure)
 
 
 def _ttft(runs: Runs) -> Measured:
-    return measured(ttft_cuts(runs[COMPARED.name]), "block pairs", _rival(runs[COMPARED.name]))
+    return measured_cut(ttft_ratios(runs[COMPARED.name]), "block pairs", _rival(runs[COMPARED.name]))
 
 
 def _throughput(runs: Runs) -> Measured:
     run = runs[CLOSED.name]
-    return measured(throughput_ratios(run), "block pairs", f"closed loop of {run.config['workload']['num_requests']}")
+    return measured_ratio(
+        throughput_ratios(run), "block pairs", f"closed loop of {run.config['workload']['num_requests']}"
+    )
 
 
 def _rival(run: Run) -> str:

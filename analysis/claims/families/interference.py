@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.claims.claim import Claim, Claimed, Measured, Measurement, Part, Runs, Unmeasurable
-from analysis.claims.measurements import COMMON, measured
+from analysis.claims.measurements import COMMON, measured_ratio
 
 GAPS = Measurement(
     "interference",
@@ -28,7 +28,7 @@ def gap_ratios(gaps: pd.DataFrame) -> pd.Series:
 def _burst(runs: Runs) -> Measured:
     gaps = runs[GAPS.name].tables["gaps"]
     batch, chunk = gaps["num_decode_seqs"].max(), gaps["chunk_tokens"].max()
-    return measured(gap_ratios(gaps), "repeats", f"{batch} decodes beside {chunk} prompt tokens in the same step")
+    return measured_ratio(gap_ratios(gaps), "repeats", f"{batch} decodes beside {chunk} prompt tokens in the same step")
 
 
 CLAIMS = [

@@ -8,7 +8,7 @@ from math import inf
 import pandas as pd
 
 from analysis.claims.claim import Claim, Claimed, Measured, NoValue, Part, Runs, Unmeasurable
-from analysis.claims.measurements import COMMON, SATURATED, measured
+from analysis.claims.measurements import COMMON, SATURATED, measured, measured_cut
 from analysis.load import Run
 from analysis.saturation_curve import PRICED, Point, Saturated, curve, ratios, saturated
 from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED
@@ -42,12 +42,12 @@ def sustained(run: Run) -> Measured:
     )
 
 
-def cost_cuts(run: Run) -> pd.Series:
-    """Share by which splitting lowers the cost of a million good tokens, each arm at its highest rate, by repeat."""
+def cost_ratios(run: Run) -> pd.Series:
+    """Cost of a million good tokens, split over colocated, each arm at the highest rate that it holds, by repeat."""
     points = curve(run)
     rival = rival_of(saturated(points, target_of(run)))
     split, together = (held(points, arm, target_of(run)).blocks[PRICED] for arm in (DISAGGREGATED, rival))
-    return 1 - split / together
+    return split / together
 
 
 def uses(run: Run, arm: str) -> pd.Series:
@@ -86,7 +86,9 @@ def _cost(runs: Runs) -> Measured:
     run = runs[SATURATED.name]
     prices = run.config["prices"]
     hours = ", ".join(f"{prices[f'{role}_rank_hour']:g} {role}" for role in ("prefill", "decode", "colocated"))
-    return measured(cost_cuts(run), SAMPLED, f"prices as configured, a rank and hour: {hours} {prices['currency']}")
+    return measured_cut(
+        cost_ratios(run), SAMPLED, f"prices as configured, a rank and hour: {hours} {prices['currency']}"
+    )
 
 
 def _use(arm: str) -> Part:
