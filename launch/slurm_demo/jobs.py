@@ -47,11 +47,17 @@ class Demo:
 
     def measure(self, rate: str, overrides: Sequence[str], show: Callable[[Progress], None]) -> Path:
         """The run folder of the comparison with all links at ``rate``. Raises JobError."""
+        return self.play("compare", rate, f"{self.name}-{rate}", ["+preset=slurm_demo", *overrides], show)
+
+    def play(
+        self, experiment: str, rate: str, run_name: str, overrides: Sequence[str], show: Callable[[Progress], None]
+    ) -> Path:
+        """The folder ``run_name`` of any experiment, run as a job with all links at ``rate``. Raises JobError."""
         nodes = self.cluster.spec.nodes
         self.cluster.shape(Links({LOGIN: "none", **dict.fromkeys(nodes, rate)}), nodes)
-        output = self._logs / f"{rate}.out"
+        output = self._logs / f"{run_name}.out"
         output.parent.mkdir(parents=True, exist_ok=True)
-        job_id = self._submit(rate, output, overrides)
+        job_id = self._submit(output, [experiment, f"run.root={self.runs}", f"run.name={run_name}", *overrides])
         while True:
             state = self._state(job_id)
             text = output.read_text(errors="replace") if output.exists() else ""
@@ -63,21 +69,17 @@ class Demo:
         if state != "COMPLETED":
             tail = "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
             raise JobError(f"job {job_id} ({rate}) ended as {state}; {output} ends with\n{tail}")
-        return self.runs / "compare" / self._run_name(rate)
+        return self.runs / experiment / run_name
 
     @property
     def _logs(self) -> Path:
         return self.root / "logs" / self.name
 
-    def _run_name(self, rate: str) -> str:
-        return f"{self.name}-{rate}"
-
-    def _submit(self, rate: str, output: Path, overrides: Sequence[str]) -> str:
+    def _submit(self, output: Path, words: Sequence[str]) -> str:
         """What a user types on the login node; the id of the job."""
-        experiment = ["compare", "+preset=slurm_demo", f"run.root={self.runs}", f"run.name={self._run_name(rate)}"]
         nodes = str(self.cluster.spec.num_nodes)
         sbatch = ["sbatch", "--parsable", "-N", nodes, f"--output={output}", "launch/slurm.sbatch"]
-        return self._on_login([*sbatch, *experiment, *overrides]).strip()
+        return self._on_login([*sbatch, *words]).strip()
 
     def _state(self, job_id: str) -> str:
         return self._on_login(["squeue", "-h", "-j", job_id, "-t", "all", "-o", "%T"]).strip()
