@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from xpyd.model.attention import GroupedAttention
+from xpyd.model.instance import group_of
 from xpyd.model.layer import Layer
 from xpyd.model.mlp import DenseMlp
 from xpyd.model.runner import ModelRunner, Segment
@@ -232,3 +233,9 @@ def test_shards_name_their_heads() -> None:
 def test_what_does_not_divide_is_refused(spec: ModelSpec, width: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Shard(0, width).of(spec)
+
+
+def test_collectives_of_host_memory_are_refused_on_a_gpu() -> None:
+    with pytest.raises(ValueError, match=r"placement\.collectives=gloo: it moves host memory, .* on cuda; set .*=auto"):
+        group_of(None, [1, 2], "gloo", "cuda")
+    assert group_of(None, [1], "gloo", "cuda") is None, "one rank exchanges nothing"
