@@ -27,8 +27,9 @@ from analysis.ledger import OVERALL, Comparison, Sides
 from analysis.load import Run, RunError, flat_config, load_run
 from analysis.render import FORMATS
 from analysis.results import Results, Table, titled
-from analysis.validate import error_frame, error_tables
+from analysis.validate import error_frame, error_tables, step_table
 from xpyd.economics.break_even import UNDECIDED, answer
+from xpyd.economics.cost import ComputeModel
 from xpyd.economics.frozen import HASH
 from xpyd.economics.verdict import Interval
 from xpyd.records import COLOCATED
@@ -120,6 +121,7 @@ def analyse(path: Path, content: Mapping[str, Any], runs: Sequence[Run]) -> Resu
     missed = "; ".join(each.mapped.cell.name for each in counts[MISSED])
     apart = ", ".join(f"{sum(each.outcome == outcome for each in held)} {outcome}" for outcome in (MAP_OPEN, RUN_OPEN))
     frozen_at = content["written_at"][:19]
+    steps = step_table([(each.cell, each.run) for each in held], ComputeModel(**content["costs"]["compute"]), labels)
     outcomes = pd.DataFrame(
         {axis: [each.cell[axis] for each in held] for axis in AXES}
         | {
@@ -133,7 +135,7 @@ def analyse(path: Path, content: Mapping[str, Any], runs: Sequence[Run]) -> Resu
         experiment="break_even",
         answer=f"{len(counts[AGREES])} of {decided} decided cells agree; apart from these {apart}.",
         because=f"Misclassified: {missed or 'none'}. Map frozen {frozen_at}, {HASH} {content[HASH][:12]}.",
-        tables=[outcome_table(held, labels), *error_tables(errors, labels)],
+        tables=[outcome_table(held, labels), *error_tables(errors, labels), steps],
         frame=errors.merge(outcomes, on=list(AXES)),
     )
 

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.format import percent
+from analysis.format import NONE, percent
 from analysis.ledger import Sides
+from analysis.load import Run
 from analysis.results import Table, titled
 from xpyd.economics.break_even import Cell
+from xpyd.economics.cost import ComputeModel
 from xpyd.records import COLOCATED, DISAGGREGATED
+from xpyd.units import NS_PER_S
 
 SIMULATOR = "simulator"
 # Figures of a frozen cell, and what the tables of a run call them.
@@ -96,11 +99,39 @@ def worst_table(own: pd.DataFrame, labels: Sequence[str]) -> Table:
     return Table(titled("Worst cells of the simulator", labels), columns, rows, num_left=3)
 
 
+def step_table(held: Sequence[tuple[Mapping[str, Any], Run]], compute: ComputeModel, labels: Sequence[str]) -> Table:
+    """How long each run's own steps took, against the step model that the map reckons with: median ratios.
+
+    Far from 1 in all roles: the machine was not as fast as when it was calibrated. In one role: the model lacks what
+    that role does beside its steps.
+    """
+    found = [(cell, step_ratios(run, compute)) for cell, run in held]
+    roles = sorted({role for _, ratios in found for role in ratios})
+    rows = [
+        (_cell(cell).name, *(f"{ratios[role]:.2f}" if role in ratios else NONE for role in roles))
+        for cell, ratios in found
+    ]
+    notes = ["Measured over modeled, medians over steps. Chunks count as prompts of their own."]
+    return Table(titled("Steps against the calibration", labels), ("cell", *roles), rows, notes)
+
+
+def step_ratios(run: Run, compute: ComputeModel) -> dict[str, float]:
+    """role -> median of measured over modeled step seconds."""
+    steps = run.tables["steps"]
+    tokens = steps["num_prefill_tokens"]
+    pairs = tokens * (tokens / steps["num_prefill_seqs"].clip(lower=1) + 1) / 2
+    decodes = compute.decode_seq_s * steps["num_decode_seqs"] + compute.context_token_s * steps["num_context_tokens"]
+    modeled_s = compute.base_s + compute.prefill_token_s * tokens + compute.prefill_pair_s * pairs + decodes
+    ratios = (steps["end_ns"] - steps["begin_ns"]) / NS_PER_S / modeled_s
+    return {str(role): float(ratio) for role, ratio in ratios.groupby(steps["role"]).median().items()}
+
+
+def _cell(where: Any) -> Cell:  # a mapping, or a row of a frame
+    return Cell(*(where[name] for name in Cell.__dataclass_fields__))
+
+
 def _name(rows: pd.DataFrame) -> str:
-    first = rows.iloc[0]
-    return Cell(
-        int(first["output_len"]), float(first["rate_rps"]), int(first["input_len"]), float(first["link_gbps"])
-    ).name
+    return _cell(rows.iloc[0]).name
 
 
 def _words() -> list[str]:

@@ -53,8 +53,8 @@ PLACEMENT_KEYS = ("num_prefill", "num_decode", "prefill_tp", "decode_tp", "coloc
 def run_break_even(config: BreakEven, job: Job) -> None:
     """Play every cell, write its rows, and freeze the map; in the calling process."""
     cells = [Cell(*point) for point in config.break_even.points()]
-    label = costs_of(config).label
-    job.run_dir.write_json("environment.json", {**lone_environment(ROOT, []), "labels": ["modeled", label]})
+    costs = costs_of(config)
+    job.run_dir.write_json("environment.json", {**lone_environment(ROOT, []), "labels": ["modeled", costs.label]})
     rows = _resumed(config, job.run_dir)
     known = {cell_of(row) for row in rows}
     if known:
@@ -74,12 +74,12 @@ def run_break_even(config: BreakEven, job: Job) -> None:
             left_s = (time.monotonic() - begin_s) / (number + 1) * (len(todo) - number - 1)
             words = f"{cell.name}: {_words(judged(config, own))}, about {left_s:.0f} s left"
             job.say(f"{len(known) + number + 1}/{len(cells)} {words}")
-    content = sealed(prediction(config, rows, label))
+    content = sealed(prediction(config, rows, costs))
     job.run_dir.write_json(PREDICTION, content)
     job.say(f"frozen: {job.run_dir.path / PREDICTION}, sha256 {content[HASH][:12]}")
 
 
-def prediction(config: BreakEven, rows: Sequence[BreakEvenRow], label: str) -> dict[str, Any]:
+def prediction(config: BreakEven, rows: Sequence[BreakEvenRow], costs: Costs) -> dict[str, Any]:
     """The map as plain JSON: what it holds for, and class and figures of every cell."""
     by_cell: dict[Cell, list[BreakEvenRow]] = {}
     for row in rows:
@@ -89,7 +89,7 @@ def prediction(config: BreakEven, rows: Sequence[BreakEvenRow], label: str) -> d
         "written_at": datetime.now().isoformat(),
         "commit": commit(ROOT),
         "source": "modeled",
-        "costs": label,
+        "costs": asdict(costs),
         "calibration": None if path is None else {"path": str(Path(path).absolute()), **_file_hash(Path(path))},
         "criterion": config.break_even.criterion,
         "band": config.break_even.band,

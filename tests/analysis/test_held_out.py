@@ -35,7 +35,9 @@ def cell(link_gbps: float, answer: str, factor: float = 1.0) -> dict[str, Any]:
 
 
 def frozen_map(folder: Path, *cells: dict[str, Any], **changes: Any) -> Path:
-    content = {"written_at": FROZEN_AT, "criterion": "ledger", "band": 0.1, "conditions": CONDITIONS}
+    compute = {"base_s": 0.004, "prefill_token_s": 0.0, "prefill_pair_s": 1e-3 / 520, "decode_seq_s": 0.0}
+    costs = {"compute": {**compute, "context_token_s": 0.0}}
+    content = {"costs": costs, "written_at": FROZEN_AT, "criterion": "ledger", "band": 0.1, "conditions": CONDITIONS}
     path = folder / "prediction.json"
     path.write_text(json.dumps(sealed({**content, "cells": list(cells), **changes}), indent=1))
     return path
@@ -61,7 +63,7 @@ def test_agreement_is_counted_and_the_misclassified_are_named(
     path = frozen_map(tmp_path, *cells)
     saved = {1.0: -15.0, 2.0: -15.0, 5.0: 15.0, 10.0: 15.0, 25.0: 0.0}
     runs = [measured(tmp_path / f"run{link}", link, ms) for link, ms in saved.items()]
-    results = held_out.analyse(path, held_out.read_map(path), [load_run(run) for run in runs])
+    results = held_out.analyse(path, break_even.read_map(path), [load_run(run) for run in runs])
     assert [row[3] for row in results.tables[0].rows] == [
         "agrees",
         "misclassified",
@@ -80,13 +82,15 @@ def test_agreement_is_counted_and_the_misclassified_are_named(
 def test_errors_are_signed_and_the_worst_cell_is_first(tmp_path: Path) -> None:
     path = frozen_map(tmp_path, cell(1.0, SPLIT, factor=0.8), cell(2.0, SPLIT, factor=1.5))
     runs = [load_run(measured(tmp_path / f"run{link}", link, 15.0)) for link in (1.0, 2.0)]
-    results = held_out.analyse(path, held_out.read_map(path), runs)
-    _, means, signed, worst = results.tables
+    results = held_out.analyse(path, break_even.read_map(path), runs)
+    _, means, signed, worst, steps = results.tables
     assert list(means.rows[0]) == ["simulator", "disaggregated", *["35 %"] * 5], "of -20 % and +50 %"
     assert means.rows[-1] == ("target", "", "10 %", "10 %", "15 %", "15 %", "10 %")
     assert [row[2:] for row in signed.rows] == [("-20 %",) * 5, ("+50 %",) * 5]
     assert worst.rows[0][0] == "2 Gb/s, 64 in, 4 out, 8 /s"
     assert worst.rows[0][-1] == "+50 %"
+    # Steps of one prompt of 64 tokens last 20 ms; 4 ms and 2080 pairs of 1/520 ms each are 8.
+    assert [row[1] for row in steps.rows] == ["2.50", "2.50"]
     assert len(results.frame) == 10
 
 
@@ -108,7 +112,7 @@ def test_a_run_that_says_nothing_of_the_map_is_refused(
     path = frozen_map(tmp_path, cell(1.0, SPLIT))
     run = load_run(measured(tmp_path / "run", link_gbps, 15.0, **changes))
     with pytest.raises(RunError, match=message):
-        held_out.hold(path, held_out.read_map(path), run)
+        held_out.hold(path, break_even.read_map(path), run)
 
 
 def test_a_changed_map_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
