@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xpyd.economics.codecs import CodecTerm
 from xpyd.economics.cost import ComputeModel, LinkModel
+from xpyd.hybrid import HybridConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig
 from xpyd.records import StageRow, TokenRow, TransferRow
@@ -18,8 +20,9 @@ from xpyd.router import RouterConfig
 from xpyd.scheduler.base import SchedulerConfig
 from xpyd.simulate.account import Account, Histogram, Totals
 from xpyd.simulate.cluster import Cluster
-from xpyd.simulate.config import CodecTerm, Outage, SimulateConfig
+from xpyd.simulate.config import Outage, SimulateConfig
 from xpyd.simulate.costs import PS_PER_S, Stretch
+from xpyd.simulate.hybrid import hybrid_for, threshold
 from xpyd.simulate.loads import Loads
 from xpyd.simulate.setup import Handover, Setup
 from xpyd.simulate.stream import stream_requests
@@ -64,6 +67,7 @@ def play(setup: Setup, requests: list[Request], concurrency: int | None = None) 
 
 
 COLOCATED = PlacementConfig(num_colocated=3)
+ONE_LEFT = SchedulerConfig("chunked", 16, 16, 16, 40)  # chunks of a block: a preempted one often lacks one token
 CODEC = CodecTerm("halves", 0.5, 2.0, 3.0)
 OUTAGES = SimulateConfig(arms="serve", outages=(Outage(2, 0.3, 0.6), Outage(0, 0.5, 0.9)), speeds=(1.0, 0.7))
 CASES = {
@@ -77,19 +81,26 @@ CASES = {
     "prefill_first": replace(SETUP, placement=COLOCATED, scheduler=SchedulerConfig("prefill_first", 16, 256, 16, 96)),
     "static": replace(SETUP, placement=COLOCATED, scheduler=SchedulerConfig("static", 16, 256, 16, 96)),
     "codec": replace(SETUP, codec=CODEC),
+    "one token left": replace(SETUP, placement=PlacementConfig(num_colocated=1), scheduler=ONE_LEFT),
     "outages": replace(SETUP, options=OUTAGES),
     "failures": replace(SETUP, options=OUTAGES, max_retries=0),
     "colocated outages": replace(SETUP, placement=COLOCATED, options=OUTAGES),
 }
 
 
+def hybrid(setup: Setup, requests: list[Request], num_kv_blocks: int = 96, policy: Any = "cost") -> Setup:
+    setup = replace(setup, scheduler=replace(setup.scheduler, num_kv_blocks=num_kv_blocks))
+    return replace(setup, hybrid=hybrid_for(setup, HybridConfig(policy), requests))
+
+
 def in_full(totals: Totals) -> dict[str, Any]:
     return {k: vars(each) if isinstance(each, Histogram) else each for k, each in vars(totals).items()}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "hybrid", "hybrid, tight"])
 def test_many_steps_at_once_yield_the_tables_of_one_by_one(case: str) -> None:
-    setup, requests = CASES[case], draw(80, 60.0)
+    requests = draw(80, 60.0 if case in CASES else 120.0)
+    setup = CASES[case] if case in CASES else hybrid(SETUP, requests, 96 if case == "hybrid" else 40)
     fast, totals = play(setup, requests)
     slow, expected = play(replace(setup, fast=False), requests)
     assert Counter(fast) == Counter(slow)
@@ -165,6 +176,35 @@ def test_a_codec_halves_the_wire_and_keeps_both_workers_busy() -> None:
     assert transfers[0] - transfers[1] == pytest.approx(saved_ns, abs=2)
     steps = [way["finished"] - way["transfer_end"] for way in (found, plain)]
     assert steps[0] - steps[1] == nbytes * 3.0
+
+
+@pytest.mark.parametrize("policy", ["stay", "move"])
+def test_hybrid_of_one_kind_is_the_colocated_or_the_split_arm(policy: Any) -> None:
+    """Requests one after another, so that it is no matter who is asked: alike to the nanosecond."""
+    requests = [Request(i, i * 10**9, 64 + i, 5) for i in range(4)]
+    one = replace(SETUP, placement=PlacementConfig(num_prefill=1, num_decode=1))
+    pure = one if policy == "move" else replace(one, placement=PlacementConfig(num_colocated=2))
+    found, expected = play(hybrid(one, requests, policy=policy), requests), play(pure, requests)
+    for number in range(4):
+        assert stages(found[0], number) == stages(expected[0], number)
+    assert found[1].kv_bytes == expected[1].kv_bytes
+
+
+def test_hybrid_moves_the_longer_prompts() -> None:
+    requests = draw(80, 120.0)
+    setup, rows = hybrid(SETUP, requests, 400), Rows()
+    cluster = Cluster(setup, Account(0, setup.slo, rows, with_steps=True, begin_ns=0), lambda _: True)
+    cluster.play(iter(requests))
+    assert cluster.hybrid is not None
+    moved, stayed = cluster.hybrid.moved, cluster.hybrid.stayed
+    assert sorted([*moved, *stayed]) == sorted(request.input_len for request in requests)
+    assert len(moved) == sum(isinstance(row, TransferRow) for row in rows)
+    assert 0 < len(moved) < 80
+    assert np.mean(moved) > np.mean(stayed)
+    assert threshold(moved, stayed) in moved
+    assert threshold([10, 20, 30], [1, 2, 25]) == 10
+    assert threshold([30, 40], [1, 2, 35]) == 30
+    assert np.isnan(threshold([], [1]))
 
 
 def test_layerwise_exposes_what_the_closed_form_says() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, nan
+from typing import Annotated
+
+from annotated_types import Ge, Gt, MinLen
 
 from xpyd.economics.cost import LinkModel
 
@@ -54,3 +57,15 @@ def codec_breakeven_bytes_per_s(gamma_s: float, cost: CodecCost) -> float:
         return 0.0
     to_earn_s = cost.codec_s - gamma_s * (cost.num_raw_pieces - cost.num_pieces)
     return cost.saved_bytes / to_earn_s if to_earn_s > 0 else inf
+
+
+@dataclass(frozen=True)
+class CodecTerm:
+    """What a codec does to a hand-off, assumed or read from a run of ``codecs``: ``bytes_share`` of the KV's bytes
+    travel, and each end's worker spends seconds on every decimal GB of KV, in which it runs no step.
+    """
+
+    name: Annotated[str, MinLen(1)]
+    bytes_share: Annotated[float, Gt(0)]
+    encode_s_per_gbyte: Annotated[float, Ge(0)]
+    decode_s_per_gbyte: Annotated[float, Ge(0)]

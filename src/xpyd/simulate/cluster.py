@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from xpyd.placement import Role
 from xpyd.request import Request, Stage
+from xpyd.router import RouterConfig
 from xpyd.scheduler.base import NeverFits, Scheduler, Sequence
 from xpyd.simulate.account import Account, Flight
 from xpyd.simulate.costs import PS_PER_NS, StepCosts
 from xpyd.simulate.fast import simulated_scheduler
 from xpyd.simulate.handoff import Handoffs
+from xpyd.simulate.hybrid import HybridRouting
 from xpyd.simulate.instance import Instance
 from xpyd.simulate.loads import Loads
 from xpyd.simulate.outages import Outages
@@ -54,7 +55,9 @@ class Cluster:
                 self.instances.append(pool[-1])
                 rank += width
             self.pools.append(pool)
-        self.loads = [Loads(len(pool), setup.router) for pool in self.pools]
+        self.hybrid = HybridRouting(setup.hybrid, setup) if setup.hybrid is not None else None
+        router = setup.router if self.hybrid is None else RouterConfig("round_robin")  # not asked, and keeps no loads
+        self.loads = [Loads(len(pool), router) for pool in self.pools]
         self.handoffs = Handoffs(self)
         Outages(self).plan()
 
@@ -87,12 +90,15 @@ class Cluster:
 
     def route(self, flight: Flight, now_ps: int) -> None:
         """Give a request to the instances that the routers pick; it waits where a whole pool is down."""
-        first = self.loads[0].pick(now_ps)
-        second = self.loads[1].pick(now_ps) if len(self.loads) > 1 else first
-        if first is None or second is None:
-            self._parked.append(flight)
-            return
-        source, last = self.pools[0][first], self.pools[-1][second]
+        if self.hybrid is not None:
+            source, last = (self.instances[number] for number in self.hybrid.route(flight, now_ps))
+        else:
+            first = self.loads[0].pick(now_ps)
+            second = self.loads[1].pick(now_ps) if len(self.loads) > 1 else first
+            if first is None or second is None:
+                self._parked.append(flight)
+                return
+            source, last = self.pools[0][first], self.pools[-1][second]
         flight.prefill, flight.decode = source.number, last.number
         flight.num_seen, flight.begun = 0, False
         request = flight.request
@@ -122,7 +128,7 @@ class Cluster:
             if not flight.begun:
                 flight.begun = True
                 self.account.stamp(flight, Stage.PREFILL_BEGIN, instance.rank, now_ps)
-        if instance.role is Role.PREFILL:
+        if instance.hands_off:
             self.handoffs.step_begins(instance, now_ps)
         self.expect_end(instance)
 
@@ -143,6 +149,8 @@ class Cluster:
     def first_token(self, flight: Flight, instance: Instance, now_ps: int) -> None:
         """A token that no decode step brings: the first of an attempt, or of a prompt computed again."""
         if flight.num_seen == 0:
+            if self.hybrid is not None:
+                self.hybrid.first_token(flight, now_ps)
             self.loads[0].add(self.instances[flight.prefill].index, -flight.request.input_len)
         self.loads[-1].add(self.instances[flight.decode].index, -1)
         self.account.first(flight, instance.rank, now_ps)
@@ -181,12 +189,12 @@ class Cluster:
             self._arrive(request, now_ps)
 
     def _submit(self, flight: Flight, instance: Instance, now_ps: int) -> None:
-        request, colocated = flight.request, instance.role is Role.COLOCATED
-        num_output = request.output_len if colocated else 1
+        request, stays = flight.request, flight.prefill == flight.decode
+        num_output = request.output_len if stays else 1
         prompt = cast(list[int], range(request.input_len))  # of a prompt only its length matters
         try:
             self.pools[-1][0].scheduler.check_fits(request.request_id, request.input_len, request.output_len)
-            if colocated and instance.cut(now_ps):
+            if instance.cut(now_ps):
                 self.expect_end(instance)
             instance.scheduler.add(Sequence(request.request_id, prompt, num_output, tally()))
         except NeverFits as error:
@@ -194,7 +202,7 @@ class Cluster:
             self.fail(flight, now_ps, str(error))
             return
         instance.flights[request.request_id] = flight
-        if not colocated:
+        if not stays:
             self.handoffs.submitted(flight, now_ps)
         if instance.idle:
             self.boundary(instance, now_ps)
@@ -210,7 +218,7 @@ class Cluster:
             ended.sampled = [sequence for sequence in ended.sampled if sequence.request_id not in dropped]
         for sequence in ended.sampled:
             self._sampled(instance, sequence, now_ps)
-        if instance.role is Role.PREFILL:
+        if instance.hands_off:
             self.handoffs.chunks_done(instance, ended.plan, now_ps)
         for sequence in ended.finished:
             flight = instance.flights.pop(sequence.request_id)
@@ -232,9 +240,9 @@ class Cluster:
     def _sampled(self, instance: Instance, sequence: Sequence, now_ps: int) -> None:
         """A prompt is computed, or computed again after preemption."""
         flight = instance.flights[sequence.request_id]
-        if flight.num_seen == 0 and instance.role is not Role.DECODE:
+        if flight.num_seen == 0 and instance.number == flight.prefill:
             self.account.stamp(flight, Stage.PREFILL_END, instance.rank, now_ps)
-            if instance.role is Role.COLOCATED:
+            if flight.prefill == flight.decode:
                 self.account.stamp(flight, Stage.DECODE_ADMIT, instance.rank, now_ps)
             elif flight.request.output_len > 1:
                 self.handoffs.computed(flight, now_ps)
@@ -253,5 +261,7 @@ class Cluster:
 
     def _ended(self, flight: Flight, now_ps: int) -> None:
         del self.flights[flight.request.request_id]
+        if self.hybrid is not None:
+            self.hybrid.ended(flight, now_ps)
         if self._concurrency is not None:
             self.at(now_ps, self._refill)

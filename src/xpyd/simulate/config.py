@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le
 
 from xpyd.economics.roofline import Roofline
 from xpyd.units import GIGA
@@ -24,18 +24,6 @@ class Outage:
     def __post_init__(self) -> None:
         if self.to_s <= self.from_s:
             raise ValueError(f"to_s={self.to_s} is not after from_s={self.from_s}; an outage ends after it begins")
-
-
-@dataclass(frozen=True)
-class CodecTerm:
-    """What a codec does to a hand-off, assumed or read from a run of ``codecs``: ``bytes_share`` of the KV's bytes
-    travel, and each end's worker spends seconds on every decimal GB of KV, in which it runs no step.
-    """
-
-    name: Annotated[str, MinLen(1)]
-    bytes_share: Annotated[float, Gt(0)]
-    encode_s_per_gbyte: Annotated[float, Ge(0)]
-    decode_s_per_gbyte: Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True)

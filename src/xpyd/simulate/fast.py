@@ -31,6 +31,7 @@ class LumpedScheduler(Scheduler):
         self._decodes_alone = StepPlan([], cast(list[Chunk], self.lump), [])
         self._orders: dict[int, int] = {}  # when each running sequence was admitted, in this scheduler's count
         self._num_admitted = 0
+        self._prepaid: set[int] = set()  # joined with the block that their next step needs: recomputed all but a token
 
     @property
     def num_running(self) -> int:
@@ -59,7 +60,7 @@ class LumpedScheduler(Scheduler):
             return None
         lump = self.lump
         growth = lump.phases[(lump.step + 1) % self.config.block_size]
-        if growth > self._blocks.count:
+        if growth > self._blocks.count or self._prepaid:
             return None
         self._blocks.count -= growth
         return self._decodes_alone
@@ -91,6 +92,8 @@ class LumpedScheduler(Scheduler):
             order = self._orders.pop(sequence.request_id)
             if not sequence.finished:
                 self._running.remove(sequence)
+                if len(sequence.block_table) > self._blocks.blocks_for(sequence.num_tokens - 1):
+                    self._prepaid.add(sequence.request_id)
                 self.lump.join(sequence, order)
         return finished
 
@@ -102,17 +105,22 @@ class LumpedScheduler(Scheduler):
 
     def _plan_decodes(self) -> tuple[list[Chunk], list[Sequence]]:
         preempted: list[Sequence] = []
-        growth = self.lump.growth(1, 1)
+        growth = self.lump.growth(1, 1) - len(self._prepaid)
         if growth > self._blocks.count:
             preempted = self._preempt()
         else:
             self._blocks.count -= growth
+            self._prepaid.clear()
         return cast(list[Chunk], self.lump), preempted  # of the decodes a scheduler reads the number only
 
     def _preempt(self) -> list[Sequence]:
         """Lay the batch out and let the real code find blocks for this step; then lump the rest again."""
         members, computing = self.lump.take_all(), self._running
         orders = {member.sequence.request_id: member.order for member in members} | self._orders
+        for member in members:
+            if member.sequence.request_id in self._prepaid:
+                member.sequence.block_table.append(0)
+        self._prepaid.clear()
         laid_out = [member.sequence for member in members] + computing
         self._running = sorted(laid_out, key=lambda sequence: orders[sequence.request_id])
         _, preempted = super()._plan_decodes()

@@ -129,6 +129,8 @@ class Handoffs:
             )
             instance.scheduler.admit(sequence)
             flight.moving = None
+            if self._cluster.hybrid is not None:
+                self._cluster.hybrid.landed(flight)
             self._cluster.account.stamp(flight, Stage.DECODE_ADMIT, instance.rank, now_ps)
             if self._config.first_token == "decode":
                 self._cluster.first_token(flight, instance, now_ps)
@@ -217,8 +219,11 @@ class Handoffs:
         assert sequence is not None
         source.scheduler.release(sequence)
         del source.flights[request_id]
-        if source.idle and source.scheduler.num_waiting:
-            self._cluster.kick(source, now_ps)
+        if source.scheduler.num_waiting or source.offers:  # for blocks, perhaps
+            if source.idle:
+                self._cluster.boundary(source, now_ps)
+            elif source.cut(now_ps):
+                self._cluster.expect_end(source)
         destination.landed.append(flight)
         if destination.idle:
             self._cluster.boundary(destination, now_ps)

@@ -30,6 +30,7 @@ class Instance:
         self.number = number
         self.index = index
         self.role = role
+        self.hands_off = role in (Role.PREFILL, Role.HYBRID)
         self.rank = rank
         self.costs = costs
         self.port = Port(width)

@@ -6,14 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from xpyd.economics.codecs import CodecTerm
 from xpyd.economics.cost import ComputeModel, LinkModel, replication
 from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig, Role
 from xpyd.router import RouterConfig
 from xpyd.scheduler.base import SchedulerConfig
-from xpyd.simulate.config import CodecTerm, SimulateConfig
+from xpyd.simulate.config import SimulateConfig
 from xpyd.simulate.costs import to_ps
+from xpyd.simulate.hybrid import Hybrid
 from xpyd.units import GIGA
 from xpyd.workload.slo import SloConfig
 
@@ -45,13 +47,15 @@ class Setup:
     detect_s: float
     fast: bool = True
     codec: CodecTerm | None = None
+    hybrid: Hybrid | None = None  # every instance prefills and decodes, and each request stays or moves
 
     def pools(self) -> list[tuple[Role, int, int]]:
         """(role, instances, ranks of each), in the order of their ranks."""
         p = self.placement
         if p.num_colocated:
             return [(Role.COLOCATED, p.num_colocated, p.colocated_tp or 1)]
-        return [(Role.PREFILL, p.num_prefill, p.prefill_tp), (Role.DECODE, p.num_decode, p.decode_tp)]
+        roles = (Role.PREFILL, Role.DECODE) if self.hybrid is None else (Role.HYBRID, Role.HYBRID)
+        return [(roles[0], p.num_prefill, p.prefill_tp), (roles[1], p.num_decode, p.decode_tp)]
 
     def num_kv_blocks(self, width: int) -> int:
         """Blocks of an instance whose ranks each give what a lone one would."""
