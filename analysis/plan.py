@@ -10,7 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,38 +18,42 @@ from matplotlib.figure import Figure
 
 from analysis import command
 from analysis.format import NONE, digits, interval, interval_note, number
+from analysis.intervals import bootstrap_mean
 from analysis.load import Run, RunError, load_run
+from analysis.plan_turns import (
+    AXES,
+    by_rate,
+    draw_turns,
+    points_of,
+    turn_table,
+    turning,
+    turns_of,
+    where_it_turns,
+    word_for,
+)
 from analysis.regret import answer as regret_answer
 from analysis.regret import read_sweep, regret_of, regret_table
 from analysis.results import Plot, Results, Table, Tone, titled
-from analysis.saturation_curve import Point, Saturated, ratios, saturated
-from analysis.style import ARM_COLOURS, MUTED, SERIES
+from analysis.saturation_curve import Saturated, ratios, saturated
+from analysis.style import ARM_COLOURS, MUTED
 from analysis.tables import config_columns
 from xpyd.economics.prices import PriceConfig, cost_per_million
 from xpyd.economics.verdict import Interval
 
-AXES = {"link_gbps": ("link", "Gb/s"), "input_len": ("prompt", "tokens")}
 MAX_SHOWN = 12  # candidates in the table; the CSV holds all
 
 
 @dataclass(frozen=True)
 class Weighed:
-    """A candidate: what it sustains, and at the highest rate that held, its goodput and price."""
+    """A candidate: what it sustains, and at the highest rate that held, its goodput, price, and who moved."""
 
     name: str
     splits: bool
     found: Saturated
-    goodput_rps: float
-    cost: float  # of a million output tokens within the limits
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One value of an axis: what the best split sustains there, over what the best colocated way does."""
-
-    axis: str
-    value: float
-    ratio: Interval
+    goodput: Interval  # requests per second
+    cost: Interval  # of a million output tokens within the limits
+    moved_share: float = np.nan  # of the requests, where each is routed by its cost
+    threshold_tokens: float = np.nan
 
 
 def analyse(run: Run, against: Sequence[Run] = ()) -> Results:
@@ -63,7 +66,10 @@ def analyse(run: Run, against: Sequence[Run] = ()) -> Results:
     best = {splits: next((each for each in weighed if each.splits == splits), None) for splits in (False, True)}
     verdict, tone = _verdict(best[True], best[False])
     tables = [candidate_table(run, weighed), *([turn_table(run, turns)] if turns else [])]
-    because = ["Modeled, every figure.", *(_turning(axis, turns) for axis in AXES if _of(turns, axis))]
+    because = ["Modeled, every figure.", *(turning(axis, turns) for axis in AXES if turns_of(turns, axis))]
+    split, together = best[True], best[False]
+    if split and together and not np.isnan([split.found.rate.mid, together.found.rate.mid]).any():
+        because.append(by_rate(split.found, together.found))
     if against:
         sweep = read_sweep(run, against)
         regret = regret_of(_advised(best[True], best[False]), sweep)
@@ -86,10 +92,10 @@ def analyse(run: Run, against: Sequence[Run] = ()) -> Results:
                 Plot(
                     f"Where the answer turns: {AXES[axis][0]}",
                     "The best split over the best colocated way; below the dashed line splitting loses.",
-                    lambda figure, axis=axis: draw_turns(figure, axis, _of(turns, axis)),  # type: ignore[misc]
+                    lambda figure, axis=axis: draw_turns(figure, axis, turns_of(turns, axis)),  # type: ignore[misc]
                 )
                 for axis in AXES
-                if _of(turns, axis)
+                if turns_of(turns, axis)
             ),
         ],
         tone=tone,
@@ -99,34 +105,29 @@ def analyse(run: Run, against: Sequence[Run] = ()) -> Results:
 def weigh(run: Run, rows: pd.DataFrame) -> list[Weighed]:
     """Every candidate, the one that sustains most first; of equals the cheaper."""
     prices = PriceConfig(**run.config["prices"])
-    found = {each.arm: each for each in saturated(_points(rows), float(run.config["search"]["attainment"]))}
+    found = {each.arm: each for each in saturated(points_of(rows), float(run.config["search"]["attainment"]))}
     weighed = []
     for name, own in rows.groupby("candidate", sort=False):
         first = own.iloc[0]
         held = own[own["rate_rps"] == found[str(name)].bracket[0]]
         ranks = [int(first[f"num_{role}"] * first[f"{role}_tp"]) for role in ("prefill", "decode", "colocated")]
-        tokens_per_s = float(held["good_tokens_per_s"].mean()) if len(held) else 0.0
+        if first["hybrid"]:
+            ranks = [0, 0, sum(ranks)]
+        per_hour = prices.per_hour(*ranks)
         weighed.append(
             Weighed(
                 name=str(name),
                 splits=bool(first["num_colocated"] == 0),
                 found=found[str(name)],
-                goodput_rps=float(held["goodput_rps"].mean()) if len(held) else 0.0,
-                cost=cost_per_million(prices.per_hour(*ranks), tokens_per_s),
+                goodput=bootstrap_mean(held["goodput_rps"]),
+                cost=bootstrap_mean([cost_per_million(per_hour, tokens) for tokens in held["good_tokens_per_s"]]),
+                moved_share=float(held["moved_share"].mean()) if first["hybrid"] and len(held) else np.nan,
+                threshold_tokens=float(held["threshold_tokens"].median()) if first["hybrid"] else np.nan,
             )
         )
-    return sorted(weighed, key=lambda each: (-np.nan_to_num(each.found.rate.mid), each.cost))
-
-
-def where_it_turns(run: Run, rows: pd.DataFrame) -> list[Turn]:
-    """The ratio of the two best ways at every value of every axis."""
-    turns = []
-    for (axis, value), own in rows[rows["axis"] != ""].groupby(["axis", "value"], sort=True):
-        kinds = own.assign(candidate=np.where(own["num_colocated"] == 0, "split", "colocated"))
-        found = saturated(_points(kinds), float(run.config["search"]["attainment"]))
-        if {each.arm for each in found} == {"split", "colocated"}:
-            turns.append(Turn(str(axis), float(str(value)), ratios(found, "colocated")["split"]))
-    return turns
+    return sorted(
+        weighed, key=lambda each: (-np.nan_to_num(each.found.rate.mid), np.nan_to_num(each.cost.mid, nan=np.inf))
+    )
 
 
 def candidate_table(run: Run, weighed: Sequence[Weighed]) -> Table:
@@ -138,8 +139,8 @@ def candidate_table(run: Run, weighed: Sequence[Weighed]) -> Table:
             each.name,
             interval(each.found.rate, "1/s"),
             NONE if base is None or each is base else interval(against[each.name], ""),
-            number(each.goodput_rps, "1/s"),
-            digits(each.cost) if np.isfinite(each.cost) else NONE,
+            interval(each.goodput, "1/s"),
+            interval(each.cost, "") if np.isfinite(each.cost.mid) else NONE,
         )
         for each in weighed[:MAX_SHOWN]
     ]
@@ -149,21 +150,28 @@ def candidate_table(run: Run, weighed: Sequence[Weighed]) -> Table:
         f"Sustains: the rate at which attainment falls below {target}; goodput and cost at the highest rate played "
         "that held. Prices are the configuration's.",
         interval_note(int(run.config["search"]["num_repeats"]), "repeats"),
-        "Not weighed: codecs, hybrid routing, pipeline and context parallel instances.",
+        f"Not weighed: {', '.join(_left_out(run))}.",
+        *(_moved(each) for each in weighed if not np.isnan(each.moved_share)),
     ]
     if len(weighed) > MAX_SHOWN:
         notes.append(f"The best {MAX_SHOWN} of {len(weighed)}; --format csv has all.")
     return Table(titled("Ways to use the ranks, measured", run.labels), columns, rows, notes)
 
 
-def turn_table(run: Run, turns: Sequence[Turn]) -> Table:
-    rows = [
-        (AXES[turn.axis][0], f"{digits(turn.value)} {AXES[turn.axis][1]}", interval(turn.ratio, ""), _word(turn.ratio))
-        for turn in turns
-    ]
-    notes = ["The two best ways of the question itself, played anew; an interval over 1 is a tie."]
-    columns = ("varied", "value", "best split over best colocated", "")
-    return Table(titled("Where the answer turns, measured", run.labels), columns, rows, notes, num_left=2)
+def _left_out(run: Run) -> list[str]:
+    asked = run.config["plan"]
+    left = [] if asked.get("codecs") or asked.get("codec_run") else ["codecs (plan.codecs, plan.codec_run)"]
+    left += [] if asked.get("hybrid") else ["hybrid routing (plan.hybrid)"]
+    return [*left, "pipeline, context and expert parallel instances"]
+
+
+def _moved(way: Weighed) -> str:
+    if way.moved_share == 0:
+        return f"{way.name}: every request stays, by its cost."
+    return (
+        f"{way.name}: {number(way.moved_share, 'share')} of the requests move, by and large prompts of "
+        f"{digits(way.threshold_tokens)} tokens and more."
+    )
 
 
 def draw_candidates(figure: Figure, weighed: Sequence[Weighed]) -> None:
@@ -179,34 +187,6 @@ def draw_candidates(figure: Figure, weighed: Sequence[Weighed]) -> None:
     axes.set(xlabel="sustained, requests /s", xlim=(0, None))
 
 
-def draw_turns(figure: Figure, axis: str, turns: Sequence[Turn]) -> None:
-    axes = figure.add_subplot()
-    mids = np.array([turn.ratio.mid for turn in turns])
-    spread = np.nan_to_num([[t.ratio.mid - t.ratio.low for t in turns], [t.ratio.high - t.ratio.mid for t in turns]])
-    axes.errorbar([turn.value for turn in turns], mids, np.maximum(spread, 0), fmt="o-", color=SERIES[0])
-    axes.axhline(1, ls="--", color=MUTED, lw=1)
-    axes.set(xscale="log", xlabel=" in ".join(AXES[axis]), ylabel="split over colocated", ylim=(0, None))
-
-
-def _points(rows: pd.DataFrame) -> list[Point]:
-    return [
-        Point(str(name), float(str(rate)), own.set_index("repeat")[["attainment"]])
-        for (name, rate), own in rows.groupby(["candidate", "rate_rps"], sort=True)
-    ]
-
-
-def _of(turns: Sequence[Turn], axis: str) -> list[Turn]:
-    return [turn for turn in turns if turn.axis == axis]
-
-
-def _word(ratio: Interval) -> str:
-    if np.isnan(ratio.mid):
-        return "unknown"
-    if ratio.known and ratio.low <= 1 <= ratio.high:
-        return "tie"
-    return "split" if ratio.mid > 1 else "do not split"
-
-
 def _verdict(split: Weighed | None, together: Weighed | None) -> tuple[str, Tone]:
     if split is None or together is None:
         return "Only one kind of candidate was played; no answer.", "open"
@@ -216,10 +196,10 @@ def _verdict(split: Weighed | None, together: Weighed | None) -> tuple[str, Tone
     ratio = ratios([split.found, together.found], together.name)[split.name]
     what = (
         f"{split.name} sustains {interval(split.found.rate, '1/s')}, {interval(ratio, '')} times {together.name} "
-        f"({interval(together.found.rate, '1/s')}); {digits(split.cost)} against {digits(together.cost)} per million "
-        "tokens."
+        f"({interval(together.found.rate, '1/s')}); {interval(split.cost, '')} against {interval(together.cost, '')} "
+        "per million tokens."
     )
-    word = _word(ratio)
+    word = word_for(ratio)
     tones: dict[str, Tone] = {"split": "split", "do not split": "stay"}
     return f"{word.capitalize()}: {what}", tones.get(word, "open")
 
@@ -229,23 +209,8 @@ def _advised(split: Weighed | None, together: Weighed | None) -> list[str]:
     known = [each for each in (split, together) if each is not None and not np.isnan(each.found.rate.mid)]
     if split is None or together is None or len(known) < 2:
         raise RunError("the plan has no answer that real runs could be held against; see what its page says")
-    word = _word(ratios([split.found, together.found], together.name)[split.name])
+    word = word_for(ratios([split.found, together.found], together.name)[split.name])
     return {"split": [split.name], "do not split": [together.name]}.get(word, [split.name, together.name])
-
-
-def _turning(axis: str, turns: Sequence[Turn]) -> str:
-    """Between which values of an axis the answer turns."""
-    own = _of(turns, axis)
-    name, unit = AXES[axis]
-    words = [_word(turn.ratio) for turn in own]
-    changes = [
-        f"between {digits(a.value)} and {digits(b.value)} {unit} from {_word(a.ratio)} to {_word(b.ratio)}"
-        for a, b in pairwise(own)
-        if _word(a.ratio) != _word(b.ratio)
-    ]
-    if not changes:
-        return f"Over the {name} values tried the answer stays: {words[0]}."
-    return f"By {name} it turns {', and '.join(changes)}."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

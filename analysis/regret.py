@@ -144,7 +144,7 @@ def regret_table(run: Run, planned: Sequence[Saturated], sweep: Sweep, regret: R
     said = {each.arm: each.rate.mid for each in planned}
     base = said.get(sweep.base, np.nan)
     rows = []
-    for name in sorted({*said, *sweep.ways}, key=lambda name: -_over(sweep, name)):
+    for name in sorted({*said, *sweep.ways}, key=lambda name: (-_over(sweep, name), name)):
         real, own = sweep.ways.get(name), said.get(name, np.nan)
         words = [word for word, which in (("advised", regret.advised), ("best", regret.best)) if which == name]
         rows.append(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Gt, MinLen
 
+from xpyd.economics.codecs import CodecTerm
 from xpyd.placement import PlacementConfig, Width
 from xpyd.units import GIGA
 
@@ -20,6 +21,9 @@ MAX_CANDIDATES = 200
 class PlanConfig:
     """``num_ranks`` to use, all of them; tensor-parallel ``widths`` and hand-off ``modes`` to try for either role.
 
+    ``codecs`` to try on every hand-off, beside none: assumed ones, and with ``codec_run`` all that a run of ``codecs``
+    timed. ``hybrid``: also route each request by its cost, to stay on one rank or to move (``xpyd.hybrid``).
+
     A width at which a rank's share of the weights is above ``rank_memory_gbytes`` (decimal) is left out. Where the
     answer may turn: the best split and the best colocated way are played anew at each of ``link_gbps`` (bits per
     second) and of ``input_lens`` (every prompt of that length).
@@ -28,6 +32,9 @@ class PlanConfig:
     num_ranks: Annotated[int, Gt(1)]
     widths: Annotated[tuple[Width, ...], MinLen(1)] = (1,)
     modes: Annotated[tuple[Mode, ...], MinLen(1)] = ("layerwise",)
+    codecs: tuple[CodecTerm, ...] = ()
+    codec_run: str | None = None
+    hybrid: bool = False
     rank_memory_gbytes: Positive | None = None
     link_gbps: tuple[Positive, ...] = ()
     input_lens: tuple[Annotated[int, Gt(0)], ...] = ()
@@ -39,18 +46,21 @@ class Candidate:
 
     placement: PlacementConfig
     mode: Mode | Literal[""]
+    codec: CodecTerm | None = None
+    hybrid: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.placement.name} {self.mode}".strip()
+        words = [self.placement.name, self.mode, self.codec.name if self.codec else "", "hybrid" if self.hybrid else ""]
+        return " ".join(word for word in words if word)
 
     @property
     def splits(self) -> bool:
         return self.placement.num_colocated == 0
 
 
-def candidates(config: PlanConfig, weight_bytes: float) -> list[Candidate]:
-    """Every candidate, colocated ones first. ``weight_bytes``: of the whole model.
+def candidates(config: PlanConfig, weight_bytes: float, measured: Sequence[CodecTerm] = ()) -> list[Candidate]:
+    """Every candidate, colocated ones first. ``weight_bytes``: of the whole model; ``measured``: of ``codec_run``.
 
     Raises ValueError where there is none, no colocated one to hold the others against, or more than can be played.
     """
@@ -71,14 +81,20 @@ def candidates(config: PlanConfig, weight_bytes: float) -> list[Candidate]:
             f"plan.num_ranks={config.num_ranks}: no width of {widths} divides it, so there is no colocated way to "
             "compare with; choose another number"
         )
-    found = [
-        *together,
-        *(Candidate(split, mode) for split in _splits(config.num_ranks, widths) for mode in config.modes),
-    ]
+    codecs = [*config.codecs, *measured]
+    names = [codec.name for codec in codecs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"plan.codecs: {names} holds a name twice; a way is told by it, so choose another")
+    found = list(together)
+    for split in _splits(config.num_ranks, widths):
+        for mode in config.modes:
+            found += [Candidate(split, mode, codec) for codec in (None, *codecs)]
+            if config.hybrid and split.alone:
+                found.append(Candidate(split, mode, hybrid=True))
     if len(found) > MAX_CANDIDATES:
         raise ValueError(
             f"plan.num_ranks={config.num_ranks}, plan.widths={list(config.widths)}: {len(found)} candidates, at most "
-            f"{MAX_CANDIDATES} are played; give fewer widths or modes"
+            f"{MAX_CANDIDATES} are played; give fewer widths, modes or codecs"
         )
     return found
 

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import nan
+from pathlib import Path
 from statistics import fmean
 
+from xpyd.codec_terms import read_codec_terms
 from xpyd.compose import ROOT
+from xpyd.config.base import ConfigError
 from xpyd.config.modeled import Plan
+from xpyd.economics.codecs import CodecTerm
 from xpyd.entry import Job
 from xpyd.environment import lone_environment
+from xpyd.hybrid import HybridConfig
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.plan_search import Candidate, candidates
 from xpyd.records import COLOCATED, DISAGGREGATED, PlanRow
@@ -23,6 +29,7 @@ from xpyd.run_dir import RowWriter
 from xpyd.simulate.account import Account, Totals
 from xpyd.simulate.cluster import Cluster
 from xpyd.simulate.costs import PS_PER_S
+from xpyd.simulate.hybrid import hybrid_for, threshold
 from xpyd.simulate.setup import Setup
 from xpyd.simulation import costs_of, setup_of
 
@@ -34,8 +41,10 @@ Attained = dict[float, float]
 def run_plan(config: Plan, job: Job) -> None:
     """Write a row for every candidate, rate and repeat; in the calling process."""
     spec = resolve_spec(config.model)
-    ways = candidates(config.plan, spec.num_params() * spec.dtype_bytes)
+    measured = _measured_codecs(config)
+    ways = candidates(config.plan, spec.num_params() * spec.dtype_bytes, measured)
     labels = ["modeled", costs_of(config).label]
+    labels += ["codecs assumed"] * bool(config.plan.codecs) + ["codecs measured elsewhere"] * bool(measured)
     job.run_dir.write_json("environment.json", {**lone_environment(ROOT, []), "labels": labels})
     begin_s = time.monotonic()
     with RowWriter(job.run_dir, rank=0) as rows:
@@ -51,6 +60,16 @@ def run_plan(config: Plan, job: Job) -> None:
             for way in _best(sustained):
                 found = _climb(varied, way, axis, value, rows)
                 job.say(f"{axis}={value:g} {way.name}: sustains {found:g} /s")
+
+
+def _measured_codecs(config: Plan) -> tuple[CodecTerm, ...]:
+    """Raises ConfigError where ``plan.codec_run`` cannot be read."""
+    if config.plan.codec_run is None:
+        return ()
+    try:
+        return read_codec_terms(Path(config.plan.codec_run))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _best(sustained: Mapping[Candidate, float]) -> Iterator[Candidate]:
@@ -76,9 +95,9 @@ def _climb(config: Plan, way: Candidate, axis: str, value: float, rows: RowWrite
     while (rate := config.search.next_rate(attained)) is not None:
         workload, shares = config.workload_at(rate), []
         for repeat in range(config.search.num_repeats):
-            totals, end_s = _play(setup, workload.build(repeat))
-            shares.append(totals.num_met / totals.num_requests)
-            rows.write(_row(way, axis, value, rate, repeat, totals, end_s))
+            played = _play(way, setup, workload.build(repeat))
+            shares.append(played.totals.num_met / played.totals.num_requests)
+            rows.write(_row(way, axis, value, rate, repeat, played))
         attained[rate] = fmean(shares)
     rows.flush()
     return config.search.bracket(attained).low_rps or 0.0
@@ -88,19 +107,34 @@ def _setup(config: Plan, way: Candidate) -> Setup:
     """What is simulated of a candidate, whatever the rate."""
     transfer = replace(config.transfer, mode=way.mode) if way.mode else config.transfer
     asked = replace(config, placement=way.placement, transfer=transfer)
-    return setup_of(asked, DISAGGREGATED if way.splits else COLOCATED, costs_of(config))
+    return replace(setup_of(asked, DISAGGREGATED if way.splits else COLOCATED, costs_of(config)), codec=way.codec)
 
 
-def _play(setup: Setup, requests: Sequence[Request]) -> tuple[Totals, float]:
-    """One simulated block without rows: its sums, and the second at which its last request ended."""
+@dataclass(frozen=True)
+class _Played:
+    """One simulated block: its sums, when its last request ended, and who moved."""
+
+    totals: Totals
+    end_s: float
+    moved_share: float
+    threshold_tokens: float
+
+
+def _play(way: Candidate, setup: Setup, requests: Sequence[Request]) -> _Played:
+    """One simulated block without rows."""
+    if way.hybrid:
+        setup = replace(setup, hybrid=hybrid_for(setup, HybridConfig("cost"), requests))
     account = Account(0, setup.slo, None, False, 0)
-    end_ps = Cluster(setup, account, lambda _: False).play(iter(requests))
-    return account.totals, end_ps / PS_PER_S
+    cluster = Cluster(setup, account, lambda _: False)
+    end_s = cluster.play(iter(requests)) / PS_PER_S
+    if cluster.hybrid is None:
+        return _Played(account.totals, end_s, float(way.splits), nan)
+    moved, stayed = cluster.hybrid.moved, cluster.hybrid.stayed
+    return _Played(account.totals, end_s, len(moved) / len(requests), threshold(moved, stayed))
 
 
-def _row(
-    way: Candidate, axis: str, value: float, rate_rps: float, repeat: int, totals: Totals, end_s: float
-) -> PlanRow:
+def _row(way: Candidate, axis: str, value: float, rate_rps: float, repeat: int, played: _Played) -> PlanRow:
+    totals, end_s = played.totals, played.end_s
     placement = way.placement
     return PlanRow(
         candidate=way.name,
@@ -111,6 +145,8 @@ def _row(
         num_colocated=placement.num_colocated,
         colocated_tp=placement.colocated_tp or 1,
         mode=way.mode,
+        codec=way.codec.name if way.codec is not None else "",
+        hybrid=way.hybrid,
         axis=axis,
         value=value,
         rate_rps=rate_rps,
@@ -120,4 +156,6 @@ def _row(
         good_tokens_per_s=totals.num_met_tokens / end_s,
         ttft_p99_s=totals.ttft.quantile_s(0.99),
         itl_p99_s=totals.itl.quantile_s(0.99),
+        moved_share=played.moved_share,
+        threshold_tokens=played.threshold_tokens,
     )

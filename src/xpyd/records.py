@@ -300,6 +300,8 @@ class PlanRow:
     num_colocated: int
     colocated_tp: int
     mode: str  # of the hand-off; empty where no KV moves
+    codec: str  # its name; empty: KV as it is
+    hybrid: bool  # each request stays or moves
     axis: str
     value: float
     rate_rps: float
@@ -309,6 +311,8 @@ class PlanRow:
     good_tokens_per_s: float  # output tokens of requests within the limits
     ttft_p99_s: float
     itl_p99_s: float
+    moved_share: float  # of the requests
+    threshold_tokens: float  # hybrid: prompts from here on moved, with the fewest exceptions; NaN: none did
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ ADDED: dict[str, dict[str, Value]] = {
     "steps": {"num_reserved_kv_blocks": 0},
     "codec_points": {"wall_s": NAN},
     "caches": {"num_remote_tokens": 0},
+    "plan": {"codec": "", "hybrid": False, "moved_share": NAN, "threshold_tokens": NAN},
     "scaling": {"kind": "tp", "variant": "", "num_micro_batches": 0, "rank": 0, "work_s": NAN},
 }
 # Table -> old name -> new name.

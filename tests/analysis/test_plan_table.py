@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis import plan
@@ -16,6 +17,7 @@ CONFIG = {
     "experiment": "plan",
     "prices": {"currency": "EUR", "prefill_rank_hour": 3.6, "decode_rank_hour": 1.8, "colocated_rank_hour": 1.8},
     "search": {"attainment": 0.9, "num_repeats": 5},
+    "plan": {"num_ranks": 2, "codecs": [], "codec_run": None, "hybrid": False},
 }
 
 
@@ -23,8 +25,10 @@ def rows(candidate: str, counts: tuple[int, int, int], holds: float, axis: str =
     """A candidate that meets all limits at ``holds`` requests per second, and none at twice that."""
     num_prefill, num_decode, num_colocated = counts
     what = (candidate, num_prefill, 1, num_decode, 1, num_colocated, 1, "layerwise" if num_prefill else "")
+    hybrid = candidate.endswith("hybrid")
+    moved = (0.25, 300.0) if hybrid else (float(num_prefill > 0), np.nan)
     return [
-        PlanRow(*what, axis, value, rate, repeat, share, rate * share, 10 * rate * share, 0.1, 0.01)
+        PlanRow(*what, "", hybrid, axis, value, rate, repeat, share, rate * share, 10 * rate * share, 0.1, 0.01, *moved)
         for repeat in range(5)
         for rate, share in ((holds, 1.0), (2 * holds, 0.0))
     ]
@@ -41,11 +45,18 @@ def test_the_best_way_its_price_and_where_the_answer_turns(tmp_path: Path) -> No
     results = plan.analyse(run_of(tmp_path, made))
     # 200 tokens a second at 5.4 EUR an hour are 7.5 EUR a million; 100 at 3.6 are 10. 20 * 2^0.1 = 21.4.
     assert results.answer == (
-        "Split: 1P1D layerwise sustains 21.4 [21.4, 21.4] /s, 2 [2, 2] times 2C (10.7 [10.7, 10.7] /s); 7.5 against 10 "
-        "per million tokens."
+        "Split: 1P1D layerwise sustains 21.4 [21.4, 21.4] /s, 2 [2, 2] times 2C (10.7 [10.7, 10.7] /s); 7.5 [7.5, 7.5] "
+        "against 10 [10, 10] per million tokens."
     )
     assert results.tone == "split"
-    assert "By link it turns between 1 and 10 Gb/s from do not split to split." in results.because
+    assert (
+        "By link it turns between 1 and 10 Gb/s (even at about 3.16 Gb/s) from do not split to split."
+        in results.because
+    )
+    assert "By rate: up to 10.7 [10.7, 10.7] /s both hold, from there to 21.4" in results.because
+    assert "/s only 1P1D layerwise, above neither." in results.because
+    assert results.tables[0].rows[0][3:] == ("20 [20, 20] /s", "7.5 [7.5, 7.5]")
+    assert "Not weighed: codecs (plan.codecs, plan.codec_run), hybrid routing" in results.tables[0].notes[2]
     assert [row[0] for row in results.tables[0].rows] == ["1P1D layerwise", "2C"]
     assert "simulated [modeled, data sheet]" in results.tables[0].title
 
@@ -62,6 +73,14 @@ def test_not_splitting_is_an_answer_and_so_is_a_tie(tmp_path: Path) -> None:
 def test_who_never_gives_way_has_no_answer(tmp_path: Path) -> None:
     made = rows("2C", (0, 0, 2), 20) + [row for row in rows("1P1D layerwise", (1, 1, 0), 10) if row.attainment == 1]
     assert plan.analyse(run_of(tmp_path, made)).answer.startswith("No answer: 1P1D layerwise never gave way")
+
+
+def test_hybrid_ranks_have_the_colocated_price_and_tell_who_moved(tmp_path: Path) -> None:
+    results = plan.analyse(run_of(tmp_path, rows("2C", (0, 0, 2), 10) + rows("1P1D layerwise hybrid", (1, 1, 0), 20)))
+    # 200 tokens a second at 3.6 EUR an hour are 5 EUR a million.
+    assert results.tables[0].rows[0][4] == "5 [5, 5]"
+    told = "1P1D layerwise hybrid: 25 % of the requests move, by and large prompts of 300 tokens and more."
+    assert told in results.tables[0].notes
 
 
 def test_nothing_played_is_told(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def test_advice_that_the_sweep_confirms_has_no_regret(tmp_path: Path) -> None:
     table = results.tables[-1]
     assert [(row[0], row[4], row[5]) for row in table.rows] == [
         (SPLIT, "1.5 [1.5, 1.5]", "advised, best"),
-        ("3C", "1 [1, 1]", ""),
         (LATE_SPLIT, "1 [1, 1]", ""),
+        ("3C", "1 [1, 1]", ""),
     ]
     assert "Regret: 0 [0, 0] %" in table.notes[0]
     assert "plan: CPU, shared node" in table.title

@@ -56,6 +56,7 @@ FLOORS = {
     "xpyd.saturation_search": 4,
     "xpyd.plan_search": 4,
     "xpyd.break_even_grid": 4,
+    "xpyd.codec_terms": 5,
     "xpyd.planning": 6,
     "xpyd.break_even": 6,
     "xpyd.saturation": 6,

@@ -7,14 +7,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.analysis.synthetic import write_run
 from tests.unit.test_config import composed
+from xpyd.codec_terms import read_codec_terms
 from xpyd.config.base import ConfigError
 from xpyd.config.load import load_config
 from xpyd.config.modeled import Plan
+from xpyd.economics.codecs import CodecTerm
 from xpyd.entry import Job
 from xpyd.plan_search import PlanConfig, candidates
 from xpyd.planning import run_plan
+from xpyd.records import CodecPointRow
 from xpyd.run_dir import RunDir
+from xpyd.streams import merge
 
 QUICK = [
     "model=tiny",
@@ -64,6 +69,29 @@ def test_widths_and_modes_multiply_and_all_ranks_are_used() -> None:
     }
 
 
+def test_codecs_and_hybrid_routing_are_further_ways() -> None:
+    halves, thirds = CodecTerm("halves", 0.5, 1.0, 1.0), CodecTerm("thirds", 0.3, 2.0, 2.0)
+    names = [way.name for way in candidates(PlanConfig(2, codecs=(halves,), hybrid=True), 0.0, [thirds])]
+    split = ["1P1D layerwise", "1P1D layerwise halves", "1P1D layerwise thirds", "1P1D layerwise hybrid"]
+    assert names == ["2C", *split]
+    wide = candidates(PlanConfig(4, widths=(2,), hybrid=True), 0.0)
+    assert not any(way.hybrid for way in wide), "its costs are reckoned for instances of one rank"
+    with pytest.raises(ValueError, match="holds a name twice"):
+        candidates(PlanConfig(2, codecs=(halves, halves)), 0.0)
+
+
+def test_a_run_of_codecs_says_what_they_cost(tmp_path: Path) -> None:
+    def row(codec: str, prompt: int, repeat: int, seconds: float) -> CodecPointRow:
+        return CodecPointRow(codec, prompt, 64, repeat, 4, 10**6, 10**6 // 4, seconds, 2 * seconds, 1.0)
+
+    made = [row("int8 per head", prompt, n, s) for prompt in (0, 1) for n, s in enumerate((0.001, 0.002, 9.0))]
+    write_run(tmp_path / "run", [row("none", 0, 0, 5.0), *made])
+    (term,) = read_codec_terms(tmp_path / "run")
+    assert term == CodecTerm("int8 per head", 0.25, pytest.approx(2.0), pytest.approx(4.0))
+    with pytest.raises(ConfigError, match=r"plan\.codec_run=.*no whole run of codecs"):
+        sustained(tmp_path, planned(f"plan.codec_run={tmp_path / 'nothing'}"))
+
+
 def test_what_does_not_fit_a_rank_is_left_out() -> None:
     found = candidates(PlanConfig(8, widths=(1, 2, 4), rank_memory_gbytes=80.0), weight_bytes=140e9)
     assert {way.placement.colocated_tp for way in found if not way.splits} == {2, 4}
@@ -79,11 +107,32 @@ def test_what_does_not_fit_a_rank_is_left_out() -> None:
         (["plan.num_ranks=64", "plan.widths=[1,2,4]"], r"candidates, at most 200 are played"),
         (["workload=closed_loop"], r"plan sets the rate of arrivals"),
         (["plan.num_ranks=4", "plan.widths=[3]"], r"plan\.widths"),
+        (["plan.codecs=[{name: none}]"], r"plan\.codecs\.0\.bytes_share"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         planned(*overrides)
+
+
+def test_a_codec_pays_on_a_slow_link_and_loses_where_it_takes_longer_than_it_saves(tmp_path: Path) -> None:
+    codecs = "plan.codecs=[{name: free, bytes_share: 0.1, encode_s_per_gbyte: 0, decode_s_per_gbyte: 0},"
+    codecs += "{name: slow, bytes_share: 0.99, encode_s_per_gbyte: 300, decode_s_per_gbyte: 300}]"
+    slow, fast = (sustained(tmp_path / rate, planned(f"fabric.rate_gbps={rate}", codecs)) for rate in ("0.05", "100"))
+    assert slow.get("1P1D layerwise", 0) < slow["1P1D layerwise free"]
+    assert fast.get("1P1D layerwise slow", 0) < fast["1P1D layerwise"] <= fast["1P1D layerwise free"]
+
+
+def test_hybrid_ranks_are_played_and_who_moved_is_told(tmp_path: Path) -> None:
+    config = planned("fabric.rate_gbps=100", "plan.hybrid=true")
+    run_dir = RunDir.create(tmp_path, "plan", "run")
+    run_plan(config, Job(config, run_dir))
+    rows = merge(run_dir.path, "plan").to_pandas()
+    hybrid = rows[rows["hybrid"]]
+    assert set(hybrid["candidate"]) == {"1P1D layerwise hybrid"}
+    assert hybrid["moved_share"].between(0, 1).all()
+    assert (hybrid["threshold_tokens"].isna() == (hybrid["moved_share"] == 0)).all()
+    assert set(rows[~rows["hybrid"] & (rows["num_colocated"] == 0)]["moved_share"]) == {1.0}
 
 
 def test_a_slow_link_makes_splitting_lose_and_where_it_turns_is_told(tmp_path: Path) -> None:

@@ -109,6 +109,11 @@ class Plan(Simulate):
         spec = resolve_spec(self.model)
         check_divisions({Division("tp", width) for width in self.plan.widths}, spec)
         candidates(self.plan, spec.num_params() * spec.dtype_bytes)
+        if self.plan.hybrid and self.simulate.outages:
+            raise ValueError(
+                "plan.hybrid=true with simulate.outages: the policy is not told of instances that are down; leave "
+                "either out"
+            )
         self.workload_at(self.search.max_rps).check(self.search.num_repeats)
 
     def workload_at(self, rate_rps: float) -> WorkloadConfig:
