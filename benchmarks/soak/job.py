@@ -24,7 +24,7 @@ from xpyd.faults import EXIT_RANKS_LOST, EXIT_REQUESTS_FAILED, ClientLost, Fault
 from xpyd.kv.prefix import BlockMove
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
-from xpyd.mpi import MPI
+from xpyd.mpi import MPI, leave_together
 from xpyd.placement import CLIENT_RANK, Placement, PlacementConfig
 from xpyd.records import DISAGGREGATED
 from xpyd.request import Request
@@ -163,7 +163,7 @@ def main() -> None:
             over_file(folder).touch()
             MPI.COMM_WORLD.Abort(EXIT_RANKS_LOST)
         leave_in_turn(session.rank)
-    sys.exit(EXIT_REQUESTS_FAILED if failed else 0)
+    leave_together(EXIT_REQUESTS_FAILED if failed else 0)
 
 
 def terminate(number: int, frame: object) -> None:

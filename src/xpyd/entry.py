@@ -86,7 +86,9 @@ def main(experiment: str, phases: Phases) -> NoReturn:
     """Run ``phases`` as the experiment that the command line describes, and exit with its code."""
     arguments = sys.argv[1:]
     if inside_mpi():
-        sys.exit(_main_rank(experiment, phases, arguments))
+        from xpyd.mpi import leave_together
+
+        leave_together(_main_rank(experiment, phases, arguments))
     points: list[Point] = []
     code = compose(experiment, arguments, lambda config, overrides: _main_front(config, overrides, phases, points))
     if points:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import NoReturn
 
 
@@ -35,6 +36,18 @@ def survives_ends() -> bool:
     return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - its name is Open MPI's
 
 
+def leave_together(code: int) -> NoReturn:
+    """End this process when all ranks have come to the same end. Collective.
+
+    ``python -m mpi4py`` makes an MPI_Abort of every exit code that is not 0, and the launcher (prterun 5.0.11) can lock
+    up when several ranks abort, or end with such a code, at once: they meet in MPI_Finalize, and rank 0 alone has it.
+    """
+    rank = MPI.COMM_WORLD.rank
+    if code:
+        MPI.Finalize()
+    sys.exit(code if rank == 0 else 0)
+
+
 def leave_job() -> NoReturn:
     """End this process at once, in a job that survives it.
 
@@ -45,4 +58,4 @@ def leave_job() -> NoReturn:
     raise AssertionError("a process outlived SIGKILL")
 
 
-__all__ = ["MPI", "PROCESS_FAILED", "leave_job", "survives_ends"]
+__all__ = ["MPI", "PROCESS_FAILED", "leave_job", "leave_together", "survives_ends"]
