@@ -204,7 +204,7 @@ def _read_table(folder: Path, table: str, partial: bool) -> pd.DataFrame:
         if path.exists():
             try:
                 return _frame(in_this_version(pq.read_table(path), table, path))
-            except (pa.ArrowInvalid, OSError) as error:
+            except (pa.ArrowException, OSError) as error:
                 if not partial:  # a run killed while it merged still has its streams
                     problem = f"damaged Parquet ({_first_line(error)})"
                     raise RunError(f"{path}: {problem}; restore it or measure again") from None
