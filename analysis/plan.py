@@ -74,7 +74,7 @@ def analyse(run: Run, against: Sequence[Run] = ()) -> Results:
         sweep = read_sweep(run, against)
         regret = regret_of(_advised(best[True], best[False]), sweep)
         tables.append(regret_table(run, [each.found for each in weighed], sweep, regret))
-        because = [regret_answer(regret), *because]
+        because.append(regret_answer(regret))
     return Results(
         name=run.name,
         experiment=run.experiment,

@@ -160,8 +160,8 @@ def regret_table(run: Run, planned: Sequence[Saturated], sweep: Sweep, regret: R
     notes = [
         f"Regret: {interval(regret.relative, 'share')} of what the best real way sustains, "
         f"{interval(regret.rate, '1/s')}. The best way was chosen by these runs, which is hard on the plan.",
-        "Over colocated, real: against the colocated arm of the same session, on the same requests; its rate is a mean "
-        f"of {sweep.ways[sweep.base].num_sessions} sessions.",
+        "Over colocated, real: against the colocated arm of the same session, on the same requests. Sessions: "
+        f"{sweep.ways[sweep.base].num_sessions}.",
         interval_note(sweep.num_repeats, "repeats"),
     ]
     absent = [name for name in said if name not in sweep.ways]

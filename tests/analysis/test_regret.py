@@ -48,7 +48,7 @@ def sweep_of(folder: Path, split: float, other: float = 1.0) -> list[Run]:
 
 def test_advice_that_the_sweep_confirms_has_no_regret(tmp_path: Path) -> None:
     results = plan.analyse(planned(tmp_path, 2.0), sweep_of(tmp_path, 1.5))
-    assert results.because.startswith("Against real runs: no regret, 1P2D layerwise is the best of them too.")
+    assert results.because.endswith("Against real runs: no regret, 1P2D layerwise is the best of them too.")
     table = results.tables[-1]
     assert [(row[0], row[4], row[5]) for row in table.rows] == [
         (SPLIT, "1.5 [1.5, 1.5]", "advised, best"),
