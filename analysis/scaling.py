@@ -91,6 +91,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *LAST,
     ),
     "cp": (*FIRST, GAIN, WORK, ("imbalance", lambda s: number(s.imbalance, "")), *LAST),
+    "ep": (*FIRST, WORK, ("imbalance", lambda s: number(s.imbalance, "")), *LAST),
 }
 NOTES = {
     "tp": "Exchange: two sums over the ranks in each layer, and one join of the logits.",
@@ -98,6 +99,8 @@ NOTES = {
     "of it that equal stages would idle, (stages - 1) / (micro-batches + stages - 1).",
     "cp": "Exchange: keys and values of all ranks' tokens, gathered in each layer. Imbalance: the most loaded rank's "
     "CPU seconds over the mean of all.",
+    "ep": "Exchange: all ranks' tokens before attention, sums of a rank's own after it, and tokens on their way to "
+    "their experts' ranks and back, in each layer. Imbalance: the most loaded rank's CPU seconds over the mean of all.",
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def _tensors(num_first: int, rest: float) -> Iterator[tuple[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
 
     def matrix(rows: int, columns: int, scale: float = 1.0) -> torch.Tensor:
-        return torch.randn((rows, columns), generator=generator) * scale * columns**-0.5
+        return torch.randn((rows, columns), generator=generator) * (scale / math.sqrt(columns))
 
     yield "model.embed_tokens.weight", matrix(VOCAB, HIDDEN, HIDDEN**0.5)
     for number in range(NUM_LAYERS):

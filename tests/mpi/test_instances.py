@@ -6,13 +6,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from analysis.scaling import COLUMNS, NOTES, TITLES
 from tests.mpi.programs.instances import REQUESTS, SCHEDULER, SPECS
+from xpyd.placement import Kind
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -83,6 +86,10 @@ def test_a_comparison_of_unequal_widths(tmp_path: Path) -> None:
     arms = [tokens[tokens["block"] == block]["token_id"].tolist() for block in blocks]
     assert len(arms[0]) == 16
     assert arms[0] == arms[1]
+
+
+def test_every_kind_of_instance_has_its_scaling_table() -> None:
+    assert set(get_args(Kind)) == set(TITLES) == set(COLUMNS) == set(NOTES)
 
 
 @pytest.mark.mpi
