@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 import torch
 
@@ -136,27 +137,28 @@ class ModelRunner:
         return forward(self.spec, self._weights, self._rope, batch, self.cache, on_layer, self._reducer)
 
     def _pack(self, segments: list[Segment]) -> Batch:
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
+        """``segments``, decodes first."""
+        decodes = list(takewhile(lambda segment: segment.is_decode, segments))
+        size = self.cache.block_size
+        tokens = [segment.tokens[0] for segment in decodes]
+        positions = [segment.start for segment in decodes]
+        slots = [segment.block_table[segment.start // size] * size + segment.start % size for segment in decodes]
+        rows = [row for row, segment in enumerate(decodes) if segment.samples]
         chunks: list[ChunkView] = []
-        rows: list[int] = []  # that sample
-        for segment in segments:
-            begin = len(tokens)
+        for segment in segments[len(decodes) :]:
+            chunks.append(self._chunk(segment, len(tokens)))
             tokens += segment.tokens
             positions += range(segment.start, segment.end)
             slots += self.cache.slots(segment.block_table, segment.start, len(segment.tokens))
             if segment.samples:
                 rows.append(len(tokens) - 1)
-            if not segment.is_decode:
-                chunks.append(self._chunk(segment, begin))
         sizes = [len(tokens)] * 3 + [len(rows)]
         packed = torch.split(self._tensor(tokens + positions + slots + rows), sizes)  # one tensor: one copy to a GPU
         return Batch(
             tokens=packed[0],
             positions=packed[1],
             slots=packed[2],
-            decodes=self._decode_groups([segment for segment in segments if segment.is_decode]),
+            decodes=self._decode_groups(decodes),
             chunks=chunks,
             sampled_rows=packed[3],
         )
@@ -180,21 +182,23 @@ class ModelRunner:
         """
         groups = []
         begin = 0
+        widths = [self._blocks_of(segment) for segment in segments]
         for end in range(1, len(segments) + 1):
-            limit = 2 * self._blocks_of(segments[begin])
-            if end == len(segments) or (self._graphs is None and self._blocks_of(segments[end]) > limit):
-                groups.append(self._decode_group(segments[begin:end], begin))
+            if end == len(segments) or (self._graphs is None and widths[end] > 2 * widths[begin]):
+                groups.append(self._decode_group(segments[begin:end], begin, widths[end - 1]))
                 begin = end
         return groups
 
-    def _decode_group(self, segments: list[Segment], begin: int) -> DecodeGroup:
-        width = self._blocks_of(segments[-1])
-        tables = [(segment.block_table + [0] * width)[:width] for segment in segments]
+    def _decode_group(self, segments: list[Segment], begin: int, width: int) -> DecodeGroup:
+        padding = [0] * width
+        tables = [
+            table if len(table := segment.block_table) == width else (table + padding)[:width] for segment in segments
+        ]
         return DecodeGroup(
             begin=begin,
             end=begin + len(segments),
             tables=self._tensor(tables),
-            ends=self._tensor([segment.end for segment in segments]),
+            ends=self._tensor([segment.start + 1 for segment in segments]),
             window=self.spec.sliding_window,
             block_size=self.cache.block_size,
         )

@@ -99,7 +99,8 @@ class Sequence:
     @property
     def decoding(self) -> bool:
         """Only its newest output has no KV yet. (The last single token of a prompt is still prefill.)"""
-        return bool(self.outputs) and self.num_to_compute == 1
+        outputs = self.outputs  # not by num_to_compute: asked of every sequence in every step
+        return bool(outputs) and len(self.prompt) + len(outputs) - self.num_computed == 1
 
     @property
     def max_kv_tokens(self) -> int:
@@ -473,6 +474,8 @@ class Scheduler(ABC):
     def _grow(self, sequence: Sequence) -> bool:
         """Make sure that the newest token has a slot; False when a block is needed and none is free."""
         missing = self._blocks.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+        if missing <= 0:
+            return True
         if missing > self.num_free_blocks:
             return False
         sequence.block_table.extend(self._blocks.allocate(missing))

@@ -14,6 +14,9 @@ from xpyd.model.sampling import Sampled
 from xpyd.scheduler.base import Chunk, Scheduler, Sequence, StepPlan
 from xpyd.worker.speculation import Speculator, agreed
 
+OnLayer = Callable[[int], None]
+Tell = Callable[[StepPlan, list[Segment]], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -48,8 +51,8 @@ class Engine:
     def run(
         self,
         plan: StepPlan,
-        on_layer: Callable[[int], None] | None = None,
-        tell: Callable[[StepPlan, list[Segment]], None] | None = None,
+        on_layer: OnLayer | None = None,
+        tell: Tell | None = None,
         on_draft: Callable[[], None] | None = None,
     ) -> list[Output]:
         """Run a scheduled step; ``on_layer(layer)`` is called as soon as a layer's KV is in the pool.
@@ -58,13 +61,36 @@ class Engine:
         between the layers of a draft model. Outputs of one sequence follow each other: several where guesses came true.
         """
         chunks = [*plan.decodes, *plan.prefills]
-        guesses = {} if self.speculator is None else self.speculator.guess(plan.decodes, on_draft)
-        runs = [_segments(chunk, guesses.get(chunk.sequence.request_id, [])) for chunk in chunks]
-        segments = [segment for run in runs for segment in run]
+        if self.speculator is not None:
+            return self._run_guesses(self.speculator, plan, chunks, on_layer, tell, on_draft)
+        segments = [_segment(chunk) for chunk in chunks]
+        results = self._run_segments(plan, segments, on_layer, tell)
+        return [
+            Output(chunk.sequence, len(chunk.sequence.outputs), sampled)
+            for chunk, sampled in zip(chunks, results, strict=True)
+            if sampled is not None
+        ]
+
+    def _run_segments(
+        self, plan: StepPlan, segments: list[Segment], on_layer: OnLayer | None, tell: Tell | None
+    ) -> list[Sampled | None]:
         self.settle()
         if tell is not None:
             tell(plan, segments)
-        results = iter(self.runner.run(segments, on_layer))
+        return self.runner.run(segments, on_layer)
+
+    def _run_guesses(
+        self,
+        speculator: Speculator,
+        plan: StepPlan,
+        chunks: list[Chunk],
+        on_layer: OnLayer | None,
+        tell: Tell | None,
+        on_draft: Callable[[], None] | None,
+    ) -> list[Output]:
+        guesses = speculator.guess(plan.decodes, on_draft)
+        runs = [_segments(chunk, guesses.get(chunk.sequence.request_id, [])) for chunk in chunks]
+        results = iter(self._run_segments(plan, [segment for run in runs for segment in run], on_layer, tell))
         outputs: list[Output] = []
         num_accepted = 0
         for chunk, run in zip(chunks, runs, strict=True):
@@ -73,20 +99,20 @@ class Engine:
             num_accepted += max(0, len(right) - 1)
             known = len(chunk.sequence.outputs)
             outputs += [Output(chunk.sequence, known + i, sampled) for i, sampled in enumerate(right)]
-        if self.speculator is not None:
-            self.speculator.count(num_accepted)
+        speculator.count(num_accepted)
         return outputs
 
     def commit(self, plan: StepPlan, outputs: list[Output]) -> list[Sequence]:
         """Record what was computed; returns the sequences that are finished here."""
+        if self.speculator is None:
+            return self.scheduler.commit(plan, {o.sequence.request_id: o.sampled.token for o in outputs})
         tokens: defaultdict[int, list[int]] = defaultdict(list)
         for output in outputs:
             tokens[output.sequence.request_id].append(output.sampled.token)
         finished = self.scheduler.commit(plan, {request_id: made[0] for request_id, made in tokens.items()})
-        if self.speculator is not None:
-            for chunk in plan.decodes:
-                if self.scheduler.extend(chunk.sequence, tokens[chunk.sequence.request_id][1:]):
-                    finished.append(chunk.sequence)
+        for chunk in plan.decodes:
+            if self.scheduler.extend(chunk.sequence, tokens[chunk.sequence.request_id][1:]):
+                finished.append(chunk.sequence)
         return finished
 
 
