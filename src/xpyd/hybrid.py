@@ -134,6 +134,7 @@ class RankLoad:
     """What is on a rank, as far as the client knows."""
 
     prompts: dict[int, float] = field(default_factory=dict)  # seconds of each that has no token yet, in order
+    prompts_s: float = 0.0  # of them all
     front_since_s: float = 0.0  # when the first of them can have begun
     decodes: set[int] = field(default_factory=set)  # requests that decode there, or will
 
@@ -142,7 +143,18 @@ class RankLoad:
         if not self.prompts:
             return 0.0
         front_s = next(iter(self.prompts.values()))
-        return sum(self.prompts.values()) - min(front_s, max(0.0, now_s - self.front_since_s))
+        return self.prompts_s - min(front_s, max(0.0, now_s - self.front_since_s))
+
+    def add(self, request_id: int, seconds: float) -> None:
+        self.prompts[request_id] = seconds
+        self.prompts_s += seconds
+
+    def remove(self, request_id: int) -> bool:
+        """Whether the prompt was still here."""
+        seconds = self.prompts.pop(request_id, None)
+        if seconds is not None:
+            self.prompts_s = self.prompts_s - seconds if self.prompts else 0.0
+        return seconds is not None
 
 
 class HybridPolicy:
@@ -197,7 +209,7 @@ class HybridPolicy:
         source = self.loads[way.prefill_rank]
         if not source.prompts:
             source.front_since_s = now_s
-        source.prompts[request_id] = prefill_s(self._compute, self._scenario, RequestClass(1.0, input_len, 1), 0.0)
+        source.add(request_id, prefill_s(self._compute, self._scenario, RequestClass(1.0, input_len, 1), 0.0))
         self.loads[way.decode_rank].decodes.add(request_id)
         self._next = (sorted(self.loads).index(way.prefill_rank) + 1) % len(self.loads)
         if way.moves:
@@ -206,7 +218,7 @@ class HybridPolicy:
     def first_token(self, request_id: int, way: Reckoning, now_s: float) -> None:
         """The prompt is computed; what queues behind it runs from now on."""
         source = self.loads[way.prefill_rank]
-        if source.prompts.pop(request_id, None) is not None:
+        if source.remove(request_id):
             source.front_since_s = now_s
 
     def landed(self, way: Reckoning) -> None:
