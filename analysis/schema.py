@@ -16,13 +16,14 @@ from xpyd.schema_history import ADDED, RENAMED, Like
 HEAD = f"""# Schema
 
 The tables of a run folder, `<table>.parquet`, one row per event; made by `python -m analysis.schema > docs/schema.md`.
-This is version {SCHEMA_VERSION}, which every file carries in its metadata (`schema_version`), and `DONE` too. No column
-is ever null. A unit is the end of a name: `_s` seconds, `_ns` integer nanoseconds on the client's clock, `_bytes`, `_rps`
-per second, `_gbps` Gbit/s. `block` is a comparison block, one stretch of one arm, and never a KV block; it joins all
-tables of requests. While a run goes on, ranks append to Arrow streams in `streams/`, with the same columns.
+This is version {SCHEMA_VERSION}, which every file carries in its metadata (`schema_version`), and `DONE` too. No
+column is ever null. A unit is the end of a name: `_s` seconds, `_ns` integer nanoseconds on the client's clock,
+`_bytes`, `_rps` per second, `_gbps` Gbit/s. `block` is a comparison block, one stretch of one arm, and never a KV
+block; it joins all tables of requests. While a run goes on, ranks append to Arrow streams in `streams/`, with the same
+columns.
 
 Runs of earlier versions load: what they lacked or called otherwise is at the end. Those of later versions are refused.
-`python -m analysis.pivot RUN... --by KEYS --format parquet --out FILE` writes results, rather than events, in tidy rows.
+Results, rather than events, in tidy rows: `python -m analysis.pivot RUN... --by KEYS --format parquet --out FILE`.
 """
 UNITS = {"_ns": "ns", "_s": "s", "_bytes": "bytes", "_rps": "1/s", "_gbps": "Gbit/s", "_nats": "nats"}
 
