@@ -46,7 +46,7 @@ NO_TIME = LinkModel(0.0, 0.0, 1e18)
 STAGES = tuple(ArmTimes.__dataclass_fields__)
 FIGURES = ("ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s", "goodput_rps")
 # Of the frozen configuration, what a held-out run must agree in. The axes, and how many pairs, are its own.
-TRANSFER_KEYS = ("mode", "direction", "first_token", "max_piece_bytes")
+TRANSFER_KEYS = ("mode", "direction", "first_token", "max_piece_bytes", "staging", "codec")
 PLACEMENT_KEYS = ("num_prefill", "num_decode", "prefill_tp", "decode_tp", "colocated_tp")
 
 
@@ -111,6 +111,8 @@ def conditions(config: BreakEven) -> dict[str, Any]:
         "placement": {key: dumped["placement"][key] for key in PLACEMENT_KEYS},
         "scheduler": dumped["scheduler"],
         "transfer": {key: dumped["transfer"][key] for key in TRANSFER_KEYS},
+        "router": dumped["router"],
+        "speculation": {"draft": "none"},  # is not simulated
         "slo": dumped["slo"],
         "workload": {"num_requests": dumped["workload"]["num_requests"], "arrival": arrival},
     }
