@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def judge_folders(options: argparse.Namespace, known: Sequence[Claim]) -> int:
     """Read, judge, print, write. Raises RunError."""
-    given = read(options.folders, known)
+    given = read(options.folders, known, options.allow_partial)
     claims = wanted(options.only, given, known, any(is_claims_run(folder) for folder in options.folders))
     outcomes = evaluate(claims, given.runs)
     folder = options.folders[0]
@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where the files go (default: the claims run's folder)"
     )
+    made.add_argument("--allow-partial", action="store_true", help="read also measurements that were stopped")
     made.add_argument("--list", action="store_true", help="name the claims, their sources and what they need")
     made.add_argument("--plan", action="store_true", help="what experiments.claims would run, as JSON")
     made.add_argument("--quick", action="store_true", help="with --plan: of a quick pass")

@@ -38,7 +38,7 @@ class Given:
     only: tuple[str, ...] = ()
 
 
-def read(folders: Sequence[Path], known: Sequence[Claim]) -> Given:
+def read(folders: Sequence[Path], known: Sequence[Claim], allow_partial: bool = False) -> Given:
     """Runs of the folders of claims runs, and run folders of single experiments. Raises RunError, see ``load_run``."""
     runs: dict[str, Run] = {}
     failed: dict[str, str] = {}
@@ -48,9 +48,9 @@ def read(folders: Sequence[Path], known: Sequence[Claim]) -> Given:
         if config.get("experiment") == EXPERIMENT:
             only += [name for name in config.get("claims", {}).get("only", []) if name not in only]
             for entry in _manifest(folder):
-                _take(entry, folder, runs, failed)
+                _take(entry, folder, runs, failed, allow_partial)
         else:
-            _assign(load_run(folder), known, runs)
+            _assign(load_run(folder, allow_partial), known, runs)
     return Given(Known(runs, failed), tuple(only))
 
 
@@ -81,14 +81,16 @@ def _manifest(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _take(entry: Mapping[str, Any], folder: Path, runs: dict[str, Run], failed: dict[str, str]) -> None:
+def _take(
+    entry: Mapping[str, Any], folder: Path, runs: dict[str, Run], failed: dict[str, str], allow_partial: bool
+) -> None:
     """One measurement of a claims run: its run, or why there is none."""
-    name = str(entry["name"])
-    if entry["error"]:
+    name, own = str(entry["name"]), folder / entry["folder"]
+    if entry["error"] and not (allow_partial and (own / "config.yaml").exists()):
         failed[name] = str(entry["error"])
         return
     try:
-        _add(name, load_run(folder / entry["folder"]), runs)
+        _add(name, load_run(own, allow_partial), runs)
     except RunError as error:
         failed[name] = str(error)
 

@@ -45,12 +45,12 @@ SATURATED = Measurement(
         "search.start_rps=8",
         "search.max_rps=256",
         "search.growth=2",
-        "search.precision=0.2",
-        "search.block_s=1",
+        "search.precision=0.5",
+        "search.block_s=1.5",
         "search.num_repeats=5",
-        "workload.num_requests=16",
+        "workload.num_requests=8",
     ),
-    quick=("search.precision=0.5", "workload.num_requests=12"),
+    quick=("search.block_s=1", "workload.num_requests=6"),
     after=(TUNED,),
 )
 # One prompt at a time, in one step, so that a layer's KV hides behind the layers that follow.

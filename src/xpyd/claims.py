@@ -8,6 +8,7 @@ go on. The same command with ``run.resume=true`` goes on with what is missing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ def run_claims(config: Claims, overrides: Sequence[str]) -> int:
     words = handed_on(overrides, planned)
     if config.launch.dry_run:
         for each in planned:
-            print(shlex.join(command_of(each, words, Path(config.run.root) / "claims" / "RUN", config)))
+            folder = Path(config.run.root) / "claims" / "RUN"
+            print(shlex.join(command_of(each, settings_of(each, words), folder, config)))
         return 0
     run_dir = RunDir(open_run(config).path.resolve())
     if run_dir.done:
@@ -118,15 +120,26 @@ def handed_on(overrides: Sequence[str], planned: Sequence[Planned]) -> list[str]
     return words
 
 
-def command_of(planned: Planned, words: Sequence[str], folder: Path, config: Claims) -> list[str]:
-    """The command line of one measurement: the user's words that it takes, then its own, of each key the last."""
+def settings_of(planned: Planned, words: Sequence[str]) -> list[str]:
+    """The user's words that a measurement takes, then its own, of each key the last."""
     groups = {key_of(word) for word in planned.overrides if "." not in key_of(word)}
     taken = [word for word in words if takes(planned.experiment, key_of(word)) and not _replaced(key_of(word), groups)]
-    own = [*planned.overrides, f"run.root='{folder / 'runs'}'", f"run.name={planned.name}", "run.resume=true"]
+    return list({key_of(word): word for word in [*taken, *planned.overrides]}.values())
+
+
+def folder_of(planned: Planned, settings: Sequence[str]) -> Path:
+    """Its run folder, below that of the claims run: other settings have another one, and are measured anew."""
+    digest = hashlib.sha256("\n".join(settings).encode()).hexdigest()[:6]
+    return Path("runs") / planned.experiment / f"{planned.name}-{digest}"
+
+
+def command_of(planned: Planned, settings: Sequence[str], folder: Path, config: Claims) -> list[str]:
+    """The command line of one measurement of the claims run in ``folder``."""
+    name = folder_of(planned, settings).name
+    own = [f"run.root='{folder / 'runs'}'", f"run.name={name}", "run.resume=true"]
     if config.launch.kind == "slurm" and takes(planned.experiment, "launch"):
         own.append("launch.wait=true")  # the next measurement is not to run beside it
-    last = {key_of(word): word for word in [*taken, *own]}
-    return [sys.executable, "-m", f"experiments.{planned.experiment}", *last.values()]
+    return [sys.executable, "-m", f"experiments.{planned.experiment}", *settings, *own]
 
 
 def takes(experiment: str, key: str) -> bool:
@@ -151,23 +164,27 @@ def say(text: str) -> None:
 
 def _measure_all(planned: Sequence[Planned], words: Sequence[str], run_dir: RunDir, config: Claims) -> bool:
     """One after the other, the manifest written after each; False where the user ended it."""
-    entries: list[Entry] = []
-    _write(run_dir, entries, planned)
+    entries: dict[str, Entry] = {}
+    for each in planned:
+        folder = folder_of(each, settings_of(each, words))
+        error = "" if RunDir(run_dir.path / folder).done else "not measured yet"
+        entries[each.name] = Entry(each.name, each.experiment, str(folder), "", 0.0, error)
     try:
         for number, each in enumerate(planned, start=1):
+            _write(run_dir, entries)
             say(f"[{number}/{len(planned)}] {each.name} ({each.experiment}), for {', '.join(each.claims)}")
-            entries.append(_measure(each, command_of(each, words, run_dir.path, config), run_dir))
-            _write(run_dir, entries, planned)
-            last = entries[-1]
-            say(f"    {'FAILED: ' + last.error if last.error else 'done'} after {last.seconds:.0f} s")
+            found = entries[each.name] = _measure(each, settings_of(each, words), run_dir, config)
+            say(f"    {'FAILED: ' + found.error if found.error else 'done'} after {found.seconds:.0f} s")
     except KeyboardInterrupt:
         return False
+    finally:
+        _write(run_dir, entries)
     return True
 
 
-def _measure(planned: Planned, command: list[str], run_dir: RunDir) -> Entry:
+def _measure(planned: Planned, settings: Sequence[str], run_dir: RunDir, config: Claims) -> Entry:
     """Run one measurement to its end; its words go to a log beside the run folders."""
-    folder = Path("runs") / planned.experiment / planned.name
+    folder, command = folder_of(planned, settings), command_of(planned, settings, run_dir.path, config)
     log = run_dir.path / "logs" / f"{planned.name}.log"
     log.parent.mkdir(exist_ok=True)
     begin_s = time.monotonic()
@@ -223,15 +240,9 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _write(run_dir: RunDir, entries: Sequence[Entry], planned: Sequence[Planned]) -> None:
+def _write(run_dir: RunDir, entries: Mapping[str, Entry]) -> None:
     """The manifest: what was made, what failed, and what has not come yet."""
-    made = {entry.name for entry in entries}
-    left = [
-        Entry(each.name, each.experiment, str(Path("runs") / each.experiment / each.name), "", 0.0, "not measured yet")
-        for each in planned
-        if each.name not in made
-    ]
-    run_dir.write_json(MANIFEST, {"measurements": [asdict(entry) for entry in (*entries, *left)]})
+    run_dir.write_json(MANIFEST, {"measurements": [asdict(entry) for entry in entries.values()]})
 
 
 def _last_words(log: Path) -> str:

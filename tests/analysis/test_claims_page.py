@@ -110,3 +110,12 @@ def test_a_measurement_is_known_by_its_settings(tmp_path: Path) -> None:
     assert program.main([str(run), "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out/claims.json").read_text())["claims"]
     assert [each["claim"] for each in found] == ["no_more_throughput"]
+
+
+def test_what_was_stopped_midway_is_read_when_asked_for(tmp_path: Path) -> None:
+    made = claims_run(tmp_path / "r", only=["prefill_burst"])
+    (made / "runs/interference/interference/DONE").unlink()
+    assert program.main([str(made)]) == 1
+    assert program.main([str(made), "--allow-partial"]) == 0
+    (claim,) = json.loads((made / "claims.json").read_text())["claims"]
+    assert (claim["judgement"], claim["labels"][-1]) == ("holds here", "partial run")

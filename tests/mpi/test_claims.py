@@ -36,10 +36,10 @@ def test_what_fails_is_a_reason_and_the_rest_is_judged(tmp_path: Path) -> None:
     assert not (folder / "DONE").exists(), "a measurement is missing"
     assert (folder / "claims.html").read_text().count("<article") == 2
 
-    gaps = folder / "runs" / "interference" / "interference" / "gaps.parquet"
+    (gaps,) = folder.glob("runs/interference/interference-*/gaps.parquet")
     before = pd.read_parquet(gaps)
     again = run_claims(tmp_path)
-    assert "interference is done" in (folder / "logs" / "interference.log").read_text(), again.stderr
+    assert " is done " in (folder / "logs" / "interference.log").read_text(), again.stderr
     assert pd.read_parquet(gaps).equals(before), "what was measured is not measured again"
 
 

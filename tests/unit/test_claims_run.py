@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.test_config import composed
 from xpyd import claims
-from xpyd.claims import Planned, command_of, handed_on
+from xpyd.claims import Planned, command_of, folder_of, handed_on, settings_of
 from xpyd.claims_choice import ClaimsConfig
 from xpyd.config.base import ConfigError, RunConfig
 from xpyd.config.claims import Claims
@@ -28,7 +28,7 @@ def config_of(*overrides: str) -> Claims:
 
 
 def words_of(planned: Planned, words: list[str], config: Claims | None = None) -> list[str]:
-    return command_of(planned, words, Path("/runs/claims/a b"), config or config_of())[3:]
+    return command_of(planned, settings_of(planned, words), Path("/runs/claims/a b"), config or config_of())[3:]
 
 
 def test_each_experiment_gets_the_words_that_it_has_and_its_own_win() -> None:
@@ -38,7 +38,7 @@ def test_each_experiment_gets_the_words_that_it_has_and_its_own_win() -> None:
         "model=small",
         "sweep.num_repeats=5",
         "run.root='/runs/claims/a b/runs'",
-        "run.name=gaps",
+        f"run.name={folder_of(GAPS, settings_of(GAPS, USER)).name}",
         "run.resume=true",
     ]
     assert words_of(BOTH, [*USER, "workload.num_requests=9", "num_pairs=99"])[:6] == [
@@ -49,6 +49,13 @@ def test_each_experiment_gets_the_words_that_it_has_and_its_own_win() -> None:
         "model=small",
         "num_pairs=6",
     ]
+
+
+def test_other_settings_are_another_measurement() -> None:
+    folder = folder_of(GAPS, settings_of(GAPS, ["model=small"]))
+    assert str(folder).startswith("runs/interference/gaps-")
+    assert folder == folder_of(GAPS, settings_of(GAPS, ["model=small", "fabric=tcp"])), "which it does not take"
+    assert folder != folder_of(GAPS, settings_of(GAPS, ["model=micro"]))
 
 
 def test_slurm_jobs_are_waited_for() -> None:

@@ -16,8 +16,8 @@ BURST = (
     "num_blocks=6",
     "workload=fixed",
     "workload.num_requests=16",
-    "workload.input_len=256",
-    "workload.output_len=32",
+    "workload.input_len=64",
+    "workload.output_len=96",
     "workload.arrival.rate_rps=200",
     "scheduler.max_num_seqs=4",
 )
