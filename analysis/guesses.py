@@ -117,5 +117,7 @@ def draft_name(run: Run) -> str:
     if draft == "model":
         draft = f"model {settings['model']['name']}"
     if draft == "layers":
-        draft = f"the first {settings['num_layers']} of {run.config['model']['num_layers']} layers"
+        model = run.config["model"]  # beside a checkpoint its shape says nothing
+        of = "" if model.get("checkpoint") else f"of {model['num_layers']} "
+        draft = f"the first {settings['num_layers']} {of}layers"
     return f"{draft}, {settings.get('num_tokens')} tokens"
