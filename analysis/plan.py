@@ -48,7 +48,7 @@ class Weighed:
     """A candidate: what it sustains, and at the highest rate that held, its goodput, price, and who moved."""
 
     name: str
-    splits: bool
+    splits: bool | None  # None: a hybrid way in which no request moves
     found: Saturated
     goodput: Interval  # requests per second
     cost: Interval  # of a million output tokens within the limits
@@ -114,14 +114,15 @@ def weigh(run: Run, rows: pd.DataFrame) -> list[Weighed]:
         if first["hybrid"]:
             ranks = [0, 0, sum(ranks)]
         per_hour = prices.per_hour(*ranks)
+        moved_share = float(held["moved_share"].mean()) if first["hybrid"] and len(held) else np.nan
         weighed.append(
             Weighed(
                 name=str(name),
-                splits=bool(first["num_colocated"] == 0),
+                splits=None if moved_share == 0 else bool(first["num_colocated"] == 0),
                 found=found[str(name)],
                 goodput=bootstrap_mean(held["goodput_rps"]),
                 cost=bootstrap_mean([cost_per_million(per_hour, tokens) for tokens in held["good_tokens_per_s"]]),
-                moved_share=float(held["moved_share"].mean()) if first["hybrid"] and len(held) else np.nan,
+                moved_share=moved_share,
                 threshold_tokens=float(held["threshold_tokens"].median()) if first["hybrid"] else np.nan,
             )
         )
@@ -131,7 +132,7 @@ def weigh(run: Run, rows: pd.DataFrame) -> list[Weighed]:
 
 
 def candidate_table(run: Run, weighed: Sequence[Weighed]) -> Table:
-    base = next((each for each in weighed if not each.splits), None)
+    base = next((each for each in weighed if each.splits is False), None)
     against = ratios([each.found for each in weighed], base.name) if base is not None else {}
     currency = run.config["prices"]["currency"]
     rows = [

@@ -73,9 +73,9 @@ def _measured_codecs(config: Plan) -> tuple[CodecTerm, ...]:
 
 
 def _best(sustained: Mapping[Candidate, float]) -> Iterator[Candidate]:
-    """The best colocated and the best split candidate."""
+    """The best colocated and the best split candidate; what a hybrid one does, these two bound."""
     for splits in (False, True):
-        kind = [way for way in sustained if way.splits == splits]
+        kind = [way for way in sustained if way.splits == splits and not way.hybrid]
         if kind:
             yield max(kind, key=lambda way: sustained[way])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ def test_hybrid_ranks_have_the_colocated_price_and_tell_who_moved(tmp_path: Path
     assert results.tables[0].rows[0][4] == "5 [5, 5]"
     told = "1P1D layerwise hybrid: 25 % of the requests move, by and large prompts of 300 tokens and more."
     assert told in results.tables[0].notes
+
+
+def test_a_hybrid_way_in_which_nobody_moves_is_no_split(tmp_path: Path) -> None:
+    made = rows("2C", (0, 0, 2), 10) + rows("1P1D layerwise", (1, 1, 0), 5)
+    stays = [replace(row, moved_share=0.0, threshold_tokens=np.nan) for row in rows("1P1D hybrid", (1, 1, 0), 20)]
+    results = plan.analyse(run_of(tmp_path, made + stays))
+    assert results.answer.startswith("Do not split: 1P1D layerwise sustains")
+    assert "1P1D hybrid: every request stays, by its cost." in results.tables[0].notes
 
 
 def test_nothing_played_is_told(tmp_path: Path) -> None:
