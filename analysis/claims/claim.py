@@ -82,14 +82,16 @@ class Claimed:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one part came to. ``samples``: one value per block, repeat or pair, which the interval resamples.
+    """What one part came to. The interval resamples ``num_samples`` blocks, repeats or pairs (``sampled``).
 
+    ``samples``: the value of each alone; where one has none by itself, the estimate from all.
     ``conditions``: what a reader must know of this part's measurement beside the settings of the run.
     """
 
     value: Interval
     samples: tuple[float, ...]
-    sampled: str  # what the samples are: "repeats", "block pairs"
+    num_samples: int
+    sampled: str
     conditions: str = ""
 
 

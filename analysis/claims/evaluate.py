@@ -81,8 +81,8 @@ def _because(found: Measured) -> str:
     """Why an interval is missing; nothing where there is one."""
     if found.value.known:
         return ""
-    if len(found.samples) < MIN_BLOCK_PAIRS:
-        return f"no interval: {len(found.samples)} {found.sampled}, and it needs {MIN_BLOCK_PAIRS}"
+    if found.num_samples < MIN_BLOCK_PAIRS:
+        return f"no interval: {found.num_samples} {found.sampled}, and it needs {MIN_BLOCK_PAIRS}"
     return "no interval: some resamples give no value"
 
 

@@ -42,7 +42,7 @@ SATURATED = Measurement(
     "saturation",
     "saturation",
     (
-        "search.start_rps=8",
+        "search.start_rps=4",
         "search.max_rps=256",
         "search.growth=2",
         "search.precision=0.5",
@@ -73,7 +73,8 @@ HANDED_OFF = Measurement(
 def measured(values: Any, sampled: str, conditions: str = "") -> Measured:
     """Mean and interval over ``values``, one per repeat or block pair; those that are NaN are left out."""
     known = pd.Series(values, dtype="float64").dropna()
-    return Measured(bootstrap_mean(known), tuple(float(value) for value in known), sampled, conditions)
+    samples = tuple(float(value) for value in known)
+    return Measured(bootstrap_mean(known), samples, len(samples), sampled, conditions)
 
 
 def measured_ratio(ratios: Any, sampled: str, conditions: str = "") -> Measured:
@@ -92,7 +93,7 @@ def _of_ratios(ratios: Any, sampled: str, conditions: str, turn: Callable[[float
         found = bootstrap_mean(np.log(known))
     low, mid, high = (turn(float(np.exp(end))) for end in (found.low, found.mid, found.high))
     samples = tuple(turn(float(ratio)) for ratio in known)
-    return Measured(Interval(min(low, high), mid, max(low, high)), samples, sampled, conditions)
+    return Measured(Interval(min(low, high), mid, max(low, high)), samples, len(samples), sampled, conditions)
 
 
 def durations_s(run: Run) -> pd.Series:

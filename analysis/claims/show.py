@@ -64,8 +64,7 @@ def value(part: PartResult) -> str:
 def samples(part: PartResult) -> str:
     if part.measured is None:
         return NONE
-    count = len(part.measured.samples)
-    return part.measured.sampled if count == 1 else f"{count} {part.measured.sampled}"
+    return f"{part.measured.num_samples} {part.measured.sampled}"
 
 
 def modeled(part: PartResult) -> str:
@@ -188,7 +187,7 @@ def _row(outcome: Outcome, part: PartResult) -> dict[str, Any]:
         "measured": found.mid if found else np.nan,
         "measured_low": found.low if found else np.nan,
         "measured_high": found.high if found else np.nan,
-        "num_samples": len(part.measured.samples) if part.measured else 0,
+        "num_samples": part.measured.num_samples if part.measured else 0,
         "sampled": part.measured.sampled if part.measured else "",
         "conditions": part.measured.conditions if part.measured else "",
         "modeled": part.modeled.value if part.modeled else np.nan,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -254,6 +255,31 @@ def test_use_of_pools_at_the_rate_sustained(tmp_path: Path) -> None:
     assert saturation.uses(run, "disaggregated").tolist() == pytest.approx([0.02] * 5)
     assert saturation.uses(run, "colocated").tolist() == pytest.approx([0.02] * 5)
     assert judged("utilisation", {"saturation": run}).judgement is FAILS
+
+
+def test_a_rate_that_was_not_played_in_every_repeat_is_left_out(tmp_path: Path) -> None:
+    """As a run that is stopped midway leaves it: here split ranks at 16 /s, in one repeat that they lose."""
+    run = saturation_run(tmp_path / "r", 24.0)
+    rows = [*block_rows(100, 0, "disaggregated", [(100, MOVED_LATE)] * 2)]
+    rows.append(SaturationRow(100, "disaggregated", 16.0, 0, 0.0))
+    for table, frame in run_of(tmp_path / "more", rows, **SATURATION).tables.items():
+        run.tables[table] = pd.concat([run.tables[table], frame], ignore_index=True)
+    found = saturation.sustained(run)
+    assert (found.value.mid, found.num_samples) == (pytest.approx(3), 5)
+
+
+def test_a_resample_in_which_an_arm_never_gave_way_only_widens_the_interval() -> None:
+    """8 in 100 draws pick neither repeat in which the second arm fails at 16 /s: there it may hold anything."""
+    first = pd.DataFrame([[1.0] * 5, [0.0] * 5], index=[4.0, 8.0])
+    second = pd.DataFrame([[1.0] * 5, [1.0, 1.0, 1.0, 0.0, 0.0]], index=[8.0, 16.0])
+    low, high = saturation.ratio_bounds(first, second, 0.9)
+    assert low == 0
+    assert 4 * 2**0.1 / 16 < high < 1, "it still holds at 8 /s in every draw"
+    low, high = saturation.ratio_bounds(second, first, 0.9)
+    assert (low > 1, high) == (True, float("inf"))
+    never = pd.DataFrame([[0.0] * 5, [0.0] * 5], index=[4.0, 8.0])
+    assert saturation.ratio_bounds(never, first, 0.9) == pytest.approx((0, 4 / (4 * 2**0.1)))
+    assert np.isnan(saturation.ratio_bounds(first.iloc[:, :4], second.iloc[:, :4], 0.9)).all()
 
 
 def test_an_arm_that_never_gave_way_leaves_it_open(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ CACHED = Measurement(
         "scheduler.num_kv_blocks=512",
         "sweep.policies=[lru]",
         "sweep.tiers=[pool]",
-        "sweep.num_repeats=6",
+        "sweep.num_repeats=5",
     ),
-    quick=("workload.num_requests=16", "sweep.num_repeats=5"),
+    quick=("workload.num_requests=16",),
 )
 
 
