@@ -34,7 +34,7 @@ from xpyd.simulate.account import Account
 from xpyd.simulate.cluster import Cluster
 from xpyd.simulate.costs import PS_PER_S
 from xpyd.simulate.figures import BlockFigures, StampSink
-from xpyd.simulate.model import Costs
+from xpyd.simulate.model import Costs, at_rate
 from xpyd.simulation import costs_of, setup_of
 from xpyd.streams import merge
 from xpyd.units import format_s, gbps_to_bytes_per_s
@@ -185,11 +185,6 @@ class _Player:
         requests = config.workload_at(*astuple(cell)[:3]).build(pair)
         end_ps = Cluster(setup_of(config, arm, costs), account, lambda _: True).play(iter(requests))
         return sink.figures(account.totals.num_met, end_ps / PS_PER_S)
-
-
-def at_rate(link: LinkModel, link_gbps: float) -> LinkModel:
-    """The calibrated link where the wire has another rate: neither the wire nor the software is outrun."""
-    return replace(link, bytes_per_s=min(link.bytes_per_s, gbps_to_bytes_per_s(link_gbps)))
 
 
 def _resumed(config: BreakEven, run_dir: RunDir) -> list[BreakEvenRow]:

@@ -30,6 +30,7 @@ from xpyd.simulate.account import Account, Totals
 from xpyd.simulate.cluster import Cluster
 from xpyd.simulate.costs import PS_PER_S
 from xpyd.simulate.hybrid import hybrid_for, threshold
+from xpyd.simulate.model import at_rate
 from xpyd.simulate.setup import Setup
 from xpyd.simulation import costs_of, setup_of
 
@@ -90,7 +91,7 @@ def _variants(config: Plan) -> Iterator[tuple[str, float, Plan]]:
 
 def _climb(config: Plan, way: Candidate, axis: str, value: float, rows: RowWriter) -> float:
     """Play one candidate at the rates that its search asks for; returns the highest that it sustains, 0 for none."""
-    setup = _setup(config, way)
+    setup = _setup(config, way, value if axis == LINK else None)
     attained: Attained = {}
     while (rate := config.search.next_rate(attained)) is not None:
         workload, shares = config.workload_at(rate), []
@@ -103,11 +104,14 @@ def _climb(config: Plan, way: Candidate, axis: str, value: float, rows: RowWrite
     return config.search.bracket(attained).low_rps or 0.0
 
 
-def _setup(config: Plan, way: Candidate) -> Setup:
-    """What is simulated of a candidate, whatever the rate."""
+def _setup(config: Plan, way: Candidate, link_gbps: float | None = None) -> Setup:
+    """What is simulated of a candidate, whatever the rate; ``link_gbps``: on another link than the calibrated one."""
+    costs = costs_of(config)
+    if link_gbps is not None:
+        costs = replace(costs, link=at_rate(costs.link, link_gbps))
     transfer = replace(config.transfer, mode=way.mode) if way.mode else config.transfer
     asked = replace(config, placement=way.placement, transfer=transfer)
-    return replace(setup_of(asked, DISAGGREGATED if way.splits else COLOCATED, costs_of(config)), codec=way.codec)
+    return replace(setup_of(asked, DISAGGREGATED if way.splits else COLOCATED, costs), codec=way.codec)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.unit.test_config import composed
-from xpyd.break_even import FREE, NOMINAL, PREDICTION, SIMULATOR, UNDISTURBED, at_rate, run_break_even
+from xpyd.break_even import FREE, NOMINAL, PREDICTION, SIMULATOR, UNDISTURBED, run_break_even
 from xpyd.config.base import ConfigError
 from xpyd.config.load import dump_config, load_config
 from xpyd.config.modeled import BreakEven
@@ -19,6 +19,7 @@ from xpyd.economics.cost import LinkModel
 from xpyd.economics.frozen import read_sealed
 from xpyd.entry import Job
 from xpyd.run_dir import RunDir
+from xpyd.simulate.model import at_rate
 
 QUICK = [
     "model=tiny",

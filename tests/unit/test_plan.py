@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from tests.analysis.synthetic import write_run
 from tests.unit.test_config import composed
+from tests.unit.test_simulate_run import points
+from xpyd.calibration import fitted
 from xpyd.codec_terms import read_codec_terms
 from xpyd.config.base import ConfigError
 from xpyd.config.load import load_config
@@ -16,7 +19,7 @@ from xpyd.config.modeled import Plan
 from xpyd.economics.codecs import CodecTerm
 from xpyd.entry import Job
 from xpyd.plan_search import PlanConfig, candidates
-from xpyd.planning import run_plan
+from xpyd.planning import LINK, run_plan
 from xpyd.records import CodecPointRow
 from xpyd.run_dir import RunDir
 from xpyd.streams import merge
@@ -147,3 +150,18 @@ def test_a_slow_link_makes_splitting_lose_and_where_it_turns_is_told(tmp_path: P
     best = axis[axis["attainment"] >= 0.9].groupby(["value", "candidate"])["rate_rps"].max()
     assert best.get((0.01, "1P1D layerwise"), 0) < best[100.0, "1P1D layerwise"]
     assert best[0.01, "2C"] == best[100.0, "2C"], "colocated moves nothing"
+
+
+def test_a_calibrated_link_is_varied_too(tmp_path: Path) -> None:
+    """The calibrated link moves 8 Gbit/s: a slower wire counts, a faster one leaves the software's speed."""
+    path = tmp_path / "calibration.yaml"
+    path.write_text(yaml.safe_dump({"conditions": {"model": "tiny"}, **fitted(*points())}))
+    config = planned(f"simulate.calibration={path}", "plan.link_gbps=[0.02,1000]", "workload.input_len=256")
+    run_dir = RunDir.create(tmp_path, "plan", "run")
+    run_plan(config, Job(config, run_dir))
+    run_dir.finish()
+    rows = pd.read_parquet(run_dir.path / "plan.parquet")
+    splits = rows[(rows["num_prefill"] > 0) & (rows["rate_rps"] == config.search.start_rps)]
+    gaps = splits.groupby(["axis", "value"])["itl_p99_s"].mean()  # the first one waits for the KV
+    assert gaps[LINK, 0.02] > 2 * gaps["", 0.0]
+    assert gaps[LINK, 1000.0] == gaps["", 0.0]

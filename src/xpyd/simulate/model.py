@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ def closed_form(spec: ModelSpec, machine: MachineConfig, rate_gbps: float) -> Co
     link = LinkModel(machine.alpha_s, machine.gamma_s, gbps_to_bytes_per_s(rate_gbps))
     fitted = fit_compute(points)
     return Costs(fitted.model, link, f"closed form, fits its roofline to {fitted.score.rms_error:.0%}")
+
+
+def at_rate(link: LinkModel, link_gbps: float) -> LinkModel:
+    """The calibrated link where the wire has another rate: neither the wire nor the software is outrun."""
+    return replace(link, bytes_per_s=min(link.bytes_per_s, gbps_to_bytes_per_s(link_gbps)))
 
 
 def read_calibration(path: Path, spec: ModelSpec) -> Costs:
