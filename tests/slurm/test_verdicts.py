@@ -22,7 +22,7 @@ from tests.slurm.test_life import traces
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS, Answer
 
 SLOW, FAST = "1gbit", "10gbit"
-MAX_REPEATS = 3  # an undecided verdict asks for more pairs: repeats are pooled
+MAX_REPEATS = 5  # an undecided verdict asks for more pairs: repeats are pooled
 
 
 @dataclass
