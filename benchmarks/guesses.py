@@ -20,8 +20,9 @@ from benchmarks.shallow_checkpoint import HEAD_DIM, HEADS, HIDDEN, INNER, KV_HEA
 from xpyd.model.runner import ModelRunner
 from xpyd.model.spec import ModelSpec
 from xpyd.model.speculation_config import SpeculationConfig
-from xpyd.scheduler.base import SchedulerConfig, Sequence
 from xpyd.scheduler.chunked import ChunkedScheduler
+from xpyd.scheduler.config import SchedulerConfig
+from xpyd.scheduler.sequence import Sequence
 from xpyd.worker.engine import Engine
 from xpyd.worker.speculation import build_speculator, draft_runner
 

@@ -23,8 +23,9 @@ from xpyd.model.sampling import sample
 from xpyd.mpi import MPI
 from xpyd.placement import Role
 from xpyd.run_dir import RowWriter, RunDir
-from xpyd.scheduler.base import SchedulerConfig, Sequence
 from xpyd.scheduler.chunked import ChunkedScheduler
+from xpyd.scheduler.config import SchedulerConfig
+from xpyd.scheduler.sequence import Sequence
 from xpyd.streams import FOLDER
 from xpyd.worker.base import Desk
 from xpyd.worker.engine import Engine

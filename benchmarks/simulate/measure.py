@@ -10,7 +10,7 @@ from xpyd.economics.cost import ComputeModel, LinkModel
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig
 from xpyd.router import RouterConfig
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.simulate.account import Account
 from xpyd.simulate.cluster import Cluster
 from xpyd.simulate.config import SimulateConfig

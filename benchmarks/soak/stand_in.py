@@ -16,7 +16,7 @@ from xpyd.kv.layout import PoolLayout, PoolOrder
 from xpyd.model.sampling import Sampled
 from xpyd.model.segment import Segment
 from xpyd.scheduler.base import Scheduler
-from xpyd.scheduler.base import Sequence as Request
+from xpyd.scheduler.sequence import Sequence as Request
 
 POISON = 0xDB
 WORD_BYTES = 8

@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS
-from xpyd.scheduler.base import Policy, SchedulerConfig
+from xpyd.scheduler.config import Policy, SchedulerConfig
 from xpyd.score import Score
 
 Measure = Literal["goodput_rps", "attainment", "itl_p99_s", "ttft_p99_s", "e2e_mean_s"]

@@ -18,7 +18,7 @@ from xpyd.config.serve import TuneColocated
 from xpyd.entry import Job
 from xpyd.records import ColocatedTrialRow
 from xpyd.rival import GROUP, PRESET
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.score import Score, mean_score, score
 from xpyd.trial import open_session
 from xpyd.worker.session import Block, Session, warm_up_blocks

@@ -14,7 +14,7 @@ from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.placement import PlacementConfig
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import yaml
 from xpyd.model.spec import ModelSpec
 from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.placement import PlacementConfig
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.workload.config import WorkloadConfig
 from xpyd.workload.slo import SloConfig
 

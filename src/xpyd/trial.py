@@ -24,7 +24,7 @@ from xpyd.environment import environment, machine
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import Placement
 from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, HYBRID
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
 from xpyd.worker.calibrate import calibrate
 from xpyd.worker.session import Block, Session, Setup, warm_up_blocks

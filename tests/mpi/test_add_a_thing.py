@@ -92,7 +92,7 @@ def add_scheduler(copy: Path) -> None:
     registry = copy / "src/xpyd/scheduler/registry.py"
     edit(registry, '    "chunked": ChunkedScheduler,\n', '    "chunked": ChunkedScheduler,\n    "toy": ToyScheduler,\n')
     edit(registry, "\nSCHEDULERS:", "from xpyd.scheduler.toy import ToyScheduler\n\nSCHEDULERS:")
-    edit(copy / "src/xpyd/scheduler/base.py", 'Policy = Literal["chunked"', 'Policy = Literal["toy", "chunked"')
+    edit(copy / "src/xpyd/scheduler/config.py", 'Policy = Literal["chunked"', 'Policy = Literal["toy", "chunked"')
 
 
 def add_arrivals(copy: Path) -> None:

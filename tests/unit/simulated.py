@@ -15,10 +15,12 @@ from xpyd.economics.cost import ComputeModel, LinkModel, effective_transfer_s
 from xpyd.economics.ledger import ArmTimes, length_class
 from xpyd.model.spec import ModelSpec
 from xpyd.request import Request
-from xpyd.scheduler.base import Policy, Scheduler, SchedulerConfig, Sequence
+from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.chunked import ChunkedScheduler
+from xpyd.scheduler.config import Policy, SchedulerConfig
 from xpyd.scheduler.decode_only import DecodeOnlyScheduler
 from xpyd.scheduler.prefill_first import PrefillFirstScheduler
+from xpyd.scheduler.sequence import Sequence
 from xpyd.units import NS_PER_S, s_to_ns
 
 COMPUTE = ComputeModel(2.5e-3, 110e-6, 30e-9, 0.3e-3, 1e-6)

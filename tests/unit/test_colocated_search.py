@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from xpyd.colocated_search import ColocatedSearch, name_of, ranked
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.score import Score
 
 START = SchedulerConfig("chunked", 32, 256, 16, 512)

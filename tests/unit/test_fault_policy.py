@@ -14,9 +14,11 @@ from xpyd.faults import FaultConfig, Watch
 from xpyd.placement import PlacementConfig, Role, place
 from xpyd.records import LossRow
 from xpyd.request import Request
-from xpyd.scheduler.base import NeverFits, SchedulerConfig, Sequence
+from xpyd.scheduler.base import NeverFits
 from xpyd.scheduler.chunked import ChunkedScheduler
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.decode_only import DecodeOnlyScheduler
+from xpyd.scheduler.sequence import Sequence
 from xpyd.worker.base import Desk
 from xpyd.worker.handoff import Outgoing, Undo
 from xpyd.worker.messages import Beat, Cancel, Cancelled, Gone, Release, Submit

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.worker.kv_sweep import KvCacheSweep
 
 BASE = SchedulerConfig("chunked", 4, 32, 16, 64)

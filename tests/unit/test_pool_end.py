@@ -14,8 +14,9 @@ from xpyd.kv.prefix import Fetch, block_keys
 from xpyd.kv.remote import home_of
 from xpyd.model.runner import ModelRunner
 from xpyd.placement import Role
-from xpyd.scheduler.base import SchedulerConfig, Sequence
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.registry import build_scheduler
+from xpyd.scheduler.sequence import Sequence
 from xpyd.transport.loopback import Hub, LoopbackTransport
 from xpyd.worker.base import Desk
 from xpyd.worker.engine import Engine

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from xpyd.kv.eviction import POLICIES, EvictionPolicy, Use
 from xpyd.kv.prefix import PrefixCache, Wanted, block_keys
 from xpyd.placement import Role
-from xpyd.scheduler.base import Policy, Scheduler, SchedulerConfig, Sequence, StepPlan
+from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.config import Policy, SchedulerConfig
 from xpyd.scheduler.registry import build_scheduler
+from xpyd.scheduler.sequence import Sequence, StepPlan
 
 SIZE = 4
 Block = list[tuple[int, ...]]

@@ -15,8 +15,9 @@ from xpyd.kv.prefix import BlockMove
 from xpyd.model.runner import ModelRunner
 from xpyd.model.spec import LatentShape, ModelSpec
 from xpyd.placement import Role
-from xpyd.scheduler.base import Policy, SchedulerConfig, Sequence
+from xpyd.scheduler.config import Policy, SchedulerConfig
 from xpyd.scheduler.registry import build_scheduler
+from xpyd.scheduler.sequence import Sequence
 from xpyd.worker.engine import Engine
 
 LATENT = replace(MICRO, num_kv_heads=1, head_dim=20, latent=LatentShape(16, 4, 16, 16))

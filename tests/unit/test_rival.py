@@ -19,7 +19,7 @@ from xpyd.config.compare import Compare
 from xpyd.config.load import load_config
 from xpyd.config.serve import TuneColocated
 from xpyd.rival import RivalConfig, find_rival
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.score import Score, mean_score
 from xpyd.trial import compare_blocks
 

@@ -7,11 +7,13 @@ from typing import get_args
 import pytest
 
 from xpyd.placement import Role
-from xpyd.scheduler.base import NeverFits, Policy, Scheduler, SchedulerConfig, Sequence, StepPlan
+from xpyd.scheduler.base import NeverFits, Scheduler
 from xpyd.scheduler.chunked import ChunkedScheduler
+from xpyd.scheduler.config import Policy, SchedulerConfig
 from xpyd.scheduler.decode_only import DecodeOnlyScheduler
 from xpyd.scheduler.prefill_first import PrefillFirstScheduler
 from xpyd.scheduler.registry import SCHEDULERS, build_scheduler
+from xpyd.scheduler.sequence import Sequence, StepPlan
 from xpyd.scheduler.static import StaticScheduler
 
 

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xpyd.placement import Role
-from xpyd.scheduler.base import Policy, Scheduler, SchedulerConfig, Sequence
+from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.config import Policy, SchedulerConfig
 from xpyd.scheduler.registry import build_scheduler
+from xpyd.scheduler.sequence import Sequence
 
 BLOCK_SIZE, NUM_BLOCKS = 2, 10
 LENGTHS = st.tuples(st.integers(1, 10), st.integers(1, 11))  # 10 + 11 - 1 tokens: just fits the pool

@@ -15,7 +15,7 @@ from xpyd.model.shapes import LatentShape
 from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import Division, PlacementConfig, Role, place
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.loopback import Hub, LoopbackTransport
 from xpyd.worker.base import WorkerError
 from xpyd.worker.messages import Move, Sums

@@ -17,7 +17,7 @@ from xpyd.placement import PlacementConfig
 from xpyd.records import StageRow, TokenRow, TransferRow
 from xpyd.request import Request
 from xpyd.router import RouterConfig
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.simulate.account import Account, Histogram, Totals
 from xpyd.simulate.cluster import Cluster
 from xpyd.simulate.config import Outage, SimulateConfig

@@ -15,9 +15,11 @@ from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.model.tensors import Linear
 from xpyd.model.weights import load_weights
 from xpyd.records import SpeculationRow
-from xpyd.scheduler.base import Scheduler, SchedulerConfig, Sequence
+from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.chunked import ChunkedScheduler
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.prefill_first import PrefillFirstScheduler
+from xpyd.scheduler.sequence import Sequence
 from xpyd.worker.drafts import ModelDraft, NgramDraft, Wanted
 from xpyd.worker.engine import Engine
 from xpyd.worker.speculation import Speculator, agreed, build_speculator, draft_runner

@@ -9,7 +9,7 @@ from xpyd.model.shard import Member
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import Division, Kind, PlacementConfig
 from xpyd.saturation_search import SaturationSearch
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.worker.sweeps import ContentionSweep, InterferenceSweep
 from xpyd.workload.config import WorkloadConfig
 

@@ -25,7 +25,7 @@ from xpyd.records import (
 )
 from xpyd.rival import RivalConfig
 from xpyd.saturation_search import SaturationSearch
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.workload.config import WorkloadConfig
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from xpyd.config.base import Experiment, Ranked
 from xpyd.config.checks import check_divisions, check_kinds, check_pool
 from xpyd.model.checkpoint_config import runnable_spec
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.worker.prompts import place_prompts
 from xpyd.worker.sweeps import CodecSweep, ExpertSweep, InterferenceSweep, ScalingSweep
 

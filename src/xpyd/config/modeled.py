@@ -19,7 +19,7 @@ from xpyd.placement import Division, PlacementConfig
 from xpyd.plan_search import PlanConfig, candidates
 from xpyd.router import RouterConfig
 from xpyd.saturation_search import SaturationSearch
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.simulate.config import MachineConfig, SimulateConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.worker.transfer_config import TransferConfig

@@ -16,7 +16,7 @@ from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.rival import fingerprint
 from xpyd.router import RouterConfig
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import Need, TransportConfig, placement_needs
 from xpyd.worker.kv_sweep import KvCacheSweep

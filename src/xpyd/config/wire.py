@@ -14,7 +14,7 @@ from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.preflight.options import CheckConfig
 from xpyd.router import RouterConfig
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import Need, TransportConfig, placement_needs
 from xpyd.worker.search import TuneSearch

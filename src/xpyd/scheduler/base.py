@@ -13,132 +13,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
-
-from annotated_types import Ge, Gt
 
 from xpyd.kv.blocks import BlockAllocator
-from xpyd.kv.eviction import EvictionPolicy
 from xpyd.kv.prefix import Below, BlockMove, Fetch, Placed, PrefixCache, Wanted, block_keys
-
-Policy = Literal["chunked", "prefill_first", "static"]
+from xpyd.scheduler.config import SchedulerConfig
+from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 
 
 class NeverFits(ValueError):
     """A request that the whole pool could not hold; waiting would not help. The message says what would."""
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """One engine's limits, as vLLM names them. ``policy`` is for instances that prefill; decode has one of its own.
-
-    ``max_num_batched_tokens`` bounds a step: it is the chunk size of ``chunked``; under ``prefill_first`` and
-    ``static`` a longer prompt runs alone. ``prefix_cache``: blocks are found again by their tokens (``kv.prefix``), and
-    ``eviction`` says which go first. ``num_host_blocks``: evicted blocks go to a host arena of so many, and come back
-    from there; with ``fetch=cheaper`` only where that costs less than computing them (``kv.tiers``).
-    ``num_remote_blocks``: what every worker lends to a pool of all, beneath the host tier.
-    """
-
-    policy: Policy
-    max_num_seqs: Annotated[int, Gt(0)]
-    max_num_batched_tokens: Annotated[int, Gt(0)]
-    block_size: Annotated[int, Gt(0)]
-    num_kv_blocks: Annotated[int, Gt(0)]
-    prefix_cache: bool = False
-    eviction: EvictionPolicy = "lru"
-    num_host_blocks: Annotated[int, Ge(0)] = 0
-    num_remote_blocks: Annotated[int, Ge(0)] = 0
-    fetch: Literal["cheaper", "always"] = "cheaper"
-
-    def __post_init__(self) -> None:
-        if not self.prefix_cache and (self.eviction != "lru" or self.num_host_blocks or self.num_remote_blocks):
-            raise ValueError(
-                f"eviction={self.eviction}, num_host_blocks={self.num_host_blocks}, num_remote_blocks="
-                f"{self.num_remote_blocks} beside prefix_cache=false: nothing is kept that could be evicted; set "
-                "scheduler.prefix_cache=true or leave them out"
-            )
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError(
-                f"max_num_batched_tokens={self.max_num_batched_tokens} is below max_num_seqs={self.max_num_seqs}: a "
-                "step could not hold one token of every decode; raise the former or lower the latter"
-            )
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """A request inside one engine. Tokens known so far = prompt + outputs; ``num_computed`` of them have KV.
-
-    ``max_output_tokens`` counts tokens that this engine still has to be asked for in total (a prefill instance
-    makes 1). After preemption ``num_computed`` is 0 and all known tokens are computed again.
-    """
-
-    request_id: int
-    prompt: list[int]
-    max_output_tokens: int
-    outputs: list[int] = field(default_factory=list)
-    num_computed: int = 0
-    block_table: list[int] = field(default_factory=list)
-    seed: int = 0  # for sampling
-    priority: int = 0  # for eviction
-    keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were asked for
-    num_cached: int = 0  # tokens that had KV when it was admitted, or last admitted again
-    num_promoted: int = 0  # blocks of them that came from the host tier
-    num_remote: int = 0  # blocks that came from the remote pool before it was queued
-    num_findable: int = 0  # leading blocks of its table that the prefix cache knows by these very ids
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt) + len(self.outputs)
-
-    @property
-    def num_to_compute(self) -> int:
-        """Known tokens without KV: 1 while decoding, more while (re)computing a prompt."""
-        return self.num_tokens - self.num_computed
-
-    @property
-    def decoding(self) -> bool:
-        """Only its newest output has no KV yet. (The last single token of a prompt is still prefill.)"""
-        outputs = self.outputs  # not by num_to_compute: asked of every sequence in every step
-        return bool(outputs) and len(self.prompt) + len(outputs) - self.num_computed == 1
-
-    @property
-    def max_kv_tokens(self) -> int:
-        """Tokens whose KV is ever needed: the last output's is not."""
-        return len(self.prompt) + self.max_output_tokens - 1
-
-    @property
-    def finished(self) -> bool:
-        return len(self.outputs) >= self.max_output_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """``num_tokens`` tokens of ``sequence`` from position ``start``, to be run in this step.
-
-    ``samples`` is True when the chunk reaches the last known token, so that the step yields a new token.
-    """
-
-    sequence: Sequence
-    start: int
-    num_tokens: int
-
-    @property
-    def samples(self) -> bool:
-        return self.start + self.num_tokens == self.sequence.num_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """One step: prompt chunks and one-token decodes, all run together; sequences preempted while planning."""
-
-    prefills: list[Chunk]
-    decodes: list[Chunk]
-    preempted: list[Sequence]
-
-    @property
-    def empty(self) -> bool:
-        return not self.prefills and not self.decodes
 
 
 class Scheduler(ABC):

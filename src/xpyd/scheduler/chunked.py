@@ -6,7 +6,8 @@ Sarathi-Serve's stall-free batching, and vLLM v1's default: a decode never waits
 
 from __future__ import annotations
 
-from xpyd.scheduler.base import Chunk, Scheduler, Sequence, StepPlan
+from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 
 
 class ChunkedScheduler(Scheduler):

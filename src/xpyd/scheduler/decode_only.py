@@ -6,8 +6,8 @@ decodes, from its prompt and the outputs it has.
 
 from __future__ import annotations
 
-from xpyd.scheduler.base import Sequence
 from xpyd.scheduler.chunked import ChunkedScheduler
+from xpyd.scheduler.sequence import Sequence
 
 
 class DecodeOnlyScheduler(ChunkedScheduler):

@@ -5,7 +5,8 @@ Best time to first token, worst gaps: every admitted prompt stalls all decodes f
 
 from __future__ import annotations
 
-from xpyd.scheduler.base import Chunk, Scheduler, StepPlan
+from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.sequence import Chunk, StepPlan
 
 
 class PrefillFirstScheduler(Scheduler):

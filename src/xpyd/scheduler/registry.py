@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from xpyd.kv.prefix import Fetch
 from xpyd.placement import Role
-from xpyd.scheduler.base import Scheduler, SchedulerConfig
+from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.chunked import ChunkedScheduler
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.decode_only import DecodeOnlyScheduler
 from xpyd.scheduler.prefill_first import PrefillFirstScheduler
 from xpyd.scheduler.static import StaticScheduler

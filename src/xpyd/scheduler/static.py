@@ -6,7 +6,8 @@ costs no padding here: a step runs only those that still decode, so that static 
 
 from __future__ import annotations
 
-from xpyd.scheduler.base import Chunk, Scheduler, StepPlan
+from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.sequence import Chunk, StepPlan
 
 
 class StaticScheduler(Scheduler):

@@ -13,7 +13,8 @@ from typing import cast
 
 from xpyd.request import Request, Stage
 from xpyd.router import RouterConfig
-from xpyd.scheduler.base import NeverFits, Scheduler, Sequence
+from xpyd.scheduler.base import NeverFits, Scheduler
+from xpyd.scheduler.sequence import Sequence
 from xpyd.simulate.account import Account, Flight
 from xpyd.simulate.costs import PS_PER_NS, StepCosts
 from xpyd.simulate.fast import simulated_scheduler

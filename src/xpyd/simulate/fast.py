@@ -12,9 +12,11 @@ from dataclasses import replace
 from typing import cast
 
 from xpyd.placement import Role
-from xpyd.scheduler.base import Chunk, Scheduler, SchedulerConfig, Sequence, StepPlan
+from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.decode_only import DecodeOnlyScheduler
 from xpyd.scheduler.registry import SCHEDULERS, build_scheduler
+from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 from xpyd.simulate.lump import Lump
 from xpyd.simulate.pool import CountedBlocks
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from xpyd.records import TransferRow
 from xpyd.request import Stage
-from xpyd.scheduler.base import Sequence, StepPlan
+from xpyd.scheduler.sequence import Sequence, StepPlan
 from xpyd.simulate.account import Flight
 from xpyd.simulate.instance import Instance
 from xpyd.simulate.links import Flow, Links

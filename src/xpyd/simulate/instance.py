@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from xpyd.placement import Role
-from xpyd.scheduler.base import Chunk, Scheduler, Sequence, StepPlan
+from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 from xpyd.simulate.account import Account, Flight, Peaks
 from xpyd.simulate.costs import StepCosts, Stretch
 from xpyd.simulate.fast import LumpedScheduler

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 
-from xpyd.scheduler.base import Sequence
+from xpyd.scheduler.sequence import Sequence
 from xpyd.simulate.pool import tally
 
 

@@ -12,7 +12,7 @@ from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig, Role
 from xpyd.router import RouterConfig
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.simulate.config import SimulateConfig
 from xpyd.simulate.costs import to_ps
 from xpyd.simulate.hybrid import Hybrid

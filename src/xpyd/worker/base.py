@@ -13,7 +13,8 @@ from xpyd.placement import CLIENT_RANK, Role
 from xpyd.records import CacheRow, StageRow, StepRow
 from xpyd.request import Stage
 from xpyd.run_dir import RowWriter
-from xpyd.scheduler.base import NeverFits, Sequence, StepPlan
+from xpyd.scheduler.base import NeverFits
+from xpyd.scheduler.sequence import Sequence, StepPlan
 from xpyd.worker.engine import Engine, Output
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.messages import (

@@ -12,7 +12,8 @@ from xpyd.kv.coalesce import choose
 from xpyd.model.sampling import Sampled
 from xpyd.records import CacheRow, CoalescingRow
 from xpyd.request import Stage
-from xpyd.scheduler.base import NeverFits, Sequence
+from xpyd.scheduler.base import NeverFits
+from xpyd.scheduler.sequence import Sequence
 from xpyd.transport.base import TransportError
 from xpyd.transport.flow import ReadFlow, RecvFlow
 from xpyd.worker.base import WorkerError

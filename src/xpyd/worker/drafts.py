@@ -12,7 +12,7 @@ from time import perf_counter_ns
 from typing import Protocol
 
 from xpyd.model.runner import ModelRunner, Segment
-from xpyd.scheduler.base import Sequence as Decoding
+from xpyd.scheduler.sequence import Sequence as Decoding
 
 TOKEN_BYTES = array("i").itemsize
 

@@ -11,7 +11,8 @@ from xpyd.kv.arenas import Arenas
 from xpyd.kv.prefix import BlockMove
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.sampling import Sampled
-from xpyd.scheduler.base import Chunk, Scheduler, Sequence, StepPlan
+from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 from xpyd.worker.speculation import Speculator, agreed
 
 OnLayer = Callable[[int], None]

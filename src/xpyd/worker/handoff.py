@@ -17,7 +17,7 @@ from typing import Protocol
 
 from xpyd.kv.plan import Plan
 from xpyd.kv.staging import StagedPlan
-from xpyd.scheduler.base import Sequence
+from xpyd.scheduler.sequence import Sequence
 from xpyd.transport.flow import ReadFlow
 from xpyd.worker.messages import Accept, FirstToken, Offer, Release, Submit
 from xpyd.worker.staged import StagedReceive

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt, MinLen
 
 from xpyd.kv.eviction import EvictionPolicy
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 
 NO_CACHE = "none"
 

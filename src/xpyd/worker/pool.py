@@ -19,7 +19,7 @@ from xpyd.kv.eviction import Use
 from xpyd.kv.plan import Plan
 from xpyd.kv.prefix import BlockMove, Entry, Fetch, Placed, PrefixCache
 from xpyd.kv.remote import Outbox, home_of, plan_fetch, plan_put
-from xpyd.scheduler.base import Sequence
+from xpyd.scheduler.sequence import Sequence
 from xpyd.transport.flow import RecvFlow, SendFlow
 from xpyd.worker.end import End
 from xpyd.worker.engine import Engine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from xpyd.placement import Role
 from xpyd.request import Stage
-from xpyd.scheduler.base import Sequence, StepPlan
+from xpyd.scheduler.sequence import Sequence, StepPlan
 from xpyd.worker.base import Desk, Worker
 from xpyd.worker.destination import DestinationEnd
 from xpyd.worker.end import End

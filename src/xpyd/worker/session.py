@@ -34,7 +34,8 @@ from xpyd.records import HYBRID, SPLIT_ARMS, BlockRow, LossRow, RequestRow
 from xpyd.request import Request
 from xpyd.router import RouterConfig
 from xpyd.run_dir import RowWriter, RunDir
-from xpyd.scheduler.base import Scheduler, SchedulerConfig
+from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.registry import build_scheduler
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig

@@ -10,7 +10,7 @@ import time
 from bisect import bisect_right
 from collections import defaultdict
 
-from xpyd.scheduler.base import Sequence, StepPlan
+from xpyd.scheduler.sequence import Sequence, StepPlan
 from xpyd.worker.base import Desk
 from xpyd.worker.destination import DestinationEnd
 from xpyd.worker.engine import Engine

@@ -19,7 +19,7 @@ from xpyd.kv.plan import Plan
 from xpyd.kv.reshard import Holding, RankPool, holdings, plan_pull, pulls
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import Division, Placement
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.base import Transport
 from xpyd.transport.flow import RecvFlow, SendFlow
 from xpyd.worker.base import Desk, WorkerError

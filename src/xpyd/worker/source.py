@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from xpyd.kv.plan import Plan
 from xpyd.records import TransferRow
 from xpyd.request import Stage
-from xpyd.scheduler.base import Chunk, Sequence, StepPlan
+from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 from xpyd.transport.base import TransportError
 from xpyd.transport.flow import SendFlow, WriteFlow
 from xpyd.worker.engine import Engine, Output

@@ -16,7 +16,8 @@ from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling import Sampled
 from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.records import SpeculationRow
-from xpyd.scheduler.base import Chunk, Scheduler
+from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.sequence import Chunk
 from xpyd.units import NS_PER_S
 from xpyd.worker.drafts import Draft, ModelDraft, NgramDraft, Proposal, Wanted
 

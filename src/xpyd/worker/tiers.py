@@ -12,7 +12,7 @@ from xpyd.model.runner import ModelRunner
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import Placement, Role
 from xpyd.records import TierRow
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.base import Transport
 from xpyd.worker.engine import Engine
 from xpyd.worker.fetch_costs import host_link, remote_link, time_chunks

@@ -14,7 +14,7 @@ from xpyd.kv.codec.config import COMPRESSED, CodecConfig
 from xpyd.kv.layout import PoolOrder
 from xpyd.kv.reshard import splits_heads
 from xpyd.placement import PlacementConfig
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.registry import Need
 
 Mode = Literal["whole", "layerwise", "chunkwise"]

@@ -20,7 +20,9 @@ from xpyd.mpi import MPI
 from xpyd.placement import PlacementConfig
 from xpyd.records import COLOCATED, DISAGGREGATED
 from xpyd.request import Request
-from xpyd.scheduler.base import Scheduler, SchedulerConfig, Sequence
+from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.config import SchedulerConfig
+from xpyd.scheduler.sequence import Sequence
 from xpyd.transport.fabric import FabricConfig
 from xpyd.worker.session import Block, Session
 from xpyd.worker.transfer_config import Mode, TransferConfig

@@ -20,7 +20,7 @@ from xpyd.model.spec import ModelSpec
 from xpyd.placement import Placement, PlacementConfig, Role
 from xpyd.records import COLOCATED, HYBRID
 from xpyd.request import Request
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.worker.session import Block, Session
 from xpyd.worker.transfer_config import TransferConfig
 

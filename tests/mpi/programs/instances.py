@@ -23,7 +23,7 @@ from xpyd.records import DISAGGREGATED
 from xpyd.request import Request
 from xpyd.router import RouterConfig
 from xpyd.run_dir import RunDir
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
 from xpyd.worker.session import Block, Session, Setup

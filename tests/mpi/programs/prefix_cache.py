@@ -17,7 +17,7 @@ from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig
 from xpyd.records import COLOCATED, DISAGGREGATED
 from xpyd.request import Request
-from xpyd.scheduler.base import SchedulerConfig
+from xpyd.scheduler.config import SchedulerConfig
 from xpyd.worker.session import Block
 from xpyd.worker.transfer_config import TransferConfig
 

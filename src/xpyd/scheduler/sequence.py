@@ -1,0 +1,81 @@
+"""What a scheduler plans with: sequences, and the chunks of them that make a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request inside one engine. Tokens known so far = prompt + outputs; ``num_computed`` of them have KV.
+
+    ``max_output_tokens`` counts tokens that this engine still has to be asked for in total (a prefill instance
+    makes 1). After preemption ``num_computed`` is 0 and all known tokens are computed again.
+    """
+
+    request_id: int
+    prompt: list[int]
+    max_output_tokens: int
+    outputs: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    block_table: list[int] = field(default_factory=list)
+    seed: int = 0  # for sampling
+    priority: int = 0  # for eviction
+    keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were asked for
+    num_cached: int = 0  # tokens that had KV when it was admitted, or last admitted again
+    num_promoted: int = 0  # blocks of them that came from the host tier
+    num_remote: int = 0  # blocks that came from the remote pool before it was queued
+    num_findable: int = 0  # leading blocks of its table that the prefix cache knows by these very ids
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + len(self.outputs)
+
+    @property
+    def num_to_compute(self) -> int:
+        """Known tokens without KV: 1 while decoding, more while (re)computing a prompt."""
+        return self.num_tokens - self.num_computed
+
+    @property
+    def decoding(self) -> bool:
+        """Only its newest output has no KV yet. (The last single token of a prompt is still prefill.)"""
+        outputs = self.outputs  # not by num_to_compute: asked of every sequence in every step
+        return bool(outputs) and len(self.prompt) + len(outputs) - self.num_computed == 1
+
+    @property
+    def max_kv_tokens(self) -> int:
+        """Tokens whose KV is ever needed: the last output's is not."""
+        return len(self.prompt) + self.max_output_tokens - 1
+
+    @property
+    def finished(self) -> bool:
+        return len(self.outputs) >= self.max_output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """``num_tokens`` tokens of ``sequence`` from position ``start``, to be run in this step.
+
+    ``samples`` is True when the chunk reaches the last known token, so that the step yields a new token.
+    """
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        return self.start + self.num_tokens == self.sequence.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: prompt chunks and one-token decodes, all run together; sequences preempted while planning."""
+
+    prefills: list[Chunk]
+    decodes: list[Chunk]
+    preempted: list[Sequence]
+
+    @property
+    def empty(self) -> bool:
+        return not self.prefills and not self.decodes
