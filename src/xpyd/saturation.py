@@ -30,6 +30,10 @@ def run_saturation(config: Saturation, job: Job) -> None:
         _Sweep(session, config, job).run()
 
 
+class _Stopped(Exception):
+    """A stop was asked for in the middle of a block."""
+
+
 class _Sweep:
     """Rank 0 alone sees scores, and tells what is played next."""
 
@@ -40,7 +44,9 @@ class _Sweep:
 
     def run(self) -> None:
         while asked := self._session.bcast(self._asked()):
-            if not self._round(asked):
+            try:
+                self._round(asked)
+            except _Stopped:
                 self._job.say("stopped on request: what was played is kept; the run folder stays partial")
                 self._job.stop.cut_short = True
                 return
@@ -53,31 +59,28 @@ class _Sweep:
         wanted = {arm: self._config.search.next_rate(found) for arm, found in self._attained.items()}
         return {arm: rate for arm, rate in wanted.items() if rate is not None}
 
-    def _round(self, asked: dict[str, float]) -> bool:
-        """All repeats of one rate of each arm that asked; False where a stop was asked for."""
+    def _round(self, asked: dict[str, float]) -> None:
+        """All repeats of one rate of each arm that asked. Raises _Stopped."""
         shown = ", ".join(f"{arm} {rate:g}/s" for arm, rate in asked.items())
         self._job.say(f"playing {shown}, {self._config.search.num_repeats} blocks each")
         scores: defaultdict[str, list[Score]] = defaultdict(list)
         for repeat, arm in interleave(self._config.search.num_repeats, tuple(asked)):
             found = self._play(arm, asked[arm], repeat)
-            if found is False:
-                return False
-            if isinstance(found, Score):
+            if found is not None:
                 scores[arm].append(found)
         for arm, played in scores.items():
             self._attained[arm][asked[arm]] = fmean(each.attainment for each in played)
-        return True
 
-    def _play(self, arm: str, rate_rps: float, repeat: int) -> Score | bool:
-        """One block and its row: the score on rank 0, True elsewhere; False where it was stopped."""
+    def _play(self, arm: str, rate_rps: float, repeat: int) -> Score | None:
+        """One block and its row: the score on rank 0, None elsewhere. Raises _Stopped on all ranks."""
         block = _block(self._config, arm, rate_rps, repeat, self._num_blocks)
         played = self._session.play(block)
         if self._session.bcast(played.stopped if played is not None else None):
-            return False
+            raise _Stopped
         self._num_blocks += 1
         self._job.stop.num_blocks += 1
         if played is None:
-            return True
+            return None
         self._job.stop.num_failed += played.num_failed
         found = score(played.times, block.requests, self._config.slo, played.end_ns - played.begin_ns)
         self._session.rows.write(SaturationRow(block.number, arm, rate_rps, repeat, found.attainment))
