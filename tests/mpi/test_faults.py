@@ -123,6 +123,18 @@ def test_a_rank_that_stops_after_the_last_token_is_lost_like_any_other(tmp_path:
 
 
 @pytest.mark.mpi
+def test_requests_that_wait_for_blocks_in_quarantine_fail(tmp_path: Path) -> None:
+    """Sends over mpi to stopped ranks never end: most of a small pool is lost to them, and prompts wait behind it."""
+    order = Order("stop", 1, 5, ((2, 3, 4, 5),), transport="mpi", num_kv_blocks=24, detect_s=2.0, beat_interval_s=0.25)
+    result = JobResult.read(order, run_job(order, tmp_path / "job"), tmp_path / "job")
+    assert result.exit_code == EXIT_RANKS_LOST, result.errors
+    [outcome] = result.outcomes
+    assert outcome.num_finished + outcome.num_failed == order.num_requests
+    assert outcome.num_failed
+    assert (outcome.num_unexplained, outcome.num_unnamed) == (0, 0)
+
+
+@pytest.mark.mpi
 def test_by_default_a_lost_rank_ends_the_run_whose_rows_can_be_read(tmp_path: Path) -> None:
     code, errors, folder = serve_and_hurt(tmp_path, signal.SIGSTOP, 2, "placement=1p1d")
     assert code not in (0, EXIT_RANKS_LOST), errors

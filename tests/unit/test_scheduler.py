@@ -243,3 +243,19 @@ def test_every_policy_is_registered_and_roles_get_theirs() -> None:
 def test_a_budget_below_the_seats_is_refused() -> None:
     with pytest.raises(ValueError, match="max_num_batched_tokens=3 is below max_num_seqs=4"):
         config(seqs=4, tokens=3)
+
+
+def test_quarantine_strands_what_waits_for_more_than_is_left() -> None:
+    scheduler = ChunkedScheduler(config(blocks=8, seqs=1))
+    moving = sequence(0, 20, 1)  # 5 blocks, which a lost rank may still read
+    for each in (moving, sequence(1, 12), sequence(2, 8)):  # 4 and 3 blocks in all
+        scheduler.add(each)
+    scheduler.commit(step(scheduler), {})
+    assert scheduler.stranded() == {}
+    scheduler.halt(moving)
+    scheduler.release(moving, reuse=False)
+    assert scheduler.num_quarantined == 5
+    ((request_id, reason),) = scheduler.stranded().items()
+    assert request_id == 1
+    assert "needs 4 KV blocks" in reason
+    assert "the pool has 3 and 5 in quarantine" in reason

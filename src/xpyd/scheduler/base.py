@@ -69,6 +69,10 @@ class Scheduler(ABC):
         return self._num_reserved_blocks
 
     @property
+    def num_quarantined(self) -> int:
+        return len(self._quarantined)
+
+    @property
     def quarantined(self) -> frozenset[int]:
         """Blocks that are never handed out again."""
         return frozenset(self._quarantined)
@@ -257,11 +261,22 @@ class Scheduler(ABC):
         """Raises NeverFits where all tokens of a request together exceed the pool; the last output has no KV."""
         needed = self._blocks.blocks_for(num_input + num_output - 1)
         if needed > self._capacity:
+            without = f" and {len(self._quarantined)} in quarantine" if self._quarantined else ""
             raise NeverFits(
                 f"request {request_id} needs {needed} KV blocks of {self._blocks.block_size} tokens ({num_input} "
-                f"input, {num_output} output tokens), the pool has {self._capacity}; raise scheduler.num_kv_blocks or "
-                "shorten the request"
+                f"input, {num_output} output tokens), the pool has {self._capacity}{without}; raise "
+                "scheduler.num_kv_blocks or shorten the request"
             )
+
+    def stranded(self) -> dict[int, str]:
+        """Waiting requests that the pool cannot hold any more, and why: blocks went into quarantine behind them."""
+        found = {}
+        for sequence in self._waiting:
+            try:
+                self.check_fits(sequence.request_id, len(sequence.prompt), sequence.max_output_tokens)
+            except NeverFits as error:
+                found[sequence.request_id] = str(error)
+        return found
 
     def _plan_decodes(self) -> tuple[list[Chunk], list[Sequence]]:
         """One token for every decoding sequence, oldest first, and the sequences preempted to make room."""

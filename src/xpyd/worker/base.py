@@ -89,6 +89,7 @@ class Worker(ABC):
         self._aborted = False
         self._gone: set[int] = set()  # lost ranks
         self._cancels: dict[int, int] = {}  # attempts to drop by request, once no step runs
+        self._num_quarantined = engine.scheduler.num_quarantined  # when ``fail_stranded`` was last called
         self._pulse = Pulse(desk.mailbox, desk.rank, desk.faults)
 
     def run(self) -> None:
@@ -110,6 +111,9 @@ class Worker(ABC):
             if self._ending:
                 self.drop_orphans()
             busy |= self.move()
+            if self.engine.scheduler.num_quarantined > self._num_quarantined:
+                self._num_quarantined = self.engine.scheduler.num_quarantined
+                self.fail_stranded()
             busy |= self.step()
             if not busy:
                 self.desk.rows.flush_if_due()
@@ -173,6 +177,11 @@ class Worker(ABC):
             self.desk.fail(sequence.request_id, str(error))
             return False
         return True
+
+    def fail_stranded(self) -> None:
+        """Quarantine has shrunk the pool: tell the client which requests wait for more blocks than are left."""
+        for request_id, reason in self.engine.scheduler.stranded().items():
+            self.desk.fail(request_id, reason)
 
     def cancel(self, request_id: int, attempt: int) -> None:
         """Drop a request, and confirm it when its blocks are free; called between steps."""

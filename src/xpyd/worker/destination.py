@@ -64,15 +64,23 @@ class DestinationEnd(UndoingDestination):
 
     def _offered(self, incoming: Incoming) -> None:
         """Queue an offer; one that the pool can never take fails, and rests until the client has cancelled it."""
-        offer = incoming.offer
-        self._incoming[offer.request_id] = incoming
+        self._incoming[incoming.offer.request_id] = incoming
+        if self._can_fit(incoming.offer):
+            self._offers.append(incoming)
+
+    def fail_stranded(self) -> None:
+        """Quarantine has shrunk the pool: offers that it can never take any more fail likewise."""
+        self._offers = deque(incoming for incoming in self._offers if self._can_fit(incoming.offer))
+
+    def _can_fit(self, offer: Offer) -> bool:
+        """Tells the client where not."""
         try:
             num_tokens = len(unpack_prompt(offer.prompt))
             self.engine.scheduler.check_fits(offer.request_id, num_tokens, offer.output_len)
         except NeverFits as error:
             self.desk.fail(offer.request_id, str(error))
-        else:
-            self._offers.append(incoming)
+            return False
+        return True
 
     def _told(self, incoming: Incoming, message: Announce | Ready | FirstToken | Landed | Dropped) -> None:
         match message:

@@ -116,6 +116,11 @@ class ServingWorker(Worker):
         if not any(end.cancel(request_id, attempt) for end in self._ends):
             super().cancel(request_id, attempt)
 
+    def fail_stranded(self) -> None:
+        super().fail_stranded()
+        if self._destination is not None:
+            self._destination.fail_stranded()
+
     def drop_peer(self, rank: int) -> None:
         if self._mover is not None:
             self._mover.drop(rank)
