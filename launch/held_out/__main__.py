@@ -12,70 +12,44 @@ cells of a map that is frozen already, on a cluster as before.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from types import FrameType
 
 from launch.held_out.cells import PRESET, Grid, cell_name, cell_overrides, tc_rate
+from launch.slurm_demo import front
 from launch.slurm_demo.jobs import Demo, JobError
 from launch.slurm_demo.show import following, say
-from launch.virtual_cluster import namespaces
-from launch.virtual_cluster.life import Front
 from launch.virtual_cluster.links import UNSHAPED
-from launch.virtual_cluster.spec import ClusterError, ClusterSpec
 
-ROOT = Path(__file__).parents[2]
-NUM_NODES = 2  # 1P1D: the client and the prefill worker on n1, the decode worker on n2
 MAP_TIMEOUT_S = 600
-USER_ERROR = 2
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code: 2 where no cluster can be started, 1 where a step failed, else that of ``analysis.held_out``."""
     options = parser().parse_args(arguments)
-    namespaces.extend_path()
-    signal.signal(signal.SIGTERM, _unwind)
-    signal.signal(signal.SIGHUP, _unwind)
-    try:
-        if reason := namespaces.refusal():
-            raise ClusterError(reason)
-        path, runs = measure(options)
-    except (ClusterError, JobError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR if isinstance(error, ClusterError) else 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    from analysis import held_out  # pandas: only once there is something to read
-
-    say(f"again: python -m analysis.held_out {path} {' '.join(map(str, runs))}")
-    return held_out.main([str(path), *map(str, runs)])
+    return front.exit_code(lambda: run(options))
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m launch.held_out",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = front.parser("held_out", __doc__)
     made.add_argument("--map", type=Path, metavar="RUN", help="a frozen map to measure (default: make one first)")
     made.add_argument("--links", type=float, nargs="+", default=[1, 2.5, 10], metavar="GBPS", help="rates of the links")
     made.add_argument("--input-lens", type=int, nargs="+", default=[48, 96], metavar="TOKENS")
     made.add_argument("--output-lens", type=int, nargs="+", default=[6], metavar="TOKENS")
     made.add_argument("--rates-rps", type=float, nargs="+", default=[200], metavar="RPS", help="of arrivals")
     made.add_argument("--num-pairs", type=int, default=5, help="of blocks, in every cell (default: %(default)s)")
-    made.add_argument("--runs", type=Path, default=ROOT / "runs", help="where run folders go (default: runs)")
-    made.add_argument(
-        "--dir",
-        type=Path,
-        default=Path(f"/tmp/xpyd-held-out-{os.geteuid()}"),
-        help="the cluster's folder while it is up (default: %(default)s)",
-    )
     return made
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, and hold the runs against the map. Raises ClusterError, JobError."""
+    path, runs = measure(options)
+    from analysis import held_out  # pandas: only once there is something to read
+
+    say(f"again: python -m analysis.held_out {path} {' '.join(map(str, runs))}")
+    return held_out.main([str(path), *map(str, runs)])
 
 
 def measure(options: argparse.Namespace) -> tuple[Path, list[Path]]:
@@ -87,31 +61,21 @@ def measure(options: argparse.Namespace) -> tuple[Path, list[Path]]:
         rates_rps=tuple(options.rates_rps),
         num_pairs=options.num_pairs,
     )
-    spec = ClusterSpec(options.dir.absolute(), NUM_NODES, rate=UNSHAPED)
-    front = Front(spec)
-    try:
-        cluster = front.cluster()
-        cluster.bring_up()
-        say(f"cluster up: nodes {', '.join(spec.hosts)}; folder {spec.folder}, gone at the end")
-        demo = Demo(cluster, ROOT, options.runs.absolute(), f"held-out-{datetime.now():%Y%m%d-%H%M%S}")
-        with following() as show:
-            path = options.map
-            if path is None:
-                calibrated = demo.play("calibrate", UNSHAPED, demo.name, [PRESET, "run.report=false"], show)
-                path = predict(demo, grid.map_overrides(calibrated / "calibration.yaml"))
-            runs = [
-                demo.play(
-                    "compare",
-                    tc_rate(cell[0]),
-                    f"{demo.name}-{cell_name(cell)}",
-                    cell_overrides(cell, grid.num_pairs),
-                    show,
-                )
-                for cell in grid.cells
-            ]
-    finally:
-        front.end()
-        say("cluster down")
+    with front.own_cluster(options, "held-out", UNSHAPED) as demo, following() as show:
+        path = options.map
+        if path is None:
+            calibrated = demo.play("calibrate", UNSHAPED, demo.name, [PRESET, "run.report=false"], show)
+            path = predict(demo, grid.map_overrides(calibrated / "calibration.yaml"))
+        runs = [
+            demo.play(
+                "compare",
+                tc_rate(cell[0]),
+                f"{demo.name}-{cell_name(cell)}",
+                cell_overrides(cell, grid.num_pairs),
+                show,
+            )
+            for cell in grid.cells
+        ]
     return path, runs
 
 
@@ -119,14 +83,10 @@ def predict(demo: Demo, overrides: Sequence[str]) -> Path:
     """The run folder of the map, frozen. Raises JobError."""
     places = [f"run.root={demo.runs}", f"run.name={demo.name}"]
     command = [sys.executable, "-m", "experiments.break_even", *places, *overrides]
-    done = subprocess.run(command, cwd=ROOT, timeout=MAP_TIMEOUT_S)
+    done = subprocess.run(command, cwd=front.ROOT, timeout=MAP_TIMEOUT_S)
     if done.returncode:
         raise JobError(f"the map: exit code {done.returncode}")
     return demo.runs / "break_even" / demo.name
-
-
-def _unwind(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

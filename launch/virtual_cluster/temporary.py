@@ -20,12 +20,19 @@ def cluster_refusal() -> str | None:
 
 
 @contextmanager
-def temporary_cluster(num_nodes: int) -> Iterator[Cluster]:
-    """A cluster with unshaped links, gone afterwards with all that runs in it. Raises ClusterError."""
-    front = Front(ClusterSpec(Path(mkdtemp(prefix="xpyd-")), num_nodes=num_nodes, rate="none"))
+def cluster_of(spec: ClusterSpec) -> Iterator[Cluster]:
+    """A cluster that is up, gone afterwards with all that runs in it. Raises ClusterError."""
+    front = Front(spec)
     try:
         cluster = front.cluster()
         cluster.bring_up()
         yield cluster
     finally:
         front.end()
+
+
+@contextmanager
+def temporary_cluster(num_nodes: int) -> Iterator[Cluster]:
+    """One with unshaped links, in a folder of its own. Raises ClusterError."""
+    with cluster_of(ClusterSpec(Path(mkdtemp(prefix="xpyd-")), num_nodes=num_nodes, rate="none")) as cluster:
+        yield cluster
