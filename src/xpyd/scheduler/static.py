@@ -6,20 +6,16 @@ costs no padding here: a step runs only those that still decode, so that static 
 
 from __future__ import annotations
 
-from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.prefill_first import PrefillFirstScheduler
 from xpyd.scheduler.sequence import Chunk, StepPlan
 
 
-class StaticScheduler(Scheduler):
+class StaticScheduler(PrefillFirstScheduler):
     def schedule(self) -> StepPlan:
         if not self.num_running:
             while self._next_admitted() is not None:
                 pass
-        prefills = self._plan_prompts()
-        if prefills:
-            return StepPlan(prefills, [], [])
-        decodes, preempted = self._plan_decodes()
-        return StepPlan([], decodes, preempted)
+        return super().schedule()
 
     def _plan_prompts(self) -> list[Chunk]:
         """Whole prompts of the batch up to the token budget; the first one even where it is longer."""
