@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, replace
 from datetime import datetime
-from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,8 +33,8 @@ from xpyd.simulate.account import Account
 from xpyd.simulate.cluster import Cluster
 from xpyd.simulate.costs import PS_PER_S
 from xpyd.simulate.figures import BlockFigures, StampSink
-from xpyd.simulate.model import Costs, at_rate
-from xpyd.simulation import costs_of, setup_of
+from xpyd.simulate.model import Costs
+from xpyd.simulation import costs_of, on_link, setup_of
 from xpyd.streams import merge
 from xpyd.units import format_s, gbps_to_bytes_per_s
 
@@ -60,7 +59,7 @@ def run_break_even(config: BreakEven, job: Job) -> None:
     if known:
         job.say(f"resumed, attempt {job.run_dir.attempt}: {len(known)} of {len(cells)} cells are played")
     todo, begin_s = [cell for cell in cells if cell not in known], time.monotonic()
-    player = _Player(config)
+    player = _Player(config, costs)
     with RowWriter(job.run_dir, rank=0) as writer:
         for row in rows:  # of tables without blocks the last attempt counts alone
             writer.write(row)
@@ -126,12 +125,9 @@ def cell_of(row: BreakEvenRow) -> Cell:
 class _Player:
     """Plays cells. A colocated block knows no link: it is played once for all links, as they follow each other."""
 
-    def __init__(self, config: BreakEven) -> None:
+    def __init__(self, config: BreakEven, costs: Costs) -> None:
         self._config = config
-        self._costs = costs_of(config)
-        self._software = self._costs.link  # a data sheet's link is as fast as its wire, whatever that is
-        if config.simulate.calibration is None:
-            self._software = replace(self._costs.link, bytes_per_s=inf)
+        self._costs = costs
         together = config.placement.colocated()
         num, width = together.num_colocated, together.colocated_tp or 1
         twins = PlacementConfig(num_prefill=num, num_decode=num, prefill_tp=width, decode_tp=width)
@@ -158,7 +154,8 @@ class _Player:
 
     def _pair(self, cell: Cell, pair: int) -> dict[str, tuple[BlockFigures, BlockFigures]]:
         """(colocated, disaggregated) as each predictor has them."""
-        stays, moves = self._stay(cell, pair), self._move(cell, pair, at_rate(self._software, cell.link_gbps))
+        link = on_link(self._config, self._costs, cell.link_gbps).link
+        stays, moves = self._stay(cell, pair), self._move(cell, pair, link)
         found = {SIMULATOR: (stays, moves)}
         if self._config.break_even.naive:
             nominal = LinkModel(0.0, 0.0, gbps_to_bytes_per_s(cell.link_gbps))

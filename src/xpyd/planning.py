@@ -30,9 +30,9 @@ from xpyd.simulate.account import Account, Totals
 from xpyd.simulate.cluster import Cluster
 from xpyd.simulate.costs import PS_PER_S
 from xpyd.simulate.hybrid import hybrid_for, threshold
-from xpyd.simulate.model import at_rate
+from xpyd.simulate.model import Costs
 from xpyd.simulate.setup import Setup
-from xpyd.simulation import costs_of, setup_of
+from xpyd.simulation import costs_of, on_link, setup_of
 
 AS_ASKED = ""  # the axis of the question itself
 LINK, LENGTH = "link_gbps", "input_len"
@@ -44,22 +44,23 @@ def run_plan(config: Plan, job: Job) -> None:
     spec = resolve_spec(config.model)
     measured = _measured_codecs(config)
     ways = candidates(config.plan, spec.num_params() * spec.dtype_bytes, measured)
-    labels = ["modeled", costs_of(config).label]
+    costs = costs_of(config)
+    labels = ["modeled", costs.label]
     labels += ["codecs assumed"] * bool(config.plan.codecs) + ["codecs measured elsewhere"] * bool(measured)
     job.run_dir.write_json("environment.json", {**lone_environment(ROOT, []), "labels": labels})
     begin_s = time.monotonic()
     with RowWriter(job.run_dir, rank=0) as rows:
         sustained: dict[Candidate, float] = {}
         for number, way in enumerate(ways):
-            sustained[way] = _climb(config, way, AS_ASKED, 0.0, rows)
+            sustained[way] = _climb(config, costs, way, AS_ASKED, 0.0, rows)
             left_s = (time.monotonic() - begin_s) / (number + 1) * (len(ways) - number - 1)
             job.say(f"{number + 1}/{len(ways)} {way.name}: sustains {sustained[way]:g} /s, about {left_s:.0f} s left")
             if job.stop.requested:
                 job.say("stopped on request: what was played is kept")
                 return
-        for axis, value, varied in _variants(config):
+        for axis, value, varied, varied_costs in _variants(config, costs):
             for way in _best(sustained):
-                found = _climb(varied, way, axis, value, rows)
+                found = _climb(varied, varied_costs, way, axis, value, rows)
                 job.say(f"{axis}={value:g} {way.name}: sustains {found:g} /s")
 
 
@@ -81,17 +82,17 @@ def _best(sustained: Mapping[Candidate, float]) -> Iterator[Candidate]:
             yield max(kind, key=lambda way: sustained[way])
 
 
-def _variants(config: Plan) -> Iterator[tuple[str, float, Plan]]:
+def _variants(config: Plan, costs: Costs) -> Iterator[tuple[str, float, Plan, Costs]]:
     """The question on another link, or with prompts of another length."""
     for gbps in config.plan.link_gbps:
-        yield LINK, gbps, replace(config, fabric=replace(config.fabric, rate_gbps=gbps))
+        yield LINK, gbps, config, on_link(config, costs, gbps)
     for input_len in config.plan.input_lens:
-        yield LENGTH, float(input_len), replace(config, workload=replace(config.workload, input_len=input_len))
+        yield LENGTH, float(input_len), replace(config, workload=replace(config.workload, input_len=input_len)), costs
 
 
-def _climb(config: Plan, way: Candidate, axis: str, value: float, rows: RowWriter) -> float:
+def _climb(config: Plan, costs: Costs, way: Candidate, axis: str, value: float, rows: RowWriter) -> float:
     """Play one candidate at the rates that its search asks for; returns the highest that it sustains, 0 for none."""
-    setup = _setup(config, way, value if axis == LINK else None)
+    setup = _setup(config, costs, way)
     attained: Attained = {}
     while (rate := config.search.next_rate(attained)) is not None:
         workload, shares = config.workload_at(rate), []
@@ -104,11 +105,8 @@ def _climb(config: Plan, way: Candidate, axis: str, value: float, rows: RowWrite
     return config.search.bracket(attained).low_rps or 0.0
 
 
-def _setup(config: Plan, way: Candidate, link_gbps: float | None = None) -> Setup:
-    """What is simulated of a candidate, whatever the rate; ``link_gbps``: on another link than the calibrated one."""
-    costs = costs_of(config)
-    if link_gbps is not None:
-        costs = replace(costs, link=at_rate(costs.link, link_gbps))
+def _setup(config: Plan, costs: Costs, way: Candidate) -> Setup:
+    """What is simulated of a candidate, whatever the rate."""
     transfer = replace(config.transfer, mode=way.mode) if way.mode else config.transfer
     asked = replace(config, placement=way.placement, transfer=transfer)
     return replace(setup_of(asked, DISAGGREGATED if way.splits else COLOCATED, costs), codec=way.codec)

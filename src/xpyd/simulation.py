@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from xpyd.run_dir import RowWriter
 from xpyd.simulate.account import Account, Histogram, Totals
 from xpyd.simulate.cluster import Cluster
 from xpyd.simulate.costs import PS_PER_S, to_ns
-from xpyd.simulate.model import Costs, closed_form, read_calibration
+from xpyd.simulate.model import Costs, at_rate, closed_form, read_calibration
 from xpyd.simulate.setup import Handover, Setup
 from xpyd.simulate.stream import stream_requests
 from xpyd.trial import interleave
@@ -63,6 +64,12 @@ def costs_of(config: Simulate) -> Costs:
         return read_calibration(Path(path), spec)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def on_link(config: Simulate, costs: Costs, link_gbps: float) -> Costs:
+    """The costs of ``config`` on another wire. A data sheet's link is as fast as its wire, whatever that is."""
+    link = costs.link if config.simulate.calibration is not None else replace(costs.link, bytes_per_s=inf)
+    return replace(costs, link=at_rate(link, link_gbps))
 
 
 def setup_of(config: Simulate, arm: str, costs: Costs) -> Setup:
