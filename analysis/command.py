@@ -21,14 +21,19 @@ USER_ERROR = 2
 DEBUG = "XPYD_DEBUG"
 
 
-def parser(program: str, description: str) -> argparse.ArgumentParser:
-    """The options that every program has."""
-    made = argparse.ArgumentParser(
+def bare_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """Without options yet."""
+    return argparse.ArgumentParser(
         prog=f"python -m analysis.{program}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """The options that every program has."""
+    made = bare_parser(program, description)
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder; repeats of one trial are pooled")
     formats = "how to print (default: terminal); csv and parquet hold numbers in tidy rows, the others tables"
     made.add_argument("--format", choices=(*FORMATS, PARQUET), default="terminal", help=formats)

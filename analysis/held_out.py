@@ -24,7 +24,7 @@ from analysis.break_even import Mapped, mapped, read_map
 from analysis.format import digits, interval, number
 from analysis.intervals import bootstrap_mean
 from analysis.ledger import OVERALL, Comparison, Sides
-from analysis.load import Run, RunError, flat_config, load_run
+from analysis.load import Run, RunError, flat_config, load_run, setting
 from analysis.render import FORMATS
 from analysis.results import Results, Table, titled
 from analysis.validate import error_frame, error_tables, step_table
@@ -103,14 +103,6 @@ def hold(path: Path, content: Mapping[str, Any], run: Run) -> Held:
     return Held(cell, run, sides, bootstrap_mean(sides.ledgers()[f"{content['criterion']}_s"]))
 
 
-def setting(run: Run, key: str) -> Any:
-    """A setting by its dotted key; None where there is none."""
-    found: Any = run.config
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
-
-
 def analyse(path: Path, content: Mapping[str, Any], runs: Sequence[Run]) -> Results:
     """All runs against the map. Raises RunError, see ``hold``."""
     held = sorted((hold(path, content, run) for run in runs), key=lambda each: each.mapped.cell)
@@ -175,12 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m analysis.held_out",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = command.bare_parser("held_out", __doc__)
     made.add_argument("map", type=Path, metavar="MAP", help="a break_even run folder, or its prediction.json")
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="compare runs that are younger than the map")
     made.add_argument("--format", choices=(*FORMATS, command.PARQUET), default="terminal", help="how to print")

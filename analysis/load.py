@@ -74,15 +74,14 @@ def load_run(path: Path | str, allow_partial: bool = False) -> Run:
     folder = Path(path).resolve()
     if not folder.is_dir():
         raise RunError(f"{path}: no such folder; give the path of a run, such as runs/compare/20260101-120000-000000")
-    if not (folder / "config.yaml").is_file():
-        raise RunError(f"{folder}: not a run folder (it has no config.yaml); give the folder that a run printed")
+    _check_is_run(folder)
     partial = not (folder / "DONE").is_file()
     if partial and not allow_partial:
         raise RunError(
             f"{folder}: partial run (no DONE: it was stopped, or still runs); pass --allow-partial to read what was "
             "measured until then"
         )
-    config = _read_config(folder / "config.yaml")
+    config = read_config(folder)
     tables = {table: _read_table(folder, table, partial) for table in TABLES}
     predicted = _read_json(folder / "predicted.json").get("classes", {})
     return Run((folder,), config, _read_json(folder / "environment.json"), predicted, tables, partial)
@@ -138,6 +137,14 @@ def flat_config(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
+def setting(run: Run, key: str) -> Any:
+    """A setting of a run by its dotted key; None where there is none."""
+    found: Any = run.config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
 def pooled(first: Run, second: Run) -> Run:
     """Both runs as one: the second's blocks and pairs are renumbered to follow the first's."""
     tables = {}
@@ -174,7 +181,10 @@ def _mean_prediction(first: Run, second: Run) -> dict[str, dict[str, dict[str, f
     }
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The frozen configuration of a run folder. Raises RunError where it is none, or damaged."""
+    _check_is_run(folder)
+    path = folder / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, OSError, ValueError) as error:  # ValueError: of the text's coding, and of YAML's numbers
@@ -182,6 +192,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("experiment"), str):
         raise RunError(f"{path}: names no experiment; was it cut off? Measure again")
     return config
+
+
+def _check_is_run(folder: Path) -> None:
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"{folder}: not a run folder (it has no config.yaml); give the folder that a run printed")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -132,12 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m analysis.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = command.bare_parser("report", __doc__)
     made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder; repeats of one trial are pooled")
     made.add_argument("--out", type=Path, metavar="FILE", help="where the page goes (default: RUN/report.html)")
     made.add_argument("--print", action="store_true", help="print the tables too")

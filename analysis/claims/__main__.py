@@ -113,12 +113,7 @@ def _facts(given: Given) -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m analysis.claims",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = command.bare_parser("claims", __doc__)
     made.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="a claims run, or runs of experiments")
     made.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these claims alone")
     made.add_argument(

@@ -13,7 +13,7 @@ from enum import StrEnum
 from math import inf
 from typing import Any, Literal
 
-from analysis.load import Run
+from analysis.load import Run, setting
 from xpyd.economics.verdict import Interval
 
 Runs = Mapping[str, Run]  # by the name of the measurement
@@ -142,11 +142,3 @@ def combine(judgements: Sequence[Judgement]) -> Judgement:
     """A claim's judgement from those of its parts: one that does not hold decides, then one that cannot be measured."""
     order = (Judgement.FAILS, Judgement.UNMEASURABLE, Judgement.UNDECIDED, Judgement.HOLDS)
     return min(judgements, key=order.index)
-
-
-def setting(run: Run, key: str) -> Any:
-    """A setting of a run by its dotted key; None where it has none."""
-    found: Any = run.config
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found

@@ -9,11 +9,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analysis.claims.claim import Claim, Unmeasurable
 from analysis.claims.registry import measurements
-from analysis.load import Run, RunError, load_run, pooled
+from analysis.load import Run, RunError, load_run, pooled, read_config
 
 EXPERIMENT, MANIFEST = "claims", "measurements.json"
 NOT_MEASURED = "not measured"
@@ -44,7 +42,7 @@ def read(folders: Sequence[Path], known: Sequence[Claim], allow_partial: bool = 
     failed: dict[str, str] = {}
     only: list[str] = []
     for folder in folders:
-        config = _config(folder)
+        config = read_config(folder)
         if config.get("experiment") == EXPERIMENT:
             only += [name for name in config.get("claims", {}).get("only", []) if name not in only]
             for entry in _manifest(folder):
@@ -55,18 +53,7 @@ def read(folders: Sequence[Path], known: Sequence[Claim], allow_partial: bool = 
 
 
 def is_claims_run(folder: Path) -> bool:
-    return _config(folder).get("experiment") == EXPERIMENT
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise RunError(f"{folder}: not a run folder (it has no config.yaml); give the folder that a run printed")
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, OSError, ValueError) as error:
-        raise RunError(f"{path}: damaged config ({str(error).splitlines()[0]}); restore it or measure again") from None
-    return config if isinstance(config, dict) else {}
+    return read_config(folder).get("experiment") == EXPERIMENT
 
 
 def _manifest(folder: Path) -> list[dict[str, Any]]:
