@@ -51,8 +51,12 @@ rank_program "$@"
 mpirun=${XPYD_MPIRUN:-$(dirname "$XPYD_PYTHON")/mpirun}
 [[ -x $mpirun ]] || mpirun=$(command -v mpirun) || fail "no mpirun: load your site's MPI module, or set XPYD_MPIRUN"
 agent=${XPYD_MPIRUN_AGENT:+$(realpath "$XPYD_MPIRUN_AGENT")}
-hostfile=$(mktemp)
-trap 'rm -f "$hostfile"' EXIT
+# Open MPI 5 names its session by its process id alone: what a killed mpirun left in /tmp would end a later one.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+hostfile=$scratch/hosts
+export PRTE_MCA_prte_local_tmpdir_base=${PRTE_MCA_prte_local_tmpdir_base:-$scratch}
+export OMPI_MCA_orte_local_tmpdir_base=${OMPI_MCA_orte_local_tmpdir_base:-$scratch}
 
 # What the ranks must find in their environment: ssh passes nothing on.
 forwarded=$(compgen -e | grep -E '^(XPYD_|UCX_|OMP_|MKL_|HYDRA_|PYTHON|CUDA_|NCCL_|PATH$|LD_LIBRARY_PATH$|MPI4PY_)')

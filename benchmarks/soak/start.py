@@ -19,7 +19,7 @@ from benchmarks.soak.trial import Order, fault_file, lost_file, over_file, ready
 from launch.virtual_cluster.cluster import Cluster
 from launch.virtual_cluster.spec import LOGIN
 from launch.virtual_cluster.temporary import temporary_cluster
-from xpyd.launcher import rank_environment
+from xpyd.launcher import own_session, rank_environment
 from xpyd.streams import FOLDER
 
 ROOT = Path(__file__).parents[2]
@@ -84,10 +84,8 @@ def node_of(rank: int) -> str:
 
 def _run(command: list[str], folder: Path, tend: Callable[[], None]) -> int:
     environment = {**rank_environment(ROOT), "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
-    with (folder / "log").open("w") as log:
-        job = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    with own_session(environment) as own, (folder / "log").open("w") as log:
+        job = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         deadline = time.monotonic() + LIMIT_S
         try:
             while job.poll() is None and time.monotonic() < deadline:

@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 from xpyd.config.base import ConfigError, LaunchConfig
@@ -19,6 +21,8 @@ from xpyd.faults import EXIT_RANKS_LOST
 POLL_S = 0.5
 GRACE_S = 15.0  # from a forwarded signal to SIGKILL: time for ranks to write what they have
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+# Where mpirun of Open MPI 5 and 4 keeps its session on its own node (other nodes follow TMPDIR).
+SESSION_VARIABLES = ("PRTE_MCA_prte_local_tmpdir_base", "OMPI_MCA_orte_local_tmpdir_base")
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -48,6 +52,17 @@ def rank_environment(root: Path) -> dict[str, str]:
     return dict(os.fsdecode(entry).split("=", 1) for entry in shown.split(b"\0") if entry)
 
 
+@contextmanager
+def own_session(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """The environment in which an mpirun keeps its session in a new folder, removed at the end; a set one stays.
+
+    Open MPI 5 names the session by its process id alone. What a killed mpirun left in a shared /tmp ends a later one
+    that is given the same id, with code 213 ("The PMIx server's listener thread failed to start").
+    """
+    with TemporaryDirectory(prefix="xpyd-", ignore_cleanup_errors=True) as folder:
+        yield {**dict.fromkeys(SESSION_VARIABLES, folder), **environment}
+
+
 def supervise(
     command: list[str], timeout_s: float, environment: dict[str, str], done: Callable[[], bool] = lambda: False
 ) -> int:
@@ -56,7 +71,11 @@ def supervise(
     ``done``: the work is. What lingers then is a launcher that waits for stopped ranks: it is ended, with the code of a
     run that went on without them.
     """
-    child = subprocess.Popen(command, start_new_session=True, env=environment)
+    with own_session(environment) as own:
+        return _supervise(subprocess.Popen(command, start_new_session=True, env=own), timeout_s, done)
+
+
+def _supervise(child: subprocess.Popen[bytes], timeout_s: float, done: Callable[[], bool]) -> int:
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
