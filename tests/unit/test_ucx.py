@@ -14,6 +14,7 @@ from xpyd.transport import ucx
 from xpyd.transport.base import TransportError
 from xpyd.transport.fabric import FabricConfig, local_devices
 from xpyd.transport.registry import TransportConfig
+from xpyd.transport.ucx_binding import UcxPyBinding
 from xpyd.transport.ucx_messages import stretches
 
 BOTH_SIZES = {"TCP_TX_SEG_SIZE": "256k", "TCP_RX_SEG_SIZE": "256k"}
@@ -97,7 +98,7 @@ def test_ucx_py_serves_where_ucxx_is_missing(ucx_py: FakeUcxPy) -> None:
 
 
 def test_a_ucx_py_request_ends_with_its_callback_or_at_once(ucx_py: FakeUcxPy) -> None:
-    binding = ucx.UcxPyBinding({}, peer_errors=True)
+    binding = UcxPyBinding({}, peer_errors=True)
     assert binding.send(None, np.zeros(1, np.uint8), 0, 1).completed
     landed, lost = (binding.recv(None, np.zeros(1, np.uint8), 0, tag) for tag in (1, 2))
     assert not landed.completed

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from xpyd.transport.ucx import UcxxBinding
+from xpyd.transport.ucx_binding import UcxxBinding
 from xpyd.transport.ucx_messages import FIRST_ERROR_POINTER, Message, MessageCalls
 
 SETTINGS = {"TLS": "tcp,self", "NET_DEVICES": "lo"}
