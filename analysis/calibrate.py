@@ -30,6 +30,10 @@ WORDS = {
     "alpha_s": "a transfer",
     "gamma_s": "a piece of it",
     "bytes_per_s": "bytes per second",
+    "receive_step_s": "a decode step while KV lands",
+    "receive_byte_s": "a byte that lands in it",
+    "send_step_s": "a prefill step while KV leaves",
+    "send_byte_s": "a byte that leaves in it",
 }
 
 
@@ -41,8 +45,8 @@ def analyse(run: Run) -> Results:
     content: dict[str, Any] = yaml.safe_load(path.read_text())
     rows = [
         {**config_columns(run), "part": part, "coefficient": name, **found}
-        for part in ("compute", "link")
-        for name, found in content[part].items()
+        for part in ("compute", "link", "moving")
+        for name, found in (content.get(part) or {}).items()
     ]
     return Results(
         name=run.name,
@@ -60,8 +64,11 @@ def coefficient_table(run: Run, rows: list[dict[str, Any]]) -> Table:
         unit = "" if row["coefficient"] == "bytes_per_s" else "s"
         found = interval(Interval(row["low"], row["value"], row["high"]), unit)
         cells.append((row["part"], WORDS[row["coefficient"]], found))
-    note = "[low, high]: 95 % interval, a bootstrap over the repeats of every setting."
-    return Table(titled("Fitted costs, measured", run.labels), ("", "cost of", "value"), cells, [note], num_left=2)
+    notes = [
+        "[low, high]: 95 % interval, a bootstrap over the repeats of every setting.",
+        "moving: what is added to steps beside a hand-off. A file without it is older, or had no room for one.",
+    ]
+    return Table(titled("Fitted costs, measured", run.labels), ("", "cost of", "value"), cells, notes, num_left=2)
 
 
 def score_table(run: Run, content: dict[str, Any]) -> Table:

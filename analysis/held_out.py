@@ -1,9 +1,10 @@
 """Held-out cells: real comparisons against a break-even map that was frozen before them, and the simulator's errors.
 
 python -m analysis.held_out runs/break_even/RUN runs/compare/RUN runs/compare/OTHER
+python -m analysis.held_out runs/break_even/NAME-* runs/compare/NAME-*
 
-Refuses a map that was changed after it was frozen, a run that is older than the map, and one that differs from what
-the map holds for.
+Each run is held against the last map that was frozen before it and has its cell. Refuses a map that was changed after
+it was frozen, a run that is older than every map, and one that differs from what the maps hold for.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from typing import Any
 import pandas as pd
 
 from analysis import command
-from analysis.break_even import Mapped, mapped, read_map
+from analysis.break_even import FILE, Mapped, mapped, read_map
 from analysis.format import digits, interval, number
 from analysis.intervals import bootstrap_mean
 from analysis.ledger import OVERALL, Comparison, Sides
 from analysis.load import Run, RunError, flat_config, load_run, setting
+from analysis.machine_speed import step_table
 from analysis.render import FORMATS
 from analysis.results import Results, Table, titled
-from analysis.validate import error_frame, error_tables, step_table
+from analysis.validate import Scored, error_frame, error_tables
 from xpyd.economics.break_even import UNDECIDED, answer
-from xpyd.economics.cost import ComputeModel
 from xpyd.economics.frozen import HASH
 from xpyd.economics.verdict import Interval
 from xpyd.records import COLOCATED
@@ -48,7 +49,8 @@ AXES = {
 class Held:
     """One cell of the map and the run that played it. ``saved``: seconds per request by the map's criterion."""
 
-    cell: Mapping[str, Any]  # of the frozen map
+    content: Mapping[str, Any]  # of the frozen map
+    cell: Mapping[str, Any]  # of it
     run: Run
     sides: Sides
     saved: Interval
@@ -60,6 +62,21 @@ class Held:
     @property
     def answer(self) -> str:
         return answer(self.saved)
+
+    @property
+    def placement(self) -> str:
+        """``1P1D``; empty where the map does not say."""
+        counts = self.content["conditions"].get("placement", {})
+        return "{num_prefill}P{num_decode}D".format(**counts) if counts else ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.placement} {self.mapped.cell.name}".strip()
+
+    @property
+    def scored(self) -> Scored:
+        where = {"placement": self.placement, **{axis: self.cell[axis] for axis in AXES}}
+        return Scored(self.name, where, self.cell["figures"], self.sides, self.run, self.content["costs"])
 
     @property
     def outcome(self) -> str:
@@ -78,10 +95,22 @@ class Held:
         return float("nan") if seen is None else bytes_per_s_to_gbps(float(seen))
 
 
-def hold(path: Path, content: Mapping[str, Any], run: Run) -> Held:
+def hold(maps: Mapping[Path, Mapping[str, Any]], run: Run) -> Held:
+    """One run against its cell of the last map before it. Raises RunError where it says nothing of any of them."""
+    command.check_experiment(run, ["compare"])
+    refusals = []
+    for path, content in sorted(maps.items(), key=lambda each: str(each[1]["written_at"]), reverse=True):
+        try:
+            return hold_against(path, content, run)
+        except RunError as error:
+            refusals.append(str(error))
+    more = f" (and {len(refusals) - 1} other maps say nothing of it either)" if len(refusals) > 1 else ""
+    raise RunError(refusals[0] + more)
+
+
+def hold_against(path: Path, content: Mapping[str, Any], run: Run) -> Held:
     """One run against its cell of the map at ``path``. Raises RunError where the run says nothing of the map."""
     where = run.paths[0]
-    command.check_experiment(run, ["compare"])
     started = str(run.environment.get("started_at", ""))
     if not started or datetime.fromisoformat(started) <= datetime.fromisoformat(content["written_at"]):
         raise RunError(
@@ -100,22 +129,21 @@ def hold(path: Path, content: Mapping[str, Any], run: Run) -> Held:
     if comparison.rivals != [COLOCATED]:
         raise RunError(f"{where}: plays a tuned rival, which the map {path} knows nothing of; set rival=configured")
     sides = comparison.sides(OVERALL)
-    return Held(cell, run, sides, bootstrap_mean(sides.ledgers()[f"{content['criterion']}_s"]))
+    return Held(content, cell, run, sides, bootstrap_mean(sides.ledgers()[f"{content['criterion']}_s"]))
 
 
-def analyse(path: Path, content: Mapping[str, Any], runs: Sequence[Run]) -> Results:
-    """All runs against the map. Raises RunError, see ``hold``."""
-    held = sorted((hold(path, content, run) for run in runs), key=lambda each: each.mapped.cell)
+def analyse(maps: Mapping[Path, Mapping[str, Any]], runs: Sequence[Run]) -> Results:
+    """All runs against their maps. Raises RunError, see ``hold``."""
+    held = sorted((hold(maps, run) for run in runs), key=lambda each: (each.placement, each.mapped.cell))
+    scored = [each.scored for each in held]
     labels = list(dict.fromkeys(label for run in runs for label in run.labels))
-    errors = error_frame([(each.cell, each.sides) for each in held])
+    errors = error_frame(scored)
     counts = {outcome: [each for each in held if each.outcome == outcome] for outcome in (AGREES, MISSED)}
     decided = len(counts[AGREES]) + len(counts[MISSED])
-    missed = "; ".join(each.mapped.cell.name for each in counts[MISSED])
+    missed = "; ".join(each.name for each in counts[MISSED])
     apart = ", ".join(f"{sum(each.outcome == outcome for each in held)} {outcome}" for outcome in (MAP_OPEN, RUN_OPEN))
-    frozen_at = content["written_at"][:19]
-    steps = step_table([(each.cell, each.run) for each in held], ComputeModel(**content["costs"]["compute"]), labels)
     outcomes = pd.DataFrame(
-        {axis: [each.cell[axis] for each in held] for axis in AXES}
+        {"cell": [each.name for each in held]}
         | {
             "predicted_class": [each.mapped.answer for each in held],
             "measured_class": [each.answer for each in held],
@@ -126,16 +154,24 @@ def analyse(path: Path, content: Mapping[str, Any], runs: Sequence[Run]) -> Resu
         name=f"{len(held)} held-out runs",
         experiment="break_even",
         answer=f"{len(counts[AGREES])} of {decided} decided cells agree; apart from these {apart}.",
-        because=f"Misclassified: {missed or 'none'}. Map frozen {frozen_at}, {HASH} {content[HASH][:12]}.",
-        tables=[outcome_table(held, labels), *error_tables(errors, labels), steps],
-        frame=errors.merge(outcomes, on=list(AXES)),
+        because=f"Misclassified: {missed or 'none'}. {_frozen_when(list(maps.values()))}",
+        tables=[outcome_table(held, labels), *error_tables(errors, labels), step_table(scored, labels)],
+        frame=errors.merge(outcomes, on="cell"),
     )
+
+
+def _frozen_when(contents: Sequence[Mapping[str, Any]]) -> str:
+    """When, and what each map hashes to."""
+    times = sorted(content["written_at"][:19] for content in contents)
+    hashes = ", ".join(content[HASH][:12] for content in contents)
+    when = times[0] if len(times) == 1 else f"{times[0]} to {times[-1]}, each before its own runs"
+    return f"{len(times)} map{'s' * (len(times) > 1)} frozen {when}, {HASH} {hashes}."
 
 
 def outcome_table(held: Sequence[Held], labels: Sequence[str]) -> Table:
     rows = [
         (
-            each.mapped.cell.name,
+            each.name,
             each.mapped.answer,
             each.answer,
             each.outcome,
@@ -157,19 +193,27 @@ def outcome_table(held: Sequence[Held], labels: Sequence[str]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
-        content = read_map(options.map)
-        runs = [load_run(path) for path in options.runs]
-        command.write([analyse(options.map, content, runs)], options)
+        paths = [options.map, *options.runs]
+        maps = {path: read_map(path) for path in paths if is_map(path)}
+        runs = [load_run(path) for path in paths if path not in maps]
+        if not maps or not runs:
+            raise RunError(f"{len(maps)} maps and {len(runs)} compare runs; give at least one of each")
+        command.write([analyse(maps, runs)], options)
     except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return command.USER_ERROR
     return 0
 
 
+def is_map(path: Path) -> bool:
+    """A break_even run folder, or its file."""
+    return path.is_file() or (path / FILE).exists()
+
+
 def _parser() -> argparse.ArgumentParser:
     made = command.bare_parser("held_out", __doc__)
     made.add_argument("map", type=Path, metavar="MAP", help="a break_even run folder, or its prediction.json")
-    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="compare runs that are younger than the map")
+    made.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="compare runs younger than the map; more maps")
     made.add_argument("--format", choices=(*FORMATS, command.PARQUET), default="terminal", help="how to print")
     made.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of the terminal")
     return made

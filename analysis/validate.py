@@ -1,26 +1,28 @@
 """How far predictions are off real runs: signed errors of the simulator, and of what people reckon with instead.
 
-Read by ``analysis.held_out``: every prediction here was frozen before the run that it is held against.
+Read by ``analysis.held_out``: every prediction here was frozen before the run that it is held against. Beside the
+errors of each arm stand those of one arm over the other, pair by pair: what users decide on, and free of how fast the
+machine was just then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.format import NONE, percent
+from analysis.format import percent
 from analysis.ledger import Sides
 from analysis.load import Run
 from analysis.results import Table, titled
-from xpyd.economics.break_even import Cell
-from xpyd.economics.cost import ComputeModel
 from xpyd.records import COLOCATED, DISAGGREGATED
-from xpyd.units import NS_PER_S
 
 SIMULATOR = "simulator"
+RANGE = ("simulator, fast", "simulator, slow")  # on the machine of the fastest and of the slowest calibration round
+PAIRED = "split over colocated"  # not an arm: one divided by the other, in every pair
 # Figures of a frozen cell, and what the tables of a run call them.
 FIGURES = {
     "ttft_p50_s": "ttft_s p50",
@@ -33,23 +35,71 @@ TARGETS_PCT = {"ttft_p50_s": 10, "itl_p50_s": 10, "ttft_p99_s": 15, "itl_p99_s":
 NUM_WORST = 5
 
 
-def error_frame(held: Sequence[tuple[Mapping[str, Any], Sides]]) -> pd.DataFrame:
-    """One row per cell, predictor, arm and figure: modeled and measured means over block pairs, and the error.
+@dataclass(frozen=True)
+class Scored:
+    """A cell that was predicted and then measured. ``figures``: predictor -> arm -> figure, as frozen."""
 
-    ``error_pct`` is signed, in percent of what was measured; NaN where nothing was.
+    name: str
+    where: Mapping[str, Any]  # the placement and the axes of the cell
+    figures: Mapping[str, Mapping[str, Mapping[str, float]]]
+    sides: Sides
+    run: Run
+    costs: Mapping[str, Any]  # that the map reckons with, as frozen
+
+
+def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
+    """One row per cell, predictor, arm (and ``PAIRED``) and figure: modeled, measured, and the error.
+
+    Arms: means over block pairs; ``PAIRED``: the geometric mean of the pairs' ratios. ``error_pct`` is signed, in
+    percent of what was measured; NaN where nothing was. ``low`` and ``high``: what the simulator says for the fastest
+    and the slowest calibration round, where the map has that.
     """
     rows = []
-    for cell, sides in held:
-        where = {name: cell[name] for name in Cell.__dataclass_fields__}
-        measured = {COLOCATED: sides.colocated, DISAGGREGATED: sides.other}
-        for predictor, arms in cell["figures"].items():
+    for each in scored:
+        measured = measured_figures(each.sides)
+        every = {predictor: with_ratios(arms) for predictor, arms in each.figures.items()}
+        for predictor, arms in every.items():
+            if predictor in RANGE:
+                continue
             for arm, figures in arms.items():
-                for figure, column in FIGURES.items():
-                    seen = float(measured[arm][column].mean())
-                    error = 100 * (figures[figure] - seen) / abs(seen) if seen else np.nan
-                    what = {"predictor": predictor, "arm": arm, "figure": figure}
-                    rows.append({**where, **what, "modeled": figures[figure], "measured": seen, "error_pct": error})
+                for figure in FIGURES:
+                    seen, said = measured[arm][figure], figures[figure]
+                    ends = [every[end][arm][figure] for end in RANGE if predictor == SIMULATOR and end in every]
+                    rows.append(
+                        {
+                            "cell": each.name,
+                            **each.where,
+                            "predictor": predictor,
+                            "arm": arm,
+                            "figure": figure,
+                            "modeled": said,
+                            "low": min([said, *ends]) if ends else np.nan,
+                            "high": max([said, *ends]) if ends else np.nan,
+                            "measured": seen,
+                            "error_pct": 100 * (said - seen) / abs(seen) if seen else np.nan,
+                        }
+                    )
     return pd.DataFrame(rows)
+
+
+def measured_figures(sides: Sides) -> dict[str, dict[str, float]]:
+    """arm, or ``PAIRED`` -> figure, over all pairs."""
+    found: dict[str, dict[str, float]] = {COLOCATED: {}, DISAGGREGATED: {}, PAIRED: {}}
+    for figure, column in FIGURES.items():
+        found[COLOCATED][figure] = float(sides.colocated[column].mean())
+        found[DISAGGREGATED][figure] = float(sides.other[column].mean())
+        ratios = sides.other[column] / sides.colocated[column]
+        found[PAIRED][figure] = float(np.exp(np.log(ratios).mean())) if (ratios > 0).all() else np.nan
+    return found
+
+
+def with_ratios(arms: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+    """The frozen figures of the arms, and of one over the other where both are there."""
+    found = dict(arms)
+    if COLOCATED in arms and DISAGGREGATED in arms:
+        split, together = arms[DISAGGREGATED], arms[COLOCATED]
+        found[PAIRED] = {name: split[name] / together[name] if together[name] else np.nan for name in FIGURES}
+    return found
 
 
 def error_tables(errors: pd.DataFrame, labels: Sequence[str]) -> list[Table]:
@@ -64,30 +114,50 @@ def mean_table(errors: pd.DataFrame, labels: Sequence[str]) -> Table:
         means = own.groupby("figure")["error_pct"].apply(lambda each: each.abs().mean())
         rows.append((str(predictor), str(arm), *(f"{means[figure]:.0f} %" for figure in FIGURES)))
     rows.append(("target", "", *(f"{TARGETS_PCT[figure]} %" for figure in FIGURES)))
-    num_cells = len(errors[list(Cell.__dataclass_fields__)].drop_duplicates())
     notes = [
-        f"Over {num_cells} cells, none of them seen by the calibration; quantiles are means over blocks.",
+        f"Over {errors['cell'].nunique()} cells, none of them seen by the calibration; quantiles are means over "
+        f"blocks. {PAIRED}: one arm divided by the other in every pair, so that the machine's speed cancels.",
         "bytes over bandwidth: no latency, no descriptors, the nominal rate. free transfer: KV moves in no time. no "
-        "interference: prompts never share a rank with decodes. All else is the simulator's.",
+        "interference: prompts never share a rank with decodes. In the first two KV that moves keeps no step up. All "
+        "else is the simulator's.",
+        *_inside(errors),
     ]
     return Table(titled("Mean absolute error", labels), ("predictor", "arm", *_words()), rows, notes, num_left=2)
+
+
+def _inside(errors: pd.DataFrame) -> list[str]:
+    """How many measured figures lie where the machine of some calibration round would have put them."""
+    ranged = errors[errors["low"].notna() & errors["measured"].notna()]
+    if ranged.empty:
+        return []
+    inside = ranged["measured"].between(ranged["low"], ranged["high"])
+    counts = [
+        f"{int(inside[own].sum())} of {own.sum()} ({arm})"
+        for arm in ranged["arm"].unique()
+        if (own := ranged["arm"] == arm).any()
+    ]
+    return [
+        "Between what the simulator says for the fastest and for the slowest round of the calibration lie "
+        f"{', '.join(counts)} of the measured figures."
+    ]
 
 
 def cell_table(own: pd.DataFrame, labels: Sequence[str]) -> Table:
     """Signed errors of the simulator: a row per cell and arm."""
     rows = []
-    for where, each in own.groupby([*Cell.__dataclass_fields__, "arm"], sort=True):
+    for (cell, arm), each in own.groupby(["cell", "arm"], sort=False):
         errors = each.set_index("figure")["error_pct"]
-        rows.append((_name(each), str(where[-1]), *(percent(float(errors[figure])) for figure in FIGURES)))
+        rows.append((str(cell), str(arm), *(percent(float(errors[figure])) for figure in FIGURES)))
     return Table(titled("Signed errors of the simulator", labels), ("cell", "arm", *_words()), rows, num_left=2)
 
 
 def worst_table(own: pd.DataFrame, labels: Sequence[str]) -> Table:
-    """The largest errors of the simulator."""
-    order = own["error_pct"].abs().sort_values(ascending=False, na_position="last").index[:NUM_WORST]
+    """The largest errors of the simulator in an arm."""
+    arms = own[own["arm"] != PAIRED]
+    order = arms["error_pct"].abs().sort_values(ascending=False, na_position="last").index[:NUM_WORST]
     rows = [
         (
-            _name(own.loc[[index]]),
+            str(own.loc[index, "cell"]),
             str(own.loc[index, "arm"]),
             FIGURES[str(own.loc[index, "figure"])],
             *(f"{float(own.loc[index, name]):.3g}" for name in ("modeled", "measured")),
@@ -97,41 +167,6 @@ def worst_table(own: pd.DataFrame, labels: Sequence[str]) -> Table:
     ]
     columns = ("cell", "arm", "figure", "modeled", "measured", "error")
     return Table(titled("Worst cells of the simulator", labels), columns, rows, num_left=3)
-
-
-def step_table(held: Sequence[tuple[Mapping[str, Any], Run]], compute: ComputeModel, labels: Sequence[str]) -> Table:
-    """How long each run's own steps took, against the step model that the map reckons with: median ratios.
-
-    Far from 1 in all roles: the machine was not as fast as when it was calibrated. In one role: the model lacks what
-    that role does beside its steps.
-    """
-    found = [(cell, step_ratios(run, compute)) for cell, run in held]
-    roles = sorted({role for _, ratios in found for role in ratios})
-    rows = [
-        (_cell(cell).name, *(f"{ratios[role]:.2f}" if role in ratios else NONE for role in roles))
-        for cell, ratios in found
-    ]
-    notes = ["Measured over modeled, medians over steps. Chunks count as prompts of their own."]
-    return Table(titled("Steps against the calibration", labels), ("cell", *roles), rows, notes)
-
-
-def step_ratios(run: Run, compute: ComputeModel) -> dict[str, float]:
-    """role -> median of measured over modeled step seconds."""
-    steps = run.tables["steps"]
-    tokens = steps["num_prefill_tokens"]
-    pairs = tokens * (tokens / steps["num_prefill_seqs"].clip(lower=1) + 1) / 2
-    decodes = compute.decode_seq_s * steps["num_decode_seqs"] + compute.context_token_s * steps["num_context_tokens"]
-    modeled_s = compute.base_s + compute.prefill_token_s * tokens + compute.prefill_pair_s * pairs + decodes
-    ratios = (steps["end_ns"] - steps["begin_ns"]) / NS_PER_S / modeled_s
-    return {str(role): float(ratio) for role, ratio in ratios.groupby(steps["role"]).median().items()}
-
-
-def _cell(where: Any) -> Cell:  # a mapping, or a row of a frame
-    return Cell(*(where[name] for name in Cell.__dataclass_fields__))
-
-
-def _name(rows: pd.DataFrame) -> str:
-    return _cell(rows.iloc[0]).name
 
 
 def _words() -> list[str]:

@@ -1,12 +1,13 @@
-"""Predict a break-even map of a virtual cluster, freeze it, measure its cells as real Slurm jobs, hold both together.
+"""Predict cells of a break-even map, freeze each, measure it as a real Slurm job, and hold both together.
 
 make held-out
-python -m launch.held_out --links 1 2.5 10 --input-lens 48 96 --output-lens 6
-python -m launch.held_out --map runs/break_even/RUN --links 2.5
+python -m launch.held_out --placements 1p1d --links 0.2 1 --input-lens 256 512 --rates-rps 4
+python -m launch.held_out --links 0.5 --also runs/break_even/OTHER-* runs/compare/OTHER-*
 
-Brings a cluster of its own up, calibrates on unshaped links, freezes the map, submits a comparison per cell with the
-links at its rate, and takes the cluster down again however it ends. The run folders stay. With ``--map`` it measures
-cells of a map that is frozen already, on a cluster as before.
+Brings a virtual cluster of its own up, and takes it down again however it ends. For each cell in turn: calibrates on
+links of a rate that no cell has, freezes the cell's prediction, and submits its comparison with the links at its own
+rate. A prediction rests on the last ``--pool`` calibrations, and a last one follows the last cell, so that what the
+machine did meanwhile is known. The run folders stay; a sweep may be done in parts, whose results ``--also`` joins.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.held_out.cells import PRESET, Grid, cell_name, cell_overrides, tc_rate
+from launch.held_out.cells import Cell, Grid, tc_rate
 from launch.slurm_demo import front
 from launch.slurm_demo.jobs import Demo, JobError
 from launch.slurm_demo.show import following, say
-from launch.virtual_cluster.links import UNSHAPED
+from launch.virtual_cluster.spec import ClusterError
 
 MAP_TIMEOUT_S = 600
 
@@ -34,59 +35,77 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = front.parser("held_out", __doc__)
-    made.add_argument("--map", type=Path, metavar="RUN", help="a frozen map to measure (default: make one first)")
-    made.add_argument("--links", type=float, nargs="+", default=[1, 2.5, 10], metavar="GBPS", help="rates of the links")
-    made.add_argument("--input-lens", type=int, nargs="+", default=[48, 96], metavar="TOKENS")
-    made.add_argument("--output-lens", type=int, nargs="+", default=[6], metavar="TOKENS")
-    made.add_argument("--rates-rps", type=float, nargs="+", default=[200], metavar="RPS", help="of arrivals")
+    made.add_argument("--placements", nargs="+", default=["1p1d", "2p1d"], metavar="xPyD")
+    made.add_argument("--links", type=float, nargs="+", default=[0.2, 1], metavar="GBPS", help="rates of the links")
+    made.add_argument("--input-lens", type=int, nargs="+", default=[256, 512], metavar="TOKENS")
+    made.add_argument("--output-lens", type=int, nargs="+", default=[24], metavar="TOKENS")
+    made.add_argument("--rates-rps", type=float, nargs="+", default=[4], metavar="RPS", help="of arrivals")
     made.add_argument("--num-pairs", type=int, default=5, help="of blocks, in every cell (default: %(default)s)")
+    made.add_argument(
+        "--calibration-gbps", type=float, default=0.35, metavar="GBPS", help="the link that is calibrated on"
+    )
+    made.add_argument("--rounds", type=int, default=2, help="of every calibration (default: %(default)s)")
+    made.add_argument(
+        "--pool", type=int, default=3, help="calibrations that a prediction rests on (default: %(default)s)"
+    )
+    made.add_argument("--also", type=Path, nargs="+", default=[], metavar="RUN", help="maps and runs of earlier parts")
     return made
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, and hold the runs against the map. Raises ClusterError, JobError."""
-    path, runs = measure(options)
+    """Measure, and hold the runs against the maps. Raises ClusterError, JobError."""
+    paths = [*measure(options), *options.also]
     from analysis import held_out  # pandas: only once there is something to read
 
-    say(f"again: python -m analysis.held_out {path} {' '.join(map(str, runs))}")
-    return held_out.main([str(path), *map(str, runs)])
+    say(f"again: python -m analysis.held_out {' '.join(map(str, paths))}")
+    return held_out.main([str(path) for path in paths])
 
 
-def measure(options: argparse.Namespace) -> tuple[Path, list[Path]]:
-    """The map's run folder, and that of every cell. Raises ClusterError, JobError."""
-    grid = Grid(
-        links_gbps=tuple(options.links),
-        input_lens=tuple(options.input_lens),
-        output_lens=tuple(options.output_lens),
-        rates_rps=tuple(options.rates_rps),
-        num_pairs=options.num_pairs,
-    )
-    with front.own_cluster(options, "held-out", UNSHAPED) as demo, following() as show:
-        path = options.map
-        if path is None:
-            calibrated = demo.play("calibrate", UNSHAPED, demo.name, [PRESET, "run.report=false"], show)
-            path = predict(demo, grid.map_overrides(calibrated / "calibration.yaml"))
-        runs = [
-            demo.play(
-                "compare",
-                tc_rate(cell[0]),
-                f"{demo.name}-{cell_name(cell)}",
-                cell_overrides(cell, grid.num_pairs),
-                show,
-            )
-            for cell in grid.cells
-        ]
-    return path, runs
+def measure(options: argparse.Namespace) -> list[Path]:
+    """The run folders of the maps, then of the comparisons. Raises ClusterError, JobError."""
+    try:
+        grid = Grid(
+            placements=tuple(options.placements),
+            links_gbps=tuple(options.links),
+            input_lens=tuple(options.input_lens),
+            output_lens=tuple(options.output_lens),
+            rates_rps=tuple(options.rates_rps),
+            calibration_gbps=options.calibration_gbps,
+        )
+    except ValueError as error:
+        raise ClusterError(str(error)) from None
+    maps: list[Path] = []
+    runs: list[Path] = []
+    calibrations: list[Path] = []
+    num_nodes = max(cell.num_nodes for cell in grid.cells)
+    slow = tc_rate(options.calibration_gbps)
+    with front.own_cluster(options, "held-out", slow, num_nodes) as demo, following() as show:
+
+        def calibrate() -> Path:
+            name = f"{demo.name}-{len(calibrations)}"
+            pool = calibrations[max(0, len(calibrations) - options.pool + 1) :] if options.pool > 1 else []
+            overrides = grid.calibration_overrides(options.rounds, pool)
+            calibrations.append(demo.play("calibrate", slow, name, overrides, show, front.NUM_NODES))
+            return calibrations[-1]
+
+        for cell in grid.cells:
+            maps.append(predict(demo, cell, calibrate(), options.num_pairs))
+            overrides = cell.run_overrides(options.num_pairs)
+            name = f"{demo.name}-{cell.name}"
+            runs.append(demo.play("compare", tc_rate(cell.link_gbps), name, overrides, show, cell.num_nodes))
+        calibrate()
+    return [*maps, *runs]
 
 
-def predict(demo: Demo, overrides: Sequence[str]) -> Path:
-    """The run folder of the map, frozen. Raises JobError."""
-    places = [f"run.root={demo.runs}", f"run.name={demo.name}"]
-    command = [sys.executable, "-m", "experiments.break_even", *places, *overrides]
-    done = subprocess.run(command, cwd=front.ROOT, timeout=MAP_TIMEOUT_S)
+def predict(demo: Demo, cell: Cell, calibrated: Path, num_pairs: int) -> Path:
+    """The run folder of the cell's map, frozen. Raises JobError."""
+    name = f"{demo.name}-{cell.name}"
+    overrides = cell.map_overrides(calibrated / "calibration.yaml", num_pairs)
+    command = [sys.executable, "-m", "experiments.break_even", f"run.root={demo.runs}", f"run.name={name}", *overrides]
+    done = subprocess.run([*command, "run.report=false"], cwd=front.ROOT, timeout=MAP_TIMEOUT_S)
     if done.returncode:
-        raise JobError(f"the map: exit code {done.returncode}")
-    return demo.runs / "break_even" / demo.name
+        raise JobError(f"the map of {cell.name}: exit code {done.returncode}")
+    return demo.runs / "break_even" / name
 
 
 if __name__ == "__main__":

@@ -53,11 +53,11 @@ def parser(program: str, description: str | None) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def own_cluster(options: argparse.Namespace, name: str, rate: str) -> Iterator[Demo]:
+def own_cluster(options: argparse.Namespace, name: str, rate: str, num_nodes: int = NUM_NODES) -> Iterator[Demo]:
     """Jobs on a cluster with links at ``rate``, gone afterwards; ``name`` begins those of runs. Raises ClusterError."""
     if reason := cluster_refusal():
         raise ClusterError(reason)
-    spec = ClusterSpec(options.dir.absolute(), NUM_NODES, rate=rate)
+    spec = ClusterSpec(options.dir.absolute(), num_nodes, rate=rate)
     try:
         with cluster_of(spec) as cluster:
             say(f"cluster up: nodes {', '.join(spec.hosts)}; folder {spec.folder}, gone at the end")

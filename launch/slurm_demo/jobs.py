@@ -50,14 +50,24 @@ class Demo:
         return self.play("compare", rate, f"{self.name}-{rate}", ["+preset=slurm_demo", *overrides], show)
 
     def play(
-        self, experiment: str, rate: str, run_name: str, overrides: Sequence[str], show: Callable[[Progress], None]
+        self,
+        experiment: str,
+        rate: str,
+        run_name: str,
+        overrides: Sequence[str],
+        show: Callable[[Progress], None],
+        num_nodes: int | None = None,
     ) -> Path:
-        """The folder ``run_name`` of any experiment, run as a job with all links at ``rate``. Raises JobError."""
+        """The folder ``run_name`` of any experiment, run as a job with all links at ``rate``. Raises JobError.
+
+        ``num_nodes``: of the job, where it is not all of the cluster's.
+        """
         nodes = self.cluster.spec.nodes
         self.cluster.shape(Links({LOGIN: "none", **dict.fromkeys(nodes, rate)}), nodes)
         output = self._logs / f"{run_name}.out"
         output.parent.mkdir(parents=True, exist_ok=True)
-        job_id = self._submit(output, [experiment, f"run.root={self.runs}", f"run.name={run_name}", *overrides])
+        words = [experiment, f"run.root={self.runs}", f"run.name={run_name}", *overrides]
+        job_id = self._submit(output, words, num_nodes or self.cluster.spec.num_nodes)
         while True:
             state = self._state(job_id)
             text = output.read_text(errors="replace") if output.exists() else ""
@@ -75,10 +85,9 @@ class Demo:
     def _logs(self) -> Path:
         return self.root / "logs" / self.name
 
-    def _submit(self, output: Path, words: Sequence[str]) -> str:
+    def _submit(self, output: Path, words: Sequence[str], num_nodes: int) -> str:
         """What a user types on the login node; the id of the job."""
-        nodes = str(self.cluster.spec.num_nodes)
-        sbatch = ["sbatch", "--parsable", "-N", nodes, f"--output={output}", "launch/slurm.sbatch"]
+        sbatch = ["sbatch", "--parsable", "-N", str(num_nodes), f"--output={output}", "launch/slurm.sbatch"]
         return self._on_login([*sbatch, *words]).strip()
 
     def _state(self, job_id: str) -> str:

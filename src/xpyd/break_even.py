@@ -24,6 +24,7 @@ from xpyd.economics.break_even import Cell, Judged, judge
 from xpyd.economics.cost import LinkModel
 from xpyd.economics.frozen import HASH, sealed
 from xpyd.economics.ledger import ArmTimes, make_ledger
+from xpyd.economics.moving import UNKNOWN
 from xpyd.entry import Job
 from xpyd.environment import commit, lone_environment
 from xpyd.placement import PlacementConfig
@@ -41,6 +42,8 @@ from xpyd.units import format_s, gbps_to_bytes_per_s
 PREDICTION = "prediction.json"
 # Who says what a block takes. The last three are what people reckon with instead, for comparison.
 SIMULATOR, NOMINAL, FREE, UNDISTURBED = "simulator", "bytes over bandwidth", "free transfer", "no interference"
+# The simulator on the machine as it was in the fastest and in the slowest round of its calibration.
+FAST, SLOW = "simulator, fast", "simulator, slow"
 NO_TIME = LinkModel(0.0, 0.0, 1e18)
 STAGES = tuple(ArmTimes.__dataclass_fields__)
 FIGURES = ("ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s", "goodput_rps")
@@ -132,7 +135,7 @@ class _Player:
         num, width = together.num_colocated, together.colocated_tp or 1
         twins = PlacementConfig(num_prefill=num, num_decode=num, prefill_tp=width, decode_tp=width)
         self._twins = replace(config, placement=twins)
-        self._stays: dict[tuple[int, bool], BlockFigures] = {}
+        self._stays: dict[tuple[int, str], BlockFigures] = {}
         self._stays_of: tuple[float, ...] = ()
 
     def play(self, cell: Cell) -> list[BreakEvenRow]:
@@ -154,24 +157,29 @@ class _Player:
 
     def _pair(self, cell: Cell, pair: int) -> dict[str, tuple[BlockFigures, BlockFigures]]:
         """(colocated, disaggregated) as each predictor has them."""
-        link = on_link(self._config, self._costs, cell.link_gbps).link
-        stays, moves = self._stay(cell, pair), self._move(cell, pair, link)
+        costs = on_link(self._config, self._costs, cell.link_gbps)
+        stays, moves = self._stay(cell, pair, costs), self._move(cell, pair, costs)
         found = {SIMULATOR: (stays, moves)}
+        if costs.slowness != (1.0, 1.0):
+            for name, factor in zip((FAST, SLOW), costs.slowness, strict=True):
+                other = costs.slower(factor)
+                found[name] = self._stay(cell, pair, other, name), self._move(cell, pair, other)
         if self._config.break_even.naive:
             nominal = LinkModel(0.0, 0.0, gbps_to_bytes_per_s(cell.link_gbps))
-            found[NOMINAL] = stays, self._move(cell, pair, nominal)
-            found[FREE] = stays, self._move(cell, pair, NO_TIME)
-            found[UNDISTURBED] = self._stay(cell, pair, disturbed=False), moves
+            found[NOMINAL] = stays, self._move(cell, pair, replace(self._costs, link=nominal, moving=UNKNOWN))
+            found[FREE] = stays, self._move(cell, pair, replace(self._costs, link=NO_TIME, moving=UNKNOWN))
+            twins = replace(self._costs, link=NO_TIME, moving=UNKNOWN)
+            found[UNDISTURBED] = self._stay(cell, pair, twins, UNDISTURBED), moves
         return found
 
-    def _move(self, cell: Cell, pair: int, link: LinkModel) -> BlockFigures:
-        return self._block(self._config, DISAGGREGATED, replace(self._costs, link=link), cell, pair)
+    def _move(self, cell: Cell, pair: int, costs: Costs) -> BlockFigures:
+        return self._block(self._config, DISAGGREGATED, costs, cell, pair)
 
-    def _stay(self, cell: Cell, pair: int, disturbed: bool = True) -> BlockFigures:
-        """``disturbed`` False: as if every rank had a twin that decodes for it, and KV moved to it in no time."""
-        if (key := (pair, disturbed)) not in self._stays:
-            undisturbed = (self._twins, DISAGGREGATED, replace(self._costs, link=NO_TIME))
-            config, arm, costs = (self._config, COLOCATED, self._costs) if disturbed else undisturbed
+    def _stay(self, cell: Cell, pair: int, costs: Costs, predictor: str = SIMULATOR) -> BlockFigures:
+        """``UNDISTURBED``: as if every rank had a twin that decodes for it, and KV moved to it in no time."""
+        if (key := (pair, predictor)) not in self._stays:
+            undisturbed = predictor == UNDISTURBED
+            config, arm = (self._twins, DISAGGREGATED) if undisturbed else (self._config, COLOCATED)
             self._stays[key] = self._block(config, arm, costs, cell, pair)
         return self._stays[key]
 

@@ -1,7 +1,7 @@
 """The ``calibrate`` experiment: fits step times and link on the user's own ranks, and writes calibration.yaml.
 
 The fits are those that compare makes before it predicts (``worker.calibrate``, ``economics.cost``), from more rounds,
-with an interval for every coefficient.
+with an interval for every coefficient. To them comes what moving KV costs the steps beside it (``worker.beside``).
 """
 
 from __future__ import annotations
@@ -10,52 +10,83 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from statistics import median
 from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 
+from xpyd.calibration_points import FILE, Points, read_points
+from xpyd.config.base import ConfigError
 from xpyd.config.serve import Calibrate
-from xpyd.economics.cost import ComputePoint, LinkPoint, fit_compute, fit_link, score_compute
+from xpyd.economics.cost import ComputeModel, ComputePoint, LinkPoint, fit_compute, fit_link, score_compute
+from xpyd.economics.moving import BesidePoint, fit_moving
 from xpyd.entry import Job
 from xpyd.trial import open_session
+from xpyd.worker.beside import measure_beside
 from xpyd.worker.calibrate import calibrate
 
 CALIBRATION = "calibration.yaml"
+VERSION = 2  # 1 had no `moving` and no `slowness`, and said no version
 NUM_RESAMPLES = 200
 LEVEL = 0.95
 
-Point = TypeVar("Point", ComputePoint, LinkPoint)
+Point = TypeVar("Point", ComputePoint, LinkPoint, BesidePoint)
 
 
 def run_calibration(config: Calibrate, job: Job) -> None:
-    """Time every worker's steps and one pair's transfers, ``num_rounds`` times; collective. Rank 0 writes the file."""
-    steps: list[ComputePoint] = []
-    transfers: list[LinkPoint] = []
+    """Time steps, one pair's transfers, and each beside the other, ``num_rounds`` times; collective. Rank 0 writes.
+
+    Raises ConfigError where a calibration of ``pool`` cannot be fitted together with this one.
+    """
+    holds_for = conditions(config)
+    try:
+        points = read_points(config.pool, holds_for)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    own = Points()
     with open_session(job) as session:
         for number in range(config.num_rounds):
             job.say(f"round {number + 1}/{config.num_rounds}: engine steps and link, each alone")
             found = calibrate(session)
             if found is not None:
-                steps += found[0]
-                transfers += found[1]
+                own.rounds.append(found[0])
+                own.transfers += found[1]
+        job.say("hand-offs beside steps")
+        own.beside += measure_beside(session, config.num_rounds) or []
     if job.rank == 0:
-        content = {"conditions": conditions(config, job), **fitted(steps, transfers)}
+        points.extend(own)
+        content = {"version": VERSION, "conditions": {**holds_for, **circumstances(config, job)}, **fitted(points)}
+        job.run_dir.write_json(FILE, own.content(holds_for))
         job.run_dir.write_text(CALIBRATION, yaml.safe_dump(content, sort_keys=False))
         job.say(f"calibration: {job.run_dir.path / CALIBRATION}")
 
 
-def fitted(steps: Sequence[ComputePoint], transfers: Sequence[LinkPoint]) -> dict[str, Any]:
-    """Both models with intervals, how well they hold, and how well the sum of parts says what a mixed step takes.
+def slowness(model: ComputeModel, steps: Sequence[ComputePoint]) -> float:
+    """How many times longer than ``model`` says these steps took: the median."""
+    return median(
+        step.seconds
+        / model.step_s(step.num_prefill_tokens, step.num_cached_tokens, step.num_decode_seqs, step.num_context_tokens)
+        for step in steps
+    )
 
-    Raises ValueError where transfers show no bandwidth (``fit_link``).
+
+def fitted(points: Points) -> dict[str, Any]:
+    """All models with intervals, how well they hold, and how well the sum of parts says what a mixed step takes.
+
+    ``slowness``: of the steps of each round, relative to the fit of all. Raises ValueError where transfers show no
+    bandwidth (``fit_link``).
     """
+    steps, transfers, beside = points.steps, points.transfers, points.beside
     compute, link = fit_compute(steps), fit_link(transfers)
     mixed = [point for point in steps if point.num_prefill_tokens and point.num_decode_seqs]
     apart = fit_compute([point for point in steps if not (point.num_prefill_tokens and point.num_decode_seqs)])
+    moving = with_intervals(asdict(fit_moving(beside)), beside, lambda drawn: asdict(fit_moving(drawn)))
     return {
-        "compute": with_intervals(asdict(compute.model), steps, lambda points: asdict(fit_compute(points).model)),
-        "link": with_intervals(asdict(link.model), transfers, lambda points: asdict(fit_link(points).model)),
+        "compute": with_intervals(asdict(compute.model), steps, lambda drawn: asdict(fit_compute(drawn).model)),
+        "link": with_intervals(asdict(link.model), transfers, lambda drawn: asdict(fit_link(drawn).model)),
+        "moving": moving if beside else None,
+        "slowness": [slowness(compute.model, own) for own in points.rounds],
         "scores": {"compute": asdict(compute.score), "link": asdict(link.score)},
         # Of steps with a chunk beside decodes, predicted by a fit that has seen neither beside the other.
         "interference": asdict(score_compute(apart.model, mixed)) if mixed else None,
@@ -68,7 +99,7 @@ def with_intervals(
     """Each coefficient as value, low and high: a bootstrap over the repeats of every setting."""
     groups: defaultdict[Hashable, list[Point]] = defaultdict(list)
     for point in points:
-        groups[tuple(value for name, value in asdict(point).items() if name != "seconds")].append(point)
+        groups[_setting(point)].append(point)
     generator = np.random.default_rng(0)
     drawn = []
     for _ in range(NUM_RESAMPLES):
@@ -88,9 +119,15 @@ def with_intervals(
     }
 
 
-def conditions(config: Calibrate, job: Job) -> dict[str, Any]:
+def _setting(point: ComputePoint | LinkPoint | BesidePoint) -> Hashable:
+    """What repeats of a point have in common."""
+    if isinstance(point, BesidePoint):
+        return point.setting
+    return tuple(value for name, value in asdict(point).items() if name != "seconds")
+
+
+def conditions(config: Calibrate) -> dict[str, Any]:
     """What the figures hold for."""
-    environment = job.run_dir.read_json("environment.json")
     return {
         "model": config.model.name,
         "dtype": config.model.dtype,
@@ -98,8 +135,17 @@ def conditions(config: Calibrate, job: Job) -> dict[str, Any]:
         "block_size": config.scheduler.block_size,
         "transport": config.transport.name,
         "fabric": config.fabric.name,
+        "rate_gbps": config.fabric.rate_gbps,
         "codec": config.transfer.codec.name,
+    }
+
+
+def circumstances(config: Calibrate, job: Job) -> dict[str, Any]:
+    """When and how they were found."""
+    environment = job.run_dir.read_json("environment.json")
+    return {
         "num_rounds": config.num_rounds,
+        "pool": list(config.pool),
         "level": LEVEL,
         "made_at": datetime.now().isoformat(),
         "labels": environment.get("labels", []),

@@ -103,7 +103,7 @@ def run_contention(config: Contention, job: Job) -> None:
                     assert runner is not None
                     peer = destination if comm.rank == source else source
                     probe = ContentionProbe(runner, links.transport, comm, peer, comm.rank == source, config.sweep)
-                    probe.measure(rows.write)
+                    probe.measure(rows.write if comm.rank == destination else lambda _: None)
                 rows.flush()
                 wait_quietly(comm)
     links.close()

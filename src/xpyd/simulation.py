@@ -69,7 +69,7 @@ def costs_of(config: Simulate) -> Costs:
 def on_link(config: Simulate, costs: Costs, link_gbps: float) -> Costs:
     """The costs of ``config`` on another wire. A data sheet's link is as fast as its wire, whatever that is."""
     link = costs.link if config.simulate.calibration is not None else replace(costs.link, bytes_per_s=inf)
-    return replace(costs, link=at_rate(link, link_gbps))
+    return replace(costs, link=at_rate(link, link_gbps, costs.calibrated_gbps))
 
 
 def setup_of(config: Simulate, arm: str, costs: Costs) -> Setup:
@@ -87,6 +87,7 @@ def setup_of(config: Simulate, arm: str, costs: Costs) -> Setup:
         slo=config.slo,
         compute=costs.compute,
         link=costs.link,
+        moving=costs.moving,
         options=config.simulate,
         max_retries=faults.max_retries or 0,
         detect_s=faults.detect_s,

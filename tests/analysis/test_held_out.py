@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from analysis import break_even, held_out
+from analysis.format import NONE
 from analysis.load import RunError, load_run
+from analysis.machine_speed import beside_transfers
 from analysis.report import main as report
 from tests.analysis.synthetic import CONFIG, Way, block_rows, write_run
-from xpyd.break_even import FIGURES, SIMULATOR
+from xpyd.break_even import FAST, FIGURES, SIMULATOR, SLOW
 from xpyd.economics.break_even import SPLIT, STAY, UNDECIDED
 from xpyd.economics.frozen import sealed
 from xpyd.records import BreakEvenRow
@@ -63,7 +66,7 @@ def test_agreement_is_counted_and_the_misclassified_are_named(
     path = frozen_map(tmp_path, *cells)
     saved = {1.0: -15.0, 2.0: -15.0, 5.0: 15.0, 10.0: 15.0, 25.0: 0.0}
     runs = [measured(tmp_path / f"run{link}", link, ms) for link, ms in saved.items()]
-    results = held_out.analyse(path, break_even.read_map(path), [load_run(run) for run in runs])
+    results = held_out.analyse({path: break_even.read_map(path)}, [load_run(run) for run in runs])
     assert [row[3] for row in results.tables[0].rows] == [
         "agrees",
         "misclassified",
@@ -82,7 +85,7 @@ def test_agreement_is_counted_and_the_misclassified_are_named(
 def test_errors_are_signed_and_the_worst_cell_is_first(tmp_path: Path) -> None:
     path = frozen_map(tmp_path, cell(1.0, SPLIT, factor=0.8), cell(2.0, SPLIT, factor=1.5))
     runs = [load_run(measured(tmp_path / f"run{link}", link, 15.0)) for link in (1.0, 2.0)]
-    results = held_out.analyse(path, break_even.read_map(path), runs)
+    results = held_out.analyse({path: break_even.read_map(path)}, runs)
     _, means, signed, worst, steps = results.tables
     assert list(means.rows[0]) == ["simulator", "disaggregated", *["35 %"] * 5], "of -20 % and +50 %"
     assert means.rows[-1] == ("target", "", "10 %", "10 %", "15 %", "15 %", "10 %")
@@ -90,8 +93,73 @@ def test_errors_are_signed_and_the_worst_cell_is_first(tmp_path: Path) -> None:
     assert worst.rows[0][0] == "2 Gb/s, 64 in, 4 out, 8 /s"
     assert worst.rows[0][-1] == "+50 %"
     # Steps of one prompt of 64 tokens last 20 ms; 4 ms and 2080 pairs of 1/520 ms each are 8.
-    assert [row[1] for row in steps.rows] == ["2.50", "2.50"]
+    assert [row[1:4] for row in steps.rows] == [(NONE, "2.50 to 2.50", "2.50")] * 2
     assert len(results.frame) == 10
+
+
+def test_what_both_arms_have_in_common_cancels_in_their_ratio(tmp_path: Path) -> None:
+    """The machine is half as fast as predicted: the arms are 50 % off, one over the other is not, and is in range."""
+    # ITL of the planted arms: 15 and 10 ms.
+    true = {"colocated": {**TRUE, "itl_p50_s": 0.015, "itl_p99_s": 0.015}, "disaggregated": TRUE}
+    timed = [name for name in FIGURES if name != "goodput_rps"]
+
+    def said(factor: float) -> dict[str, dict[str, float]]:
+        return {arm: own | {name: factor * own[name] for name in timed} for arm, own in true.items()}
+
+    figures = {SIMULATOR: said(0.5), FAST: said(0.4), SLOW: said(0.6)}
+    path = frozen_map(tmp_path, {**cell(1.0, SPLIT), "figures": figures})
+    results = held_out.analyse({path: break_even.read_map(path)}, [load_run(measured(tmp_path / "run", 1.0, 15.0))])
+    means = results.tables[1]
+    assert [row[:2] for row in means.rows] == [
+        ("simulator", "colocated"),
+        ("simulator", "disaggregated"),
+        ("simulator", "split over colocated"),
+        ("target", ""),
+    ]
+    errors = results.frame.pivot(index="arm", columns="figure", values="error_pct").round(6)
+    assert (errors.loc[["colocated", "disaggregated"], timed] == -50).all(axis=None)
+    assert (errors["goodput_rps"] == 0).all()
+    assert (errors.loc["split over colocated"] == 0).all()
+    assert means.notes[-1].endswith(
+        "1 of 5 (colocated), 1 of 5 (disaggregated), 5 of 5 (split over colocated) of the measured figures."
+    )
+
+
+def test_each_run_is_held_against_the_last_map_before_it(tmp_path: Path) -> None:
+    times = ("2026-11-21T11:00:00.000000", FROZEN_AT, "2026-11-21T13:00:00.000000")
+    maps = {}
+    for hour, (written_at, factor) in enumerate(zip(times, (0.5, 0.8, 2.0), strict=True)):
+        (tmp_path / str(hour)).mkdir()
+        path = frozen_map(tmp_path / str(hour), cell(1.0, SPLIT, factor), written_at=written_at)
+        maps[path] = break_even.read_map(path)
+    run = measured(tmp_path / "run", 1.0, 15.0)
+    held = held_out.hold(maps, load_run(run))
+    assert held.content["written_at"] == FROZEN_AT, "not the one before, and none that came after"
+    folders = [str(tmp_path / str(hour)) for hour in range(3)]
+    assert held_out.main([*folders, str(run)]) == 0
+    assert held_out.main(folders) == 2
+    early = load_run(measured(tmp_path / "early", 1.0, 15.0, started="2026-11-21T10:00:00.000000"))
+    with pytest.raises(RunError, match=r"is not held out; measure again \(and 2 other maps"):
+        held_out.hold(maps, early)
+
+
+def test_a_step_is_beside_a_transfer_of_its_own_rank_while_both_last() -> None:
+    """Steps of 10 ms at 0, 10, 20, ...; KV moves from rank 1 to rank 2 from 12 to 35 ms of block 0."""
+    ms = 1_000_000
+    steps = pd.DataFrame(
+        [
+            {"block": block, "rank": rank, "role": role, "begin_ns": t * ms, "end_ns": (t + 10) * ms}
+            for block in (0, 1)
+            for rank, role in ((1, "prefill"), (2, "decode"), (3, "decode"))
+            for t in range(0, 50, 10)
+        ]
+    )
+    moved = {"block": 0, "src_rank": 1, "dst_rank": 2, "begin_ns": 12 * ms, "end_ns": 35 * ms}
+    found = steps[beside_transfers(steps, pd.DataFrame([moved]))]
+    assert set(found["block"]) == {0}
+    assert [(row.rank, row.begin_ns // ms) for row in found.itertuples()] == [
+        (rank, t) for rank in (1, 2) for t in (10, 20, 30)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +180,7 @@ def test_a_run_that_says_nothing_of_the_map_is_refused(
     path = frozen_map(tmp_path, cell(1.0, SPLIT))
     run = load_run(measured(tmp_path / "run", link_gbps, 15.0, **changes))
     with pytest.raises(RunError, match=message):
-        held_out.hold(path, break_even.read_map(path), run)
+        held_out.hold({path: break_even.read_map(path)}, run)
 
 
 def test_a_changed_map_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
 from tests.unit.test_config import composed
-from xpyd.break_even import FREE, NOMINAL, PREDICTION, SIMULATOR, UNDISTURBED, run_break_even
+from tests.unit.test_simulate_run import points
+from xpyd.break_even import FAST, FREE, NOMINAL, PREDICTION, SIMULATOR, SLOW, UNDISTURBED, run_break_even
+from xpyd.calibration import fitted
 from xpyd.config.base import ConfigError
 from xpyd.config.load import dump_config, load_config
 from xpyd.config.modeled import BreakEven
@@ -67,6 +70,17 @@ def test_four_cells_from_config_to_the_frozen_map(tmp_path: Path) -> None:
     assert len(rows) == 4 * 4 * 5 * 2, "cells, predictors, pairs and arms"
     assert content["conditions"]["slo"] == {"ttft_s": 0.5, "itl_s": 0.1}
     assert "rate_rps" not in content["conditions"]["workload"]["arrival"]
+
+
+def test_the_map_says_what_the_fastest_and_the_slowest_round_of_the_calibration_would_give(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.yaml"
+    path.write_text(yaml.safe_dump({"conditions": {"model": "tiny"}, **fitted(points())}))
+    config = configured(f"simulate.calibration={path}", "break_even.links_gbps=[1]")
+    (short, _) = read_sealed(played(tmp_path, config) / PREDICTION)["cells"]
+    for arm in ("colocated", "disaggregated"):
+        fast, usual, slow = (short["figures"][name][arm]["ttft_p50_s"] for name in (FAST, SIMULATOR, SLOW))
+        assert 0.97 < fast / usual < 1 < slow / usual < 1.03, "rounds of 0.99 and 1.01 of the mean, and waits"
+    assert read_sealed(tmp_path / "break_even/run" / PREDICTION)["costs"]["moving"]["receive_byte_s"] > 0
 
 
 def test_the_simpler_predictors_leave_out_what_they_say(tmp_path: Path) -> None:
@@ -128,3 +142,7 @@ def test_a_calibrated_link_is_as_fast_as_the_slower_of_wire_and_software() -> No
     link = LinkModel(1e-4, 1e-5, 1e9)
     assert at_rate(link, 100.0) == link
     assert at_rate(link, 1.0) == dataclasses.replace(link, bytes_per_s=0.125e9)
+    share = link.bytes_per_s / 1.25e9 / 0.95  # of the wire: a link that fills it fills another one as far
+    assert at_rate(link, 1.0, 10.0 * share) == dataclasses.replace(link, bytes_per_s=pytest.approx(0.95 * 0.125e9))
+    assert at_rate(link, 100.0, 10.0 * share).bytes_per_s == pytest.approx(0.95 * 12.5e9)
+    assert at_rate(link, 100.0, 20.0 * share) == link, "no wire kept it back, so no faster one helps"

@@ -9,7 +9,7 @@ import pytest
 from analysis.held_out import AXES
 from analysis.load import flat_config
 from launch.held_out.__main__ import main
-from launch.held_out.cells import PRESET, Grid, cell_name, cell_overrides, tc_rate
+from launch.held_out.cells import Grid, tc_rate
 from launch.virtual_cluster import namespaces
 from launch.virtual_cluster.links import parse_rate
 from tests.unit.test_config import composed
@@ -18,27 +18,49 @@ from xpyd.config.load import dump_config, load_config
 from xpyd.config.modeled import BreakEven
 from xpyd.config.serve import Calibrate
 
-GRID = Grid(links_gbps=(2.5, 1.0), input_lens=(48, 96), output_lens=(6,), rates_rps=(200.0,), num_pairs=5)
+GRID = Grid(
+    placements=("1p1d", "2p1d"),
+    links_gbps=(2.5, 1.0),
+    input_lens=(48,),
+    output_lens=(6,),
+    rates_rps=(4.0,),
+    calibration_gbps=0.35,
+)
 
 
-def test_calibration_map_and_comparisons_are_of_the_same_thing() -> None:
-    mapped = load_config(composed("break_even", *GRID.map_overrides(Path("calibration.yaml"))))
-    assert isinstance(mapped, BreakEven)
-    assert isinstance(load_config(composed("calibrate", PRESET)), Calibrate)
-    points = set(mapped.break_even.points())
-    assert len(points) == len(GRID.cells) == 4
-    for cell in GRID.cells:
-        measured = dict(flat_config(dump_config(load_config(composed("compare", *cell_overrides(cell, 5))))))
+def test_calibration_maps_and_comparisons_are_of_the_same_thing() -> None:
+    calibrated = load_config(composed("calibrate", *GRID.calibration_overrides(2, [Path("runs/a"), Path("runs/b")])))
+    assert isinstance(calibrated, Calibrate)
+    assert calibrated.pool == ("runs/a", "runs/b")
+    assert calibrated.fabric.rate_gbps == 0.35
+    for cell in GRID.cells[1:3]:
+        mapped = load_config(composed("break_even", *cell.map_overrides(Path("calibration.yaml"), 5)))
+        assert isinstance(mapped, BreakEven)
+        assert mapped.model == calibrated.model
+        assert mapped.placement.num_workers == cell.num_nodes
+        measured = dict(flat_config(dump_config(load_config(composed("compare", *cell.run_overrides(5))))))
         where = {axis: measured[key] for axis, key in AXES.items()}
-        assert tuple(where[axis] for axis in ("output_len", "rate_rps", "input_len", "link_gbps")) in points
+        (point,) = mapped.break_even.points()
+        assert tuple(where[axis] for axis in ("output_len", "rate_rps", "input_len", "link_gbps")) == point
         for key, value in flat_config(conditions(mapped)):
             assert measured[key] == value, key
 
 
 def test_cells_go_link_by_link_and_their_names_tell_them_apart() -> None:
-    assert [cell[0] for cell in GRID.cells] == [1.0, 1.0, 2.5, 2.5]
-    assert len({cell_name(cell) for cell in GRID.cells}) == 4
+    assert [(cell.placement, cell.link_gbps) for cell in GRID.cells] == [
+        ("1p1d", 1.0),
+        ("1p1d", 2.5),
+        ("2p1d", 1.0),
+        ("2p1d", 2.5),
+    ]
+    assert len({cell.name for cell in GRID.cells}) == 4
+    assert [cell.num_nodes for cell in GRID.cells] == [2, 2, 3, 3]
     assert parse_rate(tc_rate(2.5)) == 2_500_000_000
+
+
+def test_a_link_of_the_cells_is_not_calibrated_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--links", "0.2", "1", "--calibration-gbps", "1"]) == 2
+    assert "--calibration-gbps 1 is one of --links" in capsys.readouterr().err
 
 
 def test_a_machine_without_slurm_is_told_what_to_do_before_anything_starts(

@@ -12,11 +12,14 @@ import yaml
 from analysis import compare, simulate
 from analysis.load import load_run
 from xpyd.calibration import fitted
+from xpyd.calibration_points import FILE as POINTS_FILE
+from xpyd.calibration_points import SHARED, Points, read_points
 from xpyd.compose import ROOT
 from xpyd.config.base import ConfigError
 from xpyd.config.load import dump_config, load_config
 from xpyd.config.modeled import Simulate
 from xpyd.economics.cost import ComputeModel, ComputePoint, LinkModel, LinkPoint
+from xpyd.economics.moving import UNKNOWN, BesidePoint
 from xpyd.entry import Job
 from xpyd.model.spec import ModelSpec
 from xpyd.run_dir import RunDir
@@ -109,15 +112,25 @@ def test_what_cannot_be_simulated_is_refused_with_a_remedy(changes: dict[str, An
         load_config(composed(**changes))
 
 
-def points() -> tuple[list[ComputePoint], list[LinkPoint]]:
+def points() -> Points:
+    """Two rounds, the second on a machine that is two per cent slower."""
     settings = [(16, 0, 0, 0), (320, 0, 0, 0), (96, 160, 0, 0), (0, 0, 1, 400), (0, 0, 12, 480), (40, 0, 3, 120)]
-    steps = [ComputePoint(COMPUTE.step_s(*s) * f, *s) for s in settings for f in (0.99, 1.0, 1.01)]
+    rounds = [
+        [ComputePoint(COMPUTE.step_s(*s) * f * slow, *s) for s in settings for f in (0.995, 1.0, 1.005)]
+        for slow in (0.99, 1.01)
+    ]
     sizes = [(1 << 16, 6), (1 << 20, 6), (1 << 22, 24), (1 << 24, 96)]
-    return steps, [LinkPoint(b, d, LINK.transfer_s(b, d) * f) for b, d in sizes for f in (0.99, 1.0, 1.01)]
+    transfers = [LinkPoint(b, d, LINK.transfer_s(b, d) * f) for b, d in sizes for f in (0.99, 1.0, 1.01)]
+    beside = [
+        BesidePoint(False, n * (4e-3 + 1e-4) + b * 2e-9 * f, 4e-3, n, b, 1, 0)
+        for b, n in ((1 << 21, 9), (1 << 23, 12))
+        for f in (0.99, 1.0, 1.01)
+    ]
+    return Points(rounds, transfers, beside)
 
 
 def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path: Path) -> None:
-    content = {"conditions": {"model": "tiny"}, **fitted(*points())}
+    content = {"conditions": {"model": "tiny"}, **fitted(points())}
     for name, expected in asdict(COMPUTE).items():
         found = content["compute"][name]
         assert found["value"] == pytest.approx(expected, rel=0.02)
@@ -127,6 +140,10 @@ def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path:
     path.write_text(yaml.safe_dump(content))
     costs = read_calibration(path, TINY)
     assert costs.link.bytes_per_s == pytest.approx(1e9, rel=0.02)
+    assert costs.moving.receive_byte_s == pytest.approx(2e-9, rel=0.02)
+    assert content["moving"]["receive_byte_s"]["low"] < 2e-9 < content["moving"]["receive_byte_s"]["high"]
+    assert costs.slowness == pytest.approx((0.99, 1.01), rel=1e-3)
+    assert costs.label == "calibrated"
     assert costs.compute == ComputeModel(**{name: each["value"] for name, each in content["compute"].items()})
     with pytest.raises(ValueError, match="made for model tiny, here other"):
         read_calibration(path, ModelSpec("other", 6, 256, 8, 4, 32, 704, 2048))
@@ -135,6 +152,31 @@ def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path:
     path.write_text("a: 1")
     with pytest.raises(ValueError, match="no calibration file"):
         read_calibration(path, TINY)
+
+
+def test_a_file_of_before_moving_was_measured_still_loads(tmp_path: Path) -> None:
+    content = fitted(points())
+    old = {"conditions": {"model": "tiny"}, **{key: content[key] for key in ("compute", "link", "scores")}}
+    path = tmp_path / "calibration.yaml"
+    path.write_text(yaml.safe_dump(old))
+    costs = read_calibration(path, TINY)
+    assert (costs.moving, costs.slowness) == (UNKNOWN, (1.0, 1.0))
+    assert costs.label == "calibrated, but for what moving KV costs the steps beside it"
+    path.write_text(yaml.safe_dump({**old, "moving": None, "slowness": [1.0]}))  # the pool had no room for a hand-off
+    assert read_calibration(path, TINY).moving == UNKNOWN
+
+
+def test_points_of_earlier_calibrations_come_back_where_they_were_made_of_the_same(tmp_path: Path) -> None:
+    holds_for = dict.fromkeys(SHARED, "same")
+    RunDir(tmp_path).write_json(POINTS_FILE, points().content(holds_for))
+    pooled = read_points([str(tmp_path), str(tmp_path)], holds_for)
+    assert len(pooled.rounds) == 4
+    assert pooled.rounds[:2] == points().rounds
+    assert (pooled.transfers[:12], pooled.beside[:6]) == (points().transfers, points().beside)
+    with pytest.raises(ValueError, match=r"was made with rate_gbps=same, here 0\.5; leave it out"):
+        read_points([str(tmp_path)], {**holds_for, "rate_gbps": 0.5})
+    with pytest.raises(ValueError, match="give run folders of"):
+        read_points([str(tmp_path / "nothing")], holds_for)
 
 
 def test_the_closed_form_follows_the_roofline() -> None:

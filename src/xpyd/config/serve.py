@@ -147,9 +147,13 @@ class TuneColocated(Serve):
 
 @dataclass(frozen=True)
 class Calibrate(Serve):
-    """Step times and link of the user's own ranks, alone; of the workload nothing is played."""
+    """Step times and link of the user's own ranks; of the workload nothing is played.
+
+    ``pool``: run folders of earlier calibrations of the same, whose points are fitted together with the new ones.
+    """
 
     num_rounds: Annotated[int, Gt(0)] = 3
+    pool: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import cast
 
+from xpyd.economics.moving import UNKNOWN
 from xpyd.request import Request, Stage
 from xpyd.router import RouterConfig
 from xpyd.scheduler.base import NeverFits, Scheduler
 from xpyd.scheduler.sequence import Sequence
 from xpyd.simulate.account import Account, Flight
+from xpyd.simulate.beside import Beside
 from xpyd.simulate.costs import PS_PER_NS, StepCosts
 from xpyd.simulate.fast import simulated_scheduler
 from xpyd.simulate.handoff import Handoffs
@@ -59,6 +61,7 @@ class Cluster:
         self.hybrid = HybridRouting(setup.hybrid, setup) if setup.hybrid is not None else None
         router = setup.router if self.hybrid is None else RouterConfig("round_robin")  # not asked, and keeps no loads
         self.loads = [Loads(len(pool), router) for pool in self.pools]
+        self.beside = Beside(setup.moving, self) if setup.moving != UNKNOWN else None
         self.handoffs = Handoffs(self)
         Outages(self).plan()
 
@@ -131,6 +134,8 @@ class Cluster:
                 self.account.stamp(flight, Stage.PREFILL_BEGIN, instance.rank, now_ps)
         if instance.hands_off:
             self.handoffs.step_begins(instance, now_ps)
+        if self.beside is not None:
+            self.beside.step_begins(instance, now_ps)
         self.expect_end(instance)
 
     def expect_end(self, instance: Instance) -> None:
@@ -211,6 +216,8 @@ class Cluster:
     def _step_ends(self, instance: Instance, version: int, now_ps: int) -> None:
         if version != instance.version:
             return
+        if self.beside is not None and self.beside.lengthens(instance, now_ps):
+            return
         ended = instance.finish()
         if ended.num_decoded:
             self.loads[-1].ended(instance.index, ended.num_decoded)
@@ -235,6 +242,7 @@ class Cluster:
         for flight in cancels:
             instance.scheduler.abort(flight.request.request_id)
             del instance.flights[flight.request.request_id]
+        for flight in cancels:  # after all have left: the first that comes back here begins a step
             if flight.request.request_id in self.flights:
                 self.route(flight, now_ps)
 

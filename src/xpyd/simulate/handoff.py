@@ -142,8 +142,7 @@ class Handoffs:
         if moving is None:
             return
         destination = self._cluster.instances[flight.decode]
-        if moving.flow is not None and not moving.landed:
-            self._links.cancel(moving.flow, now_ps)
+        self.stall(flight, now_ps)
         if destination.up and destination.cut(now_ps):  # there is room again: look at what waits when the step ends
             self._cluster.expect_end(destination)
         for queue in (destination.offers, destination.landed):
@@ -158,6 +157,7 @@ class Handoffs:
         moving: Moving | None = flight.moving
         if moving is not None and moving.flow is not None and not moving.landed:
             self._links.cancel(moving.flow, now_ps)
+            self._closed(flight, moving.flow, now_ps)
 
     def _offer(self, flight: Flight, now_ps: int) -> None:
         moving: Moving = flight.moving
@@ -181,6 +181,8 @@ class Handoffs:
             num_descriptors,
             lambda at_ps: self._landed(flight, attempt, at_ps),
         )
+        if self._cluster.beside is not None:
+            self._cluster.beside.opened(moving.flow, num_bytes, source, instance, now_ps)
         self._cluster.account.totals.kv_bytes += round(num_bytes)
         if moving.share:
             self._links.release(moving.flow, now_ps, moving.share)
@@ -210,6 +212,8 @@ class Handoffs:
             return
         moving: Moving = flight.moving
         moving.landed = True
+        assert moving.flow is not None
+        self._closed(flight, moving.flow, now_ps)
         _, decode_ps = self._setup.codec_ps(moving.num_blocks)
         if decode_ps:
             destination.spend(decode_ps, now_ps)
@@ -229,6 +233,12 @@ class Handoffs:
             self._cluster.boundary(destination, now_ps)
         elif destination.cut(now_ps):
             self._cluster.expect_end(destination)
+
+    def _closed(self, flight: Flight, flow: Flow, now_ps: int) -> None:
+        """Nothing of it moves any more."""
+        if self._cluster.beside is not None:
+            instances = self._cluster.instances
+            self._cluster.beside.closed(flow, (instances[flight.prefill], instances[flight.decode]), now_ps)
 
     def _bill(self, flight: Flight, moving: Moving, source: Instance, destination: Instance, now_ps: int) -> None:
         account, flow, config = self._cluster.account, moving.flow, self._config

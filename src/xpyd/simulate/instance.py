@@ -157,6 +157,22 @@ class Instance:
         stretch.num_steps = num_steps
         return True
 
+    def part(self, now_ps: int) -> int:
+        """Make the running step a stretch of its own; returns how many steps of the old one came before it."""
+        self.cut(now_ps)
+        stretch = self.stretch
+        if stretch is None or stretch.num_steps == 1:
+            return 0
+        before = stretch.num_steps - 1
+        if self._told < before:
+            self._account(before)
+        if self._done < before:
+            self._advance(before)
+        self._context += before * self.batch
+        self.stretch = Stretch(stretch.begin_ps + stretch.after(before), stretch.step_ps(before), stretch.slope_ps, 1)
+        self._done = self._told = 0
+        return before
+
     def refit(self) -> bool:
         """Blocks were taken beside the stretch (caught up before): True where it has become shorter."""
         if self.stretch is None or self.stretch.num_steps == self._done + 1:

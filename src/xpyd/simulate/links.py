@@ -41,6 +41,10 @@ class Flow:
     begin_ps: int = -1
     active: bool = False  # it is sending
 
+    def moved(self, now_ps: int) -> float:
+        """What of ``total`` has been sent by now."""
+        return min(self.released, self.sent + self.rate * (now_ps - self.since_ps)) if self.active else self.sent
+
 
 class Links:
     """All flows. ``at`` schedules a call: (time, call)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,36 @@ from typing import Any
 import yaml
 
 from xpyd.economics.cost import ComputeModel, ComputePoint, LinkModel, fit_compute
+from xpyd.economics.moving import UNKNOWN, MovingModel
 from xpyd.model.spec import ModelSpec
 from xpyd.simulate.config import MachineConfig
 from xpyd.units import gbps_to_bytes_per_s
 
 CHUNKS = ((64, 0), (256, 0), (1024, 0), (4096, 0), (2048, 4096))  # (new tokens, tokens cached before them)
+EMULATED = "emulated link"  # a label of environment.json
+WIRE_BOUND = 0.8  # of the nominal rate: what is lost then are headers and gaps
 DECODES = tuple(product((1, 4, 16, 64, 256), (256, 2048, 8192)))  # (sequences, context of each)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a simulation reckons with, and where it is from: a label for its tables."""
+    """What a simulation reckons with, and where it is from: a label for its tables.
+
+    ``slowness``: least and greatest of the calibration's rounds, relative to all of them: how even the machine was.
+    ``calibrated_gbps``: the rate of the emulated wire that the link was calibrated on, if it was one.
+    """
 
     compute: ComputeModel
     link: LinkModel
     label: str
+    moving: MovingModel = UNKNOWN
+    slowness: tuple[float, float] = (1.0, 1.0)
+    calibrated_gbps: float | None = None
+
+    def slower(self, factor: float) -> Costs:
+        """The same with steps that take so many times as long."""
+        compute = ComputeModel(**{name: value * factor for name, value in asdict(self.compute).items()})
+        return replace(self, compute=compute, slowness=(1.0, 1.0))
 
 
 def closed_form(spec: ModelSpec, machine: MachineConfig, rate_gbps: float) -> Costs:
@@ -40,8 +55,16 @@ def closed_form(spec: ModelSpec, machine: MachineConfig, rate_gbps: float) -> Co
     return Costs(fitted.model, link, f"closed form, fits its roofline to {fitted.score.rms_error:.0%}")
 
 
-def at_rate(link: LinkModel, link_gbps: float) -> LinkModel:
-    """The calibrated link where the wire has another rate: neither the wire nor the software is outrun."""
+def at_rate(link: LinkModel, link_gbps: float, calibrated_gbps: float | None = None) -> LinkModel:
+    """The calibrated link where the wire has another rate.
+
+    One that was nearly as fast as its own wire (``calibrated_gbps``) is limited by it, and gets the same share of
+    another. Else, or where that is not known, neither the wire nor the software is outrun.
+    """
+    if calibrated_gbps is not None:
+        share = link.bytes_per_s / gbps_to_bytes_per_s(calibrated_gbps)
+        if share >= WIRE_BOUND:
+            return replace(link, bytes_per_s=share * gbps_to_bytes_per_s(link_gbps))
     return replace(link, bytes_per_s=min(link.bytes_per_s, gbps_to_bytes_per_s(link_gbps)))
 
 
@@ -49,15 +72,21 @@ def read_calibration(path: Path, spec: ModelSpec) -> Costs:
     """A file of ``experiments.calibrate``. Raises ValueError where it is none, or of another model."""
     try:
         content: dict[str, Any] = yaml.safe_load(path.read_text())
-        made_for = content["conditions"]["model"]
+        conditions = content["conditions"]
+        made_for = conditions["model"]
+        # Of a real wire the configured rate is often a guess, of an emulated one it is what was asked for.
+        wire_gbps = conditions.get("rate_gbps") if EMULATED in conditions.get("labels", ()) else None
         compute = ComputeModel(**{name: float(found["value"]) for name, found in content["compute"].items()})
         link = LinkModel(**{name: float(found["value"]) for name, found in content["link"].items()})
+        measured = content.get("moving")  # none in files of before it was measured
+        rounds = [float(each) for each in content.get("slowness", [1.0])]
+        moving = MovingModel(**{name: float(found["value"]) for name, found in (measured or {}).items()})
     except OSError as error:
         raise ValueError(
             f"simulate.calibration={path}: cannot be read ({error.strerror}); give the calibration.yaml of a run of "
             "python -m experiments.calibrate"
         ) from None
-    except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(
             f"simulate.calibration={path}: no calibration file ({type(error).__name__}: {error}); make one with "
             "python -m experiments.calibrate"
@@ -66,4 +95,5 @@ def read_calibration(path: Path, spec: ModelSpec) -> Costs:
         raise ValueError(
             f"simulate.calibration={path}: made for model {made_for}, here {spec.name}; calibrate this one"
         )
-    return Costs(compute, link, "calibrated")
+    label = "calibrated" if measured else "calibrated, but for what moving KV costs the steps beside it"
+    return Costs(compute, link, label, moving, (min(rounds), max(rounds)), wire_gbps)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from xpyd.economics.codecs import CodecTerm
 from xpyd.economics.cost import ComputeModel, LinkModel, replication
+from xpyd.economics.moving import UNKNOWN, MovingModel
 from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig, Role
@@ -46,6 +47,7 @@ class Setup:
     max_retries: int  # of one request that an outage hits; 0: it fails
     detect_s: float
     fast: bool = True
+    moving: MovingModel = UNKNOWN
     codec: CodecTerm | None = None
     hybrid: Hybrid | None = None  # every instance prefills and decodes, and each request stays or moves
 

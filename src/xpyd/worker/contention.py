@@ -7,7 +7,7 @@ layers and between steps on the workers' own threads, as in the hand-off. Points
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
@@ -36,6 +36,16 @@ class Load:
     prompt_tokens: int
     num_decode_seqs: int
     prefill_tokens: int
+
+
+@dataclass(frozen=True)
+class SourceStep:
+    """One prefill step of the source; ``beside``: while it sends the hand-off of ``load``, or a part of that time."""
+
+    load: Load
+    repeat: int
+    beside: bool
+    seconds: float
 
 
 def loads(sweep: ContentionSweep) -> list[Load]:
@@ -80,17 +90,18 @@ class ContentionProbe:
         self._sweep = sweep
         self._seq = 0
 
-    def measure(self, write: Callable[[Any], None]) -> None:
-        points = loads(self._sweep)
+    def measure(self, write: Callable[[Any], None], points: Sequence[Load] | None = None) -> None:
+        """Play ``points``, by default all of the sweep; ``write`` gets rows, and at the source ``SourceStep``."""
+        points = loads(self._sweep) if points is None else points
         generator = np.random.default_rng(0)
         for repeat in range(-1, self._sweep.num_repeats):  # -1: warm-up
             for which in generator.permutation(len(points)):
-                rows = self._source(points[which]) if self._sends else self._destination(points[which], repeat)
+                rows = self._source(points[which], repeat) if self._sends else self._destination(points[which], repeat)
                 if repeat >= 0:
                     for row in rows:
                         write(row)
 
-    def _source(self, load: Load) -> list[Any]:
+    def _source(self, load: Load, repeat: int) -> list[Any]:
         """Send when the destination says "go" (nothing, where it decodes alone); prefill meanwhile where asked to."""
         self._comm.send(None, dest=self._peer, tag=READY_TAG)  # no step of the load before runs any more
         go = self._comm.irecv(source=self._peer, tag=GO_TAG)
@@ -105,16 +116,20 @@ class ContentionProbe:
                 while_moving(lambda: self._transport.progress() | leaving.advance())
 
         prefill = self._prefill(load) if load.prefill_tokens else []
+        steps: list[Any] = []
         deadline = time.monotonic() + TIMEOUT_S
         while flow is None or not flow.done:
+            begin_ns = perf_counter_ns()
             poll()
             if prefill:
                 self._runner.run(prefill, poll)
+                beside = flow is not None and load.prompt_tokens > 0
+                steps.append(SourceStep(load, repeat, beside, (perf_counter_ns() - begin_ns) / NS_PER_S))
             elif flow is None:
                 time.sleep(IDLE_SLEEP_S)
             self._check(deadline, f"sending to rank {self._peer}")
         self._seq += 1
-        return []
+        return steps
 
     def _leaving(self, load: Load) -> SendFlow | Served:
         """The source's end of a hand-off, or of none."""

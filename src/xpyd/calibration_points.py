@@ -1,0 +1,69 @@
+"""What a calibration was fitted to, kept in its run folder, so that a later one can be fitted to both.
+
+A machine that others use too is not equally fast at all times: a calibration of half a minute knows one of its speeds,
+one that is spread over the day knows their range.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xpyd.economics.cost import ComputePoint, LinkPoint
+from xpyd.economics.moving import BesidePoint
+
+FILE = "points.json"
+# Of the conditions of a calibration, what calibrations that are fitted together must agree in.
+SHARED = ("model", "dtype", "placement", "block_size", "transport", "fabric", "rate_gbps", "codec")
+
+
+@dataclass
+class Points:
+    """Timed steps by round, timed transfers, and hand-offs beside steps."""
+
+    rounds: list[list[ComputePoint]] = field(default_factory=list)
+    transfers: list[LinkPoint] = field(default_factory=list)
+    beside: list[BesidePoint] = field(default_factory=list)
+
+    @property
+    def steps(self) -> list[ComputePoint]:
+        return [point for own in self.rounds for point in own]
+
+    def extend(self, other: Points) -> None:
+        self.rounds += other.rounds
+        self.transfers += other.transfers
+        self.beside += other.beside
+
+    def content(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """As it is written, with what the points hold for."""
+        return {"conditions": {key: conditions[key] for key in SHARED}, **asdict(self)}
+
+
+def read_points(folders: Sequence[str], conditions: Mapping[str, Any]) -> Points:
+    """The points of earlier calibration runs. Raises ValueError where one has none, or was made of something else."""
+    found = Points()
+    for folder in folders:
+        path = Path(folder) / FILE
+        try:
+            content = json.loads(path.read_text())
+        except OSError as error:
+            raise ValueError(
+                f"pool: {path} cannot be read ({error.strerror}); give run folders of python -m experiments.calibrate"
+            ) from None
+        for key, value in content["conditions"].items():
+            if value != conditions[key]:
+                raise ValueError(
+                    f"pool: {folder} was made with {key}={value}, here {conditions[key]}; leave it out, or calibrate "
+                    "with the same"
+                )
+        found.extend(
+            Points(
+                [[ComputePoint(**point) for point in own] for own in content["rounds"]],
+                [LinkPoint(**point) for point in content["transfers"]],
+                [BesidePoint(**point) for point in content["beside"]],
+            )
+        )
+    return found
