@@ -11,10 +11,11 @@ import pytest
 
 from xpyd.economics.codecs import CodecTerm
 from xpyd.economics.cost import ComputeModel, LinkModel
+from xpyd.economics.moving import MovingModel
 from xpyd.hybrid import HybridConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig
-from xpyd.records import StageRow, TokenRow, TransferRow
+from xpyd.records import StageRow, StepRow, TokenRow, TransferRow
 from xpyd.request import Request
 from xpyd.router import RouterConfig
 from xpyd.scheduler.config import SchedulerConfig
@@ -70,6 +71,7 @@ COLOCATED = PlacementConfig(num_colocated=3)
 ONE_LEFT = SchedulerConfig("chunked", 16, 16, 16, 40)  # chunks of a block: a preempted one often lacks one token
 CODEC = CodecTerm("halves", 0.5, 2.0, 3.0)
 OUTAGES = SimulateConfig(arms="serve", outages=(Outage(2, 0.3, 0.6), Outage(0, 0.5, 0.9)), speeds=(1.0, 0.7))
+MOVING = MovingModel(1e-3, 2e-9, 5e-4, 1e-9)
 CASES = {
     "layerwise": SETUP,
     "whole": replace(SETUP, handover=Handover("whole", "pull", "decode", 1 << 14)),
@@ -81,6 +83,9 @@ CASES = {
     "prefill_first": replace(SETUP, placement=COLOCATED, scheduler=SchedulerConfig("prefill_first", 16, 256, 16, 96)),
     "static": replace(SETUP, placement=COLOCATED, scheduler=SchedulerConfig("static", 16, 256, 16, 96)),
     "codec": replace(SETUP, codec=CODEC),
+    "moving": replace(SETUP, moving=MOVING),
+    "moving, push": replace(SETUP, moving=MOVING, handover=Handover("whole", "push", "decode", 1 << 14)),
+    "moving, outages": replace(SETUP, moving=MOVING, options=OUTAGES),
     "one token left": replace(SETUP, placement=PlacementConfig(num_colocated=1), scheduler=ONE_LEFT),
     "outages": replace(SETUP, options=OUTAGES),
     "failures": replace(SETUP, options=OUTAGES, max_retries=0),
@@ -176,6 +181,32 @@ def test_a_codec_halves_the_wire_and_keeps_both_workers_busy() -> None:
     assert transfers[0] - transfers[1] == pytest.approx(saved_ns, abs=2)
     steps = [way["finished"] - way["transfer_end"] for way in (found, plain)]
     assert steps[0] - steps[1] == nbytes * 3.0
+
+
+def test_decode_steps_answer_for_the_kv_that_lands_beside_them() -> None:
+    """Request 0 decodes all the time that request 1's KV needs, so its end is later by what all of that costs."""
+    one = replace(CASES["whole"], placement=PlacementConfig(num_prefill=1, num_decode=1))
+    requests = [Request(0, 1000, 64, 90), Request(1, s_to_ns(0.1), 160, 2)]
+    nbytes = 10 * 16 * one.spec.kv_bytes_per_token()
+    ends = {}
+    for name, moving in (("none", one.moving), ("bytes", MovingModel(0, 2e-9)), ("steps", MovingModel(1e-3))):
+        rows, _ = play(replace(one, moving=moving), requests)
+        ends[name] = stages(rows, 0)["finished"]
+        if name == "steps":
+            (moved,) = [row for row in rows if isinstance(row, TransferRow) and row.request_id == 1]
+            steps = [row for row in rows if isinstance(row, StepRow) and row.role == "decode"]
+            beside = [step for step in steps if step.begin_ns < moved.end_ns and step.end_ns > moved.reserved_ns]
+            assert len(beside) > 1
+    assert ends["bytes"] - ends["none"] == pytest.approx(nbytes * 2, abs=len(steps))
+    assert ends["steps"] - ends["none"] == len(beside) * 10**6
+
+
+def test_a_prompt_answers_for_the_kv_that_leaves_beside_it() -> None:
+    one = replace(CASES["whole"], placement=PlacementConfig(num_prefill=1, num_decode=1))
+    requests = [Request(0, 0, 64, 2), Request(1, 0, 250, 1)]  # the second is computed while the first one's KV leaves
+    sent = [play(replace(one, moving=moving), requests)[0] for moving in (one.moving, MovingModel(0, 0, 1e-3, 1e-9))]
+    plain, later = (stages(rows, 1)["prefill_end"] for rows in sent)
+    assert later - plain == 10**6 + 64 * one.spec.kv_bytes_per_token()
 
 
 @pytest.mark.parametrize("policy", ["stay", "move"])
