@@ -7,7 +7,8 @@ setup(
         Extension(
             "xpyd.native._kernels",
             ["src/xpyd/native/kernels.c"],
-            depends=["src/xpyd/native/kernels_body.h"],
+            depends=[f"src/xpyd/native/kernels_{part}.h" for part in ("body", "product", "chunk", "step")],
+            libraries=["m"],
             # Not for the linker: with -ffast-math it would change how the whole process rounds denormals.
             extra_compile_args=["-O3", "-ffast-math", "-fopenmp", "-Wno-psabi"],
             extra_link_args=["-fopenmp"],

@@ -93,10 +93,10 @@ def _steps(engine: EngineArm, theirs: TransformersArm | None, point: Point) -> d
     products = Products(engine.runner)
     steps = {
         ratios.ENGINE: engine.step(point),
-        ratios.PACKED: products.packed(point),
-        ratios.PLAIN: products.plain(point),
         ratios.ATTENTION: products.attention(point),
     }
+    ways = products.packed(point), products.reordered(point), products.plain(point)
+    steps |= dict(zip(ratios.PRODUCTS, ways, strict=True))
     if theirs is not None:
         steps |= dict(zip(ratios.RIVALS, (theirs.dynamic(point), theirs.static(point)), strict=True))
     return steps

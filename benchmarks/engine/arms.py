@@ -19,6 +19,7 @@ from xpyd.model.attention import GroupedAttention
 from xpyd.model.mlp import DenseMlp
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.spec import ModelSpec
+from xpyd.model.tensors import FEWEST_ROWS, TYPICAL_ROWS
 
 QUERY_ROWS = 256  # of a prefill's attention products: a causal mask leaves them the keys up to their last row
 
@@ -73,6 +74,7 @@ class Products:
         self._packed, self._packed_head = layers, weights.head
         self._plain = [linear.matrix.contiguous() for linear in layers]
         self._plain_head = weights.head.matrix.contiguous()
+        self._reordered = [_reordered(matrix) for matrix in (*self._plain, self._plain_head)]
 
     def packed(self, point: Point) -> Step:
         """With weights, as the engine multiplies."""
@@ -82,6 +84,10 @@ class Products:
         """With weights, as torch multiplies [out, in] matrices."""
         plain = [lambda x, w=matrix: F.linear(x, w) for matrix in [*self._plain, self._plain_head]]
         return self._weights(point, plain[:-1], plain[-1])
+
+    def reordered(self, point: Point) -> Step:
+        """With weights, as oneDNN multiplies with matrices in its own layout."""
+        return self._weights(point, self._reordered[:-1], self._reordered[-1])
 
     def _weights(self, point: Point, layers: list[Any], head: Any) -> Step:
         inputs = [self._random(rows, matrix.shape[1]) for rows in self._rows(point) for matrix in self._plain]
@@ -124,6 +130,18 @@ class Products:
 
     def _random(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape).to(self._dtype)
+
+
+def _reordered(matrix: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The product with it. One row is padded to four, which reads the matrix faster."""
+    weight = torch.ops.mkldnn._reorder_linear_weight(matrix, TYPICAL_ROWS)
+
+    def multiply(x: torch.Tensor) -> torch.Tensor:
+        rows = x if len(x) > 1 else x.expand(FEWEST_ROWS, -1)
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+        return product
+
+    return multiply
 
 
 class TransformersArm:

@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 from xpyd.clock import Clock
 from xpyd.faults import FaultConfig
+from xpyd.model.compiled import CompiledSteps
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling import sample
 from xpyd.mpi import MPI
@@ -72,6 +73,7 @@ def measure(runner: ModelRunner, batch: int, context: int, num_steps: int) -> Ov
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(runner, "_forward", model.around(runner._forward)),
+        patch.object(CompiledSteps, "run", model.around(CompiledSteps.run)),
         patch("xpyd.model.runner.sample", model.around(sample)),
     ):
         (Path(folder) / FOLDER).mkdir()

@@ -11,7 +11,8 @@ from statistics import median
 
 from benchmarks.engine.points import Point
 
-ENGINE, PACKED, PLAIN, ATTENTION = "engine", "products, packed", "products, plain", "attention products"
+ENGINE, ATTENTION = "engine", "attention products"
+PRODUCTS = ("products, engine's", "products, oneDNN's", "products, plain")  # ways to multiply with weights
 RIVALS = ("transformers, dynamic", "transformers, static")
 MOST = {"decode": 1.25, "prefill": 1.15}  # times the bare products
 OVERHEAD_MOST = 0.03
@@ -27,7 +28,7 @@ class Row:
     step: str
     num_repeats: int
     engine_s: float
-    weight_products_s: float  # packed or plain, whichever is faster
+    weight_products_s: float  # the fastest of PRODUCTS
     attention_products_s: float
     transformers_s: float | None  # with the cache that is faster here; None: not measured
     cache: str  # of transformers
@@ -42,8 +43,8 @@ class Row:
 
 
 def row_of(point: Point, repeats: Sequence[Repeat]) -> Row:
-    """The limit of each repeat: the faster of the two ways to multiply with weights, and attention's products."""
-    weights = [min(repeat[PACKED], repeat[PLAIN]) for repeat in repeats]
+    """The limit of each repeat: the fastest way to multiply with weights, and attention's products."""
+    weights = [min(repeat[name] for name in PRODUCTS) for repeat in repeats]
     rivals = [name for name in RIVALS if all(name in repeat for repeat in repeats)]
     best = min(rivals, key=lambda name: median(repeat[name] for repeat in repeats), default=None)
     return Row(

@@ -21,9 +21,10 @@ from xpyd.units import format_s
 COLUMNS = ("model", "step", "engine", "products", "of them attention", "of products", "target", "of weights' alone")
 RIVAL_COLUMNS = ("transformers", "its cache", "engine is faster by", "")
 NOTE = (
-    "Products: the matrix products of the step and nothing else, on the same weights: of weights by the faster of the "
-    "engine's way and torch's, and attention's two over contiguous keys and values. Ratios: medians of ratios inside a "
-    "repeat. Transformers: the same weights and threads, SDPA, the faster of its growing and its preallocated cache."
+    "Products: the matrix products of the step and nothing else, on the same weights: of weights by the fastest of the "
+    "engine's way, oneDNN's and torch's, and attention's two over contiguous keys and values. Ratios: medians of "
+    "ratios inside a repeat. Transformers: the same weights and threads, SDPA, the faster of its growing and its "
+    "preallocated cache."
 )
 
 

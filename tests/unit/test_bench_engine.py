@@ -67,9 +67,10 @@ def test_a_decode_of_transformers_can_be_run_again(tmp_path: Path) -> None:
 
 def test_ratios_are_medians_over_repeats() -> None:
     dynamic, static = ratios.RIVALS
-    first = {ratios.ENGINE: 6.0, ratios.PACKED: 3.0, ratios.PLAIN: 4.0, ratios.ATTENTION: 1.0}
+    own, onednn, plain = ratios.PRODUCTS
+    first = {ratios.ENGINE: 6.0, own: 3.0, onednn: 3.5, plain: 4.0, ratios.ATTENTION: 1.0}
     first |= {dynamic: 9.0, static: 12.0}
-    slow = {name: 10 * value for name, value in first.items()} | {ratios.PLAIN: 20.0}
+    slow = {name: 10 * value for name, value in first.items()} | {plain: 20.0, onednn: 35.0}
     last = first | {ratios.ENGINE: 5.0}
     row = ratios.row_of(decode("micro", 8, 128), [first, slow, last])
     assert row.of_products == pytest.approx(1.5)  # of 6 / 4, 60 / 30 and 5 / 4

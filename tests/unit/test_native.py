@@ -110,11 +110,11 @@ def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("num_rows", [0, 1, 3, 40])
+@pytest.mark.parametrize("num_rows", [0, 1, 3, 13, 71])
 def test_a_linear_keeps_its_matrix_and_multiplies_by_it(dtype: torch.dtype, num_rows: int) -> None:
-    matrix, bias, x = (torch.randn(shape).to(dtype) for shape in ((48, 32), (48,), (num_rows, 32)))
+    matrix, bias, x = (torch.randn(shape).to(dtype) for shape in ((70, 300), (70,), (num_rows, 300)))
     linear = Linear(matrix, bias)
     assert torch.equal(linear.matrix, matrix)
     expected = (x.double() @ matrix.double().t() + bias.double()).to(dtype)
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}[dtype]
+    tolerance = {torch.float32: 5e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}[dtype]
     torch.testing.assert_close(linear(x), expected, rtol=tolerance, atol=tolerance)

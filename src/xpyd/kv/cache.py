@@ -39,7 +39,10 @@ class KVCache:
         inner = (spec.num_kv_heads, block_size) if self.order.heads_first else (block_size, spec.num_kv_heads)
         dtype = DTYPES[spec.dtype]
         num_items = self.layout.nbytes // dtype.itemsize
-        self._memory = torch.zeros(num_items + staging_bytes // dtype.itemsize, dtype=dtype, device=device)
+        self._memory = torch.empty(num_items + staging_bytes // dtype.itemsize, dtype=dtype, device=device)
+        if self._memory.is_cpu:
+            native.use_huge_pages(self._memory.data_ptr(), self._memory.nbytes)
+        self._memory.zero_()
         stored = self._memory[:num_items].view(*outer, spec.kv_planes, *inner, spec.kv_head_dim)
         assert stored.nbytes == self.layout.nbytes, "the layout describes the pool byte for byte"
         blocks_last = stored.transpose(0, 1) if self.order.blocks_first else stored

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import msgspec
 import torch
 
 from xpyd.model.batch import Batch
@@ -56,7 +57,7 @@ def own_segments(segments: Sequence[Segment], rank: int, width: int, split: Spli
 
 
 def _part(segment: Segment, piece: range) -> Segment:
-    return replace(
+    return msgspec.structs.replace(
         segment,
         tokens=segment.tokens[piece.start : piece.stop],
         start=segment.start + piece.start,

@@ -12,6 +12,7 @@ from xpyd.kv.cache import KVCache
 from xpyd.kv.layout import PoolOrder
 from xpyd.model.batch import Batch, ChunkView, DecodeGroup, causal_mask
 from xpyd.model.checkpoint_config import resolve_spec
+from xpyd.model.compiled import CompiledSteps, compiled_steps
 from xpyd.model.graphs import CudaRecorder, DecodeGraphs, Recorder
 from xpyd.model.parallel import Reducer
 from xpyd.model.rope import Rope
@@ -69,6 +70,7 @@ class ModelRunner:
         self._weights = weights or load_weights(self.spec, device, self.shard, layers)
         self._rope = Rope.of(self.spec, device)
         self._graphs = self._recordings(recorder)
+        self._compiled = self._compiled_steps()
 
     def shallow(self, num_layers: int) -> ModelRunner:
         """The first ``num_layers`` layers of a whole model with its own norm and head, greedy, and a pool beside it.
@@ -104,6 +106,8 @@ class ModelRunner:
         A follower of a tensor-parallel instance gets the columns of its own shard only.
         """
         assert segments, "a step without segments"
+        if self._compiled is not None:
+            return self._compiled.run(self._compiled.pack(segments), on_layer)
         # Decodes first, by length: sequences that attend together should be of similar length.
         order = sorted(range(len(segments)), key=lambda i: (not segments[i].is_decode, segments[i].end))
         batch = self._pack([segments[i] for i in order])
@@ -132,6 +136,12 @@ class ModelRunner:
             return None
         size, window = self.cache.block_size, self.spec.sliding_window
         return DecodeGraphs(lambda batch: self._forward(batch, None), recorder, size, window)
+
+    def _compiled_steps(self) -> CompiledSteps | None:
+        """None where torch runs the steps: on a GPU, among several ranks, recorded, of a model that C does not know."""
+        if self._graphs is not None or self.member.division.width > 1 or self._device.type != "cpu":
+            return None
+        return compiled_steps(self.spec, self._weights, self._rope, self.cache)
 
     def _forward(self, batch: Batch, on_layer: Callable[[int], None] | None) -> torch.Tensor:
         return forward(self.spec, self._weights, self._rope, batch, self.cache, on_layer, self._reducer)

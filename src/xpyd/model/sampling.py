@@ -5,16 +5,17 @@ So a token depends neither on the batch it was computed in nor on the rank: both
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ctypes
 
+import msgspec
 import numpy as np
 import torch
 
+from xpyd import native
 from xpyd.model.sampling_config import SamplingConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(msgspec.Struct, frozen=True):
     """A token, and the gap between the two largest logits: how close the greedy choice was."""
 
     token: int
@@ -23,10 +24,21 @@ class Sampled:
 
 def sample(logits: torch.Tensor, config: SamplingConfig, seeds: list[tuple[int, int]]) -> list[Sampled]:
     """One token per row of ``logits`` [num_samples, vocab_size]; ``seeds``: (request seed, token index) per row."""
-    top, greedy = logits.topk(2, dim=-1)
-    margins: list[float] = (top[:, 0] - top[:, 1]).tolist()
-    tokens = greedy[:, 0].tolist() if not config.temperature else _draw(logits, config, seeds)
+    greedy, margins = _largest(logits)
+    tokens = greedy if not config.temperature else _draw(logits, config, seeds)
     return [Sampled(token, margin) for token, margin in zip(tokens, margins, strict=True)]
+
+
+def _largest(logits: torch.Tensor) -> tuple[list[int], list[float]]:
+    """The token of each row's largest logit, and what it exceeds the second by."""
+    kernels = native.kernels() if logits.is_cpu and logits.is_contiguous() and logits.dtype == torch.float32 else None
+    if kernels is None:
+        top, greedy = logits.topk(2, dim=-1)
+        return greedy[:, 0].tolist(), (top[:, 0] - top[:, 1]).tolist()
+    num_rows, size = logits.shape
+    tokens, margins = (ctypes.c_int64 * num_rows)(), (ctypes.c_float * num_rows)()
+    kernels.xpyd_largest(logits.data_ptr(), num_rows, size, ctypes.addressof(tokens), ctypes.addressof(margins))
+    return tokens[:], margins[:]
 
 
 def _draw(logits: torch.Tensor, config: SamplingConfig, seeds: list[tuple[int, int]]) -> list[int]:

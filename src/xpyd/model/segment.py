@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):  # made for every sequence of a step: a dataclass takes ten times as long
     """Tokens of one sequence to run in this step, from position ``start`` on.
 
     ``samples``: the last of them yields the request's ``index``-th output token, drawn with ``seed``.

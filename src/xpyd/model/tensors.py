@@ -34,15 +34,21 @@ def rows_of(part: range, size: int = 1) -> slice:
 class Linear:
     """The product with one [out, in] matrix, in the memory layout that is fastest on its device.
 
-    On a CPU that is oneDNN's own (docs/performance.md has the figures); elsewhere, and where oneDNN does not multiply
-    the dtype, [in, out], with which products with few rows (decode) are faster.
+    In float32 on a CPU panels for the compiled product, where it was compiled; otherwise on a CPU oneDNN's own layout
+    (docs/performance.md has the figures); elsewhere, and where oneDNN does not multiply the dtype, [in, out], with
+    which products with few rows (decode) are faster.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.dtype = weight.dtype
-        self._out, self._bias = weight.shape[0], bias
-        self._is_packed = _packs(weight)
-        if self._is_packed:
+        self.shape = weight.shape[0], weight.shape[1]
+        self.bias = bias
+        self._kernels = native.multiplying() if weight.is_cpu and weight.dtype == torch.float32 else None
+        self._is_packed = self._kernels is None and _packs(weight)
+        self.panels: torch.Tensor | None = None
+        if self._kernels is not None:
+            self.panels = _panels(weight)
+        elif self._is_packed:
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TYPICAL_ROWS)
         else:
             self._weight = weight.t().contiguous().t()
@@ -50,20 +56,50 @@ class Linear:
     @property
     def matrix(self) -> torch.Tensor:
         """The [out, in] matrix; a copy where it is laid out otherwise."""
+        if self.panels is not None:
+            return self.panels.transpose(1, 2).flatten(0, 1)[: self.shape[0]]
         matrix: torch.Tensor = self._weight.to_dense() if self._is_packed else self._weight
         return matrix
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [num_rows, in]; [num_rows, out]."""
+        if self._kernels is not None and self.panels is not None:
+            return self._multiply(self._kernels, self.panels, x)
         num_rows = x.shape[0]
         if not self._is_packed:
-            return F.linear(x, self._weight, self._bias)
+            return F.linear(x, self._weight, self.bias)
         if not num_rows:
-            return x.new_empty((0, self._out))
+            return x.new_empty((0, self.shape[0]))
         if num_rows == 1:
             x = x.expand(FEWEST_ROWS, -1)
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
         return product[:num_rows]
+
+    def _multiply(self, kernels: native.Kernels, panels: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        num_rows = x.shape[0]
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        out = x.new_empty((num_rows, self.shape[0]))
+        kernels.xpyd_multiply(
+            panels.data_ptr(),
+            *self.shape,
+            x.data_ptr(),
+            x.stride(0),
+            num_rows,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out if self.bias is None else out.add_(self.bias)
+
+
+def _panels(weight: torch.Tensor) -> torch.Tensor:
+    """``weight`` [out, in] as [ceil(out / COLUMNS), in, COLUMNS], zeros behind the last row; see native.Matrix."""
+    num_out, num_in = weight.shape
+    num_panels = -(-num_out // native.COLUMNS)
+    panels = torch.empty((num_panels, num_in, native.COLUMNS))
+    native.use_huge_pages(panels.data_ptr(), panels.nbytes)
+    rows = F.pad(weight, (0, 0, 0, num_panels * native.COLUMNS - num_out))
+    return panels.copy_(rows.view(num_panels, native.COLUMNS, num_in).transpose(1, 2))
 
 
 def _packs(weight: torch.Tensor) -> bool:

@@ -4,6 +4,7 @@
  * into one tensor first, padded to the longest sequence. Every sequence is computed by itself, so that its result does
  * not depend on what else is in the batch. Sums are kept in float. Matrices are row-major; strides count numbers.
  */
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -22,6 +23,8 @@
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t wide_bits __attribute__((vector_size(4 * LANES)));
+typedef int32_t lane_numbers __attribute__((vector_size(4 * LANES)));
+typedef float four __attribute__((vector_size(16)));
 typedef uint16_t half_bits __attribute__((vector_size(2 * LANES), aligned(2)));
 
 struct paging {
@@ -49,12 +52,18 @@ static inline __attribute__((always_inline)) float exp_of(float x)
     return y * power;
 }
 
-static inline __attribute__((always_inline)) void softmax(float *x, int64_t n)
+/* x becomes e^(x - its largest); returns the sum. */
+static inline __attribute__((always_inline)) float exponentials(float *x, int64_t n)
 {
     float max = x[0], sum = 0;
     for (int64_t i = 0; i < n; i++) max = x[i] > max ? x[i] : max;
     for (int64_t i = 0; i < n; i++) x[i] = exp_of(x[i] - max), sum += x[i];
-    const float scale = 1.0f / sum;
+    return sum;
+}
+
+static inline __attribute__((always_inline)) void softmax(float *x, int64_t n)
+{
+    const float scale = 1.0f / exponentials(x, n);
     for (int64_t i = 0; i < n; i++) x[i] *= scale;
 }
 
@@ -78,11 +87,24 @@ static inline __attribute__((always_inline)) lanes lanes_of_bfloat16(const uint1
     return (lanes)(__builtin_convertvector(*(const half_bits *)x, wide_bits) << 16);
 }
 
-static inline __attribute__((always_inline)) float sum_of(lanes x)
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (lane_numbers){__VA_ARGS__})
+#endif
+
+/* The sums of four vectors: halves are added until each is one number. */
+static inline __attribute__((always_inline)) four sums_of(lanes a, lanes b, lanes c, lanes d)
 {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += x[i];
-    return sum;
+    const lanes ab = SHUFFLED(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                     SHUFFLED(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    const lanes cd = SHUFFLED(c, d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+                     SHUFFLED(c, d, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    lanes all = SHUFFLED(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+                SHUFFLED(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    all += SHUFFLED(all, all, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    all += SHUFFLED(all, all, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return (four){all[0], all[4], all[8], all[12]};
 }
 
 static inline uint16_t to_bfloat16(float x) /* to nearest, ties to even; no NaN comes here */
@@ -90,6 +112,29 @@ static inline uint16_t to_bfloat16(float x) /* to nearest, ties to even; no NaN 
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+/* Of two numbers at least: the place of the largest, the first one of equals, and what it exceeds the second by. */
+static CLONES void largest(const float *x, int64_t size, int64_t *place, float *margin)
+{
+    float best[LANES], second[LANES];
+    int32_t places[LANES];
+    for (int i = 0; i < LANES; i++) best[i] = second[i] = -FLT_MAX, places[i] = 0;
+    for (int64_t at = 0; at < size; at += LANES)
+        for (int i = 0; i < LANES; i++) {
+            const float number = at + i < size ? x[at + i] : -FLT_MAX;
+            const int larger = number > best[i];
+            second[i] = larger ? best[i] : number > second[i] ? number : second[i];
+            places[i] = larger ? (int32_t)at + i : places[i];
+            best[i] = larger ? number : best[i];
+        }
+    int at = 0;
+    for (int i = 1; i < LANES; i++)
+        if (best[i] > best[at] || (best[i] == best[at] && places[i] < places[at])) at = i;
+    float next = second[at];
+    for (int i = 0; i < LANES; i++)
+        if (i != at && best[i] > next) next = best[i];
+    *place = places[at], *margin = best[at] - next;
 }
 
 #define T float
@@ -108,7 +153,17 @@ static inline uint16_t to_bfloat16(float x) /* to nearest, ties to even; no NaN 
 #define NAME(x) x##_bfloat16
 #include "kernels_body.h"
 
-/* What Python calls. `half`: numbers are bfloat16, not float. */
+/* Numbers that attend_one needs beside its arguments, for so many tokens. */
+static int64_t attend_room(int64_t num_tokens, const struct paging *p)
+{
+    return p->num_heads * (num_tokens + 2 * p->size);
+}
+
+#include "kernels_product.h"
+#include "kernels_chunk.h"
+#include "kernels_step.h"
+
+/* What else Python calls. `half`: numbers are bfloat16, not float. */
 
 void xpyd_norm(int half, const void *x, const void *weight, void *out, int64_t num_rows, int64_t size, float eps)
 {
@@ -151,7 +206,7 @@ int xpyd_attend(
 #pragma omp parallel for schedule(dynamic) reduction(| : failed) if (batch > 1)
     for (int64_t i = 0; i < batch; i++) {
         const int64_t begin = window && ends[i] > window ? ends[i] - window : 0;
-        float *room = malloc(sizeof(float) * (size_t)(p->num_heads * (ends[i] - begin + 2 * p->size)));
+        float *room = malloc(sizeof(float) * (size_t)attend_room(ends[i] - begin, p));
         const int64_t *table = tables + i * max_blocks, from = i * q_stride, to = i * p->num_heads * p->size;
         if (room == NULL) {
             failed = 1;
@@ -165,4 +220,21 @@ int xpyd_attend(
         free(room);
     }
     return failed;
+}
+
+/* Whether products can be computed here, see multiply. */
+int xpyd_multiplies(void) { return rows_at_once() > 0; }
+
+void xpyd_multiply(
+    const float *panels, int64_t num_out, int64_t num_in, const float *x, int64_t x_stride, int64_t num_rows, float *out,
+    int num_threads)
+{
+    const struct matrix m = {panels, num_out, num_in};
+    multiply(&m, x, x_stride, num_rows, out, num_out, 0, num_threads);
+}
+
+/* Of each row of x, [num_rows, size], the place of the largest number, and how much larger it is than the second. */
+void xpyd_largest(const float *x, int64_t num_rows, int64_t size, int64_t *places, float *margins)
+{
+    for (int64_t row = 0; row < num_rows; row++) largest(x + row * size, size, places + row, margins + row);
 }

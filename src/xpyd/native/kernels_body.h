@@ -35,51 +35,63 @@ static CLONES void NAME(rotate)(
         }
 }
 
-/* Scores of n tokens of one block, [num_heads, width], from column `column` on. */
+/* Scores of n tokens of one block, [num_heads, width], from column `column` on: four tokens at a time. */
 static inline __attribute__((always_inline)) void NAME(score_block)(
-    const float *queries, const T *keys, const T *next, float *scores, int64_t column, int64_t width, int64_t n,
-    const struct paging *p)
+    const int64_t size, const float *queries, const T *keys, const T *next, float *scores, int64_t column, int64_t width,
+    int64_t n, const struct paging *p)
 {
-    const int64_t group = p->num_heads / p->num_kv_heads;
-    for (int64_t kv = 0; kv < p->num_kv_heads; kv++)
-        for (int64_t t = 0; t < n; t++) {
-            const T *key = keys + kv * p->head_stride + t * p->token_stride;
-            fetch(next + (kv * p->block_size + t) * p->size, p->size * (int64_t)sizeof(T));
+    const int64_t group = p->num_heads / p->num_kv_heads, step = p->token_stride;
+    for (int64_t kv = 0; kv < p->num_kv_heads; kv++) {
+        const T *key = keys + kv * p->head_stride;
+        fetch(next + kv * p->block_size * size, p->block_size * size * (int64_t)sizeof(T));
+        for (int64_t t = 0; t < n; t += 4, key += 4 * step)
             for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
-                const float *query = queries + head * p->size;
-                lanes part = {0};
-                for (int64_t i = 0; i < p->size; i += LANES)
-                    part += *(const lanes *)(query + i) * NAME(lanes_of)(key + i);
-                scores[head * width + column + t] = sum_of(part);
+                const int64_t more[3] = {t + 1 < n ? step : 0, t + 2 < n ? 2 * step : 0, t + 3 < n ? 3 * step : 0};
+                lanes a = {0}, b = {0}, c = {0}, d = {0};
+                for (int64_t i = 0; i < size; i += LANES) {
+                    const lanes query = *(const lanes *)(queries + head * size + i);
+                    a += query * NAME(lanes_of)(key + i);
+                    b += query * NAME(lanes_of)(key + more[0] + i);
+                    c += query * NAME(lanes_of)(key + more[1] + i);
+                    d += query * NAME(lanes_of)(key + more[2] + i);
+                }
+                const four sums = sums_of(a, b, c, d);
+                memcpy(scores + head * width + column + t, &sums, sizeof(float) * (size_t)(n - t < 4 ? n - t : 4));
             }
-        }
+    }
 }
 
 /* Adds to results, [num_heads, size], the values of n tokens of one block, weighted. */
 static inline __attribute__((always_inline)) void NAME(weigh_block)(
-    const float *weights, const T *values, const T *next, float *results, int64_t column, int64_t width, int64_t n,
-    const struct paging *p)
+    const int64_t size, const float *weights, const T *values, const T *next, float *results, int64_t column,
+    int64_t width, int64_t n, const struct paging *p)
 {
-    const int64_t group = p->num_heads / p->num_kv_heads, share = p->block_size * p->size / group;
-    for (int64_t head = 0; head < p->num_heads; head++) {
-        fetch(next + head * share, share * (int64_t)sizeof(T));
-        for (int64_t i = 0; i < p->size; i += LANES) {
-            const T *value = values + head / group * p->head_stride + i;
-            const float *weight = weights + head * width + column;
-            lanes *result = (lanes *)(results + head * p->size + i), sum = *result;
-            for (int64_t t = 0; t < n; t++) sum += weight[t] * NAME(lanes_of)(value + t * p->token_stride);
-            *result = sum;
-        }
+    const int64_t group = p->num_heads / p->num_kv_heads;
+    for (int64_t kv = 0; kv < p->num_kv_heads; kv++) {
+        fetch(next + kv * p->block_size * size, p->block_size * size * (int64_t)sizeof(T));
+        for (int64_t head = kv * group; head < (kv + 1) * group; head++)
+            for (int64_t i = 0; i < size; i += 2 * LANES) { /* two sums at a time wait for memory together */
+                const int wide = i + LANES < size;
+                const T *value = values + kv * p->head_stride + i;
+                const float *weight = weights + head * width + column;
+                lanes *result = (lanes *)(results + head * size + i), left = result[0], right = {0};
+                for (int64_t t = 0; t < n; t++, value += p->token_stride) {
+                    left += weight[t] * NAME(lanes_of)(value);
+                    if (wide) right += weight[t] * NAME(lanes_of)(value + LANES);
+                }
+                result[0] = left;
+                if (wide) result[1] += right;
+            }
     }
 }
 
 /* One sequence: its query heads against its cached tokens [begin, end), read in place, block by block.
  * room: scores [num_heads, end - begin], then queries and results [num_heads, size] each. */
-static CLONES void NAME(attend_one)(
-    const T *q, const T *layer, T *out, const int64_t *table, int64_t begin, int64_t end, float *room,
-    const struct paging *p)
+static inline __attribute__((always_inline)) void NAME(attend_sized)(
+    const int64_t size, const T *q, const T *layer, T *out, const int64_t *table, int64_t begin, int64_t end,
+    float *room, const struct paging *p)
 {
-    const int64_t width = end - begin, num_numbers = p->num_heads * p->size;
+    const int64_t width = end - begin, num_numbers = p->num_heads * size;
     float *queries = room + p->num_heads * width, *results = queries + num_numbers;
     for (int64_t i = 0; i < num_numbers; i++) queries[i] = LOAD(q[i]) * p->scale, results[i] = 0;
     for (int pass = 0; pass < 2; pass++) {
@@ -90,10 +102,23 @@ static CLONES void NAME(attend_one)(
             const int64_t after = at + n < end ? at + n : begin; /* blocks lie anywhere: fetch the next one now */
             const T *next = layer + table[after / p->block_size] * p->block_stride;
             const int64_t plane = p->plane_stride;
-            if (pass == 0) NAME(score_block)(queries, keys, next, room, at - begin, width, n, p);
-            else NAME(weigh_block)(room, keys + plane, next + plane, results, at - begin, width, n, p);
+            if (pass == 0) NAME(score_block)(size, queries, keys, next, room, at - begin, width, n, p);
+            else NAME(weigh_block)(size, room, keys + plane, next + plane, results, at - begin, width, n, p);
         }
         for (int64_t head = 0; head < p->num_heads && pass == 0; head++) softmax(room + head * width, width);
     }
     for (int64_t i = 0; i < num_numbers; i++) out[i] = STORE(results[i]);
+}
+
+/* With the usual sizes of heads known to the compiler. */
+static CLONES void NAME(attend_one)(
+    const T *q, const T *layer, T *out, const int64_t *table, int64_t begin, int64_t end, float *room,
+    const struct paging *p)
+{
+    switch (p->size) {
+        case 32: NAME(attend_sized)(32, q, layer, out, table, begin, end, room, p); return;
+        case 64: NAME(attend_sized)(64, q, layer, out, table, begin, end, room, p); return;
+        case 128: NAME(attend_sized)(128, q, layer, out, table, begin, end, room, p); return;
+        default: NAME(attend_sized)(p->size, q, layer, out, table, begin, end, room, p);
+    }
 }

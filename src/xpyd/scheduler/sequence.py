@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -52,8 +54,7 @@ class Sequence:
         return len(self.outputs) >= self.max_output_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):  # made for every sequence of every step
     """``num_tokens`` tokens of ``sequence`` from position ``start``, to be run in this step.
 
     ``samples`` is True when the chunk reaches the last known token, so that the step yields a new token.

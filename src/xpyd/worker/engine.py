@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from itertools import islice
+
+import msgspec
 
 from xpyd.kv.arenas import Arenas
 from xpyd.kv.prefix import BlockMove
@@ -19,8 +20,7 @@ OnLayer = Callable[[int], None]
 Tell = Callable[[StepPlan, list[Segment]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """One token that a step yielded: the ``index``-th output of its request."""
 
     sequence: Sequence
@@ -122,7 +122,10 @@ def _segments(chunk: Chunk, guesses: list[int]) -> list[Segment]:
     own = _segment(chunk)
     return [
         own,
-        *(replace(own, tokens=[guess], start=own.end + i, index=own.index + 1 + i) for i, guess in enumerate(guesses)),
+        *(
+            msgspec.structs.replace(own, tokens=[guess], start=own.end + i, index=own.index + 1 + i)
+            for i, guess in enumerate(guesses)
+        ),
     ]
 
 

@@ -1,0 +1,175 @@
+/* A whole step of a dense decoder in float, layer by layer: what a step costs beside its products is then small.
+ *
+ * A step is rows, one per token, of several segments: sequences, each with some successive tokens of it, one where it
+ * decodes. Activations of ROWS rows at a time stay in cache from one product to the next.
+ */
+struct layer {
+    const float *input_norm, *qkv_bias, *q_norm, *k_norm, *post_norm; /* NULL where the model has none */
+    struct matrix qkv, o, gate_up, down;
+};
+
+struct decoder {
+    const float *embedding, *norm, *frequencies; /* of rotation: [size / 2] */
+    const struct layer *layers;
+    struct matrix head;
+    float *pool;
+    int64_t num_layers, hidden, inner, layer_stride, window; /* numbers; 0: no window */
+    struct paging paging;
+    float eps, magnitude; /* of rotated vectors */
+    int num_threads;
+};
+
+struct segment {
+    int64_t row, num_rows, start, table; /* its first row, its first position, where in `tables` its blocks begin */
+};
+
+struct step {
+    int64_t num_rows, num_segments, num_samples;
+    const int64_t *tokens, *tables, *sampled; /* [num_rows]; block ids; rows whose logits are wanted */
+    const struct segment *segments;
+    float *x, *qkv, *attended, *angles; /* [num_rows, ...]: hidden; queries, keys, values; heads; size: cosines, sines */
+    float *normed, *inner, *gated; /* [ROWS, ...]: hidden; 2 * inner; inner */
+    float *last, *logits; /* [num_samples, ...]: hidden; vocabulary */
+};
+
+static int64_t fewer(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static int64_t qkv_width(const struct paging *p) { return (p->num_heads + 2 * p->num_kv_heads) * p->size; }
+
+/* Hidden states of the tokens; cosines and sines, [num_rows, 2, size / 2], of their positions. */
+static void begin_step(const struct decoder *d, const struct step *s)
+{
+    const int64_t half = d->paging.size / 2;
+    for (int64_t row = 0; row < s->num_rows; row++)
+        memcpy(s->x + row * d->hidden, d->embedding + s->tokens[row] * d->hidden, sizeof(float) * (size_t)d->hidden);
+    for (const struct segment *each = s->segments; each < s->segments + s->num_segments; each++)
+        for (int64_t i = 0; i < each->num_rows * half; i++) {
+            float *cosine = s->angles + (each->row + i / half) * 2 * half + i % half;
+            const float angle = (float)(each->start + i / half) * d->frequencies[i % half];
+            cosine[0] = cosf(angle) * d->magnitude, cosine[half] = sinf(angle) * d->magnitude;
+        }
+}
+
+/* Keys and values of every row go to their tokens' places. */
+static void store(const struct decoder *d, const struct step *s, float *pool)
+{
+    const struct paging *p = &d->paging;
+    const int64_t width = qkv_width(p);
+    const size_t num_bytes = sizeof(float) * (size_t)p->size;
+    for (const struct segment *each = s->segments; each < s->segments + s->num_segments; each++)
+        for (int64_t i = 0; i < each->num_rows; i++) {
+            const int64_t at = each->start + i, block = s->tables[each->table + at / p->block_size];
+            float *to = pool + block * p->block_stride + at % p->block_size * p->token_stride;
+            const float *key = s->qkv + (each->row + i) * width + p->num_heads * p->size;
+            for (int64_t kv = 0; kv < p->num_kv_heads; kv++, to += p->head_stride, key += p->size) {
+                memcpy(to, key, num_bytes);
+                memcpy(to + p->plane_stride, key + p->num_kv_heads * p->size, num_bytes);
+            }
+        }
+}
+
+/* Queries, keys and values of every row, normed where the model does that, and rotated. */
+static void project(const struct decoder *d, const struct layer *layer, const struct step *s)
+{
+    const struct paging *p = &d->paging;
+    const int64_t width = qkv_width(p), rotated = p->num_heads + p->num_kv_heads;
+    for (int64_t row = 0; row < s->num_rows; row += ROWS) {
+        const int64_t n = fewer(ROWS, s->num_rows - row);
+        float *qkv = s->qkv + row * width;
+        norm_float(s->x + row * d->hidden, layer->input_norm, s->normed, n, d->hidden, d->eps);
+        multiply(&layer->qkv, s->normed, d->hidden, n, qkv, width, 0, d->num_threads);
+        for (int64_t i = 0; i < n * width && layer->qkv_bias; i++) qkv[i] += layer->qkv_bias[i % width];
+        for (int64_t i = 0; i < n && layer->q_norm; i++) {
+            float *q = qkv + i * width, *k = q + p->num_heads * p->size;
+            norm_float(q, layer->q_norm, q, p->num_heads, p->size, d->eps);
+            norm_float(k, layer->k_norm, k, p->num_kv_heads, p->size, d->eps);
+        }
+        const float *angles = s->angles + row * p->size;
+        rotate_float(qkv, angles, angles + p->size / 2, n, width, rotated, p->size);
+    }
+}
+
+static void attend_decode(const struct decoder *d, const struct step *s, const struct segment *each, const float *layer,
+                          float *room)
+{
+    const struct paging *p = &d->paging;
+    const int64_t end = each->start + 1, begin = d->window && end > d->window ? end - d->window : 0;
+    const float *q = s->qkv + each->row * qkv_width(p);
+    float *out = s->attended + each->row * p->num_heads * p->size;
+    attend_one_float(q, layer, out, s->tables + each->table, begin, end, room, p);
+}
+
+/* Returns whether memory ran out. */
+static int attend_decodes(const struct decoder *d, const struct step *s, const float *layer)
+{
+    const struct paging *p = &d->paging;
+    int failed = 0;
+#pragma omp parallel for schedule(dynamic) reduction(| : failed) num_threads(d->num_threads) if (d->num_threads > 1)
+    for (int64_t i = 0; i < s->num_segments; i++) {
+        const struct segment *each = s->segments + i;
+        if (each->num_rows > 1) continue;
+        float *room = malloc(sizeof(float) * (size_t)attend_room(each->start + 1, p));
+        if (room != NULL) attend_decode(d, s, each, layer, room);
+        failed |= room == NULL;
+        free(room);
+    }
+    return failed;
+}
+
+static int attend_chunks(const struct decoder *d, const struct step *s, const float *layer)
+{
+    const struct paging *p = &d->paging;
+    const int64_t width = qkv_width(p), heads = p->num_heads * p->size;
+    int failed = 0;
+    for (const struct segment *each = s->segments; each < s->segments + s->num_segments; each++) {
+        if (each->num_rows == 1) continue;
+        const int64_t begin = d->window && each->start + 1 > d->window ? each->start + 1 - d->window : 0;
+        const struct chunk chunk = {each->start, each->num_rows, begin, s->tables + each->table,
+                                    s->qkv + each->row * width, s->attended + each->row * heads, width, heads};
+#pragma omp parallel for schedule(dynamic) reduction(| : failed) num_threads(d->num_threads) if (d->num_threads > 1)
+        for (int64_t kv = 0; kv < p->num_kv_heads; kv++) {
+            float *room = malloc(sizeof(float) * (size_t)chunk_room(&chunk, p));
+            if (room != NULL) attend_chunk(&chunk, layer, kv, d->window, room, p);
+            failed |= room == NULL;
+            free(room);
+        }
+    }
+    return failed;
+}
+
+/* What follows on attention in a layer: both are added to x. */
+static void finish(const struct decoder *d, const struct layer *layer, const struct step *s)
+{
+    const int64_t heads = d->paging.num_heads * d->paging.size, threads = d->num_threads;
+    for (int64_t row = 0; row < s->num_rows; row += ROWS) {
+        const int64_t n = fewer(ROWS, s->num_rows - row);
+        float *x = s->x + row * d->hidden;
+        multiply(&layer->o, s->attended + row * heads, heads, n, x, d->hidden, 1, threads);
+        norm_float(x, layer->post_norm, s->normed, n, d->hidden, d->eps);
+        multiply(&layer->gate_up, s->normed, d->hidden, n, s->inner, 2 * d->inner, 0, threads);
+        gate_float(s->inner, s->gated, n, d->inner);
+        multiply(&layer->down, s->gated, d->inner, n, x, d->hidden, 1, threads);
+    }
+}
+
+/* The next piece of a step: all of layer - 1 that follows on its keys and values, then those of `layer` into the pool.
+ * Pieces are run in order, 0 to num_layers; the last one makes the logits. Returns 1 when memory ran out, else 0. */
+int xpyd_advance(const struct decoder *d, const struct step *s, int64_t layer)
+{
+    if (layer == 0) {
+        begin_step(d, s);
+    } else {
+        const float *before = d->pool + (layer - 1) * d->layer_stride;
+        if (attend_decodes(d, s, before) | attend_chunks(d, s, before)) return 1;
+        finish(d, d->layers + layer - 1, s);
+    }
+    if (layer < d->num_layers) {
+        project(d, d->layers + layer, s);
+        store(d, s, d->pool + layer * d->layer_stride);
+        return 0;
+    }
+    for (int64_t i = 0; i < s->num_samples; i++)
+        norm_float(s->x + s->sampled[i] * d->hidden, d->norm, s->last + i * d->hidden, 1, d->hidden, d->eps);
+    multiply(&d->head, s->last, d->hidden, s->num_samples, s->logits, d->head.num_out, 0, d->num_threads);
+    return 0;
+}
