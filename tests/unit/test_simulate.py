@@ -262,6 +262,20 @@ def test_an_outage_delays_its_requests_and_none_is_lost() -> None:
     assert totals.num_finished == totals.num_retries == 1
 
 
+def test_two_prompts_of_one_step_are_taken_back_together() -> None:
+    """Both were to decode where nobody is up any more; the step that computes them is under way when that is noticed."""
+    setup = replace(
+        SETUP,
+        placement=PlacementConfig(num_prefill=1, num_decode=2),
+        router=RouterConfig("round_robin"),
+        options=SimulateConfig(arms="serve", outages=(Outage(1, 0.0, 1.0),)),
+        detect_s=0.02,
+    )
+    rows, totals = play(setup, [Request(number, 0, 70, 5) for number in range(4)])
+    assert [row.request_id for row in rows if isinstance(row, StageRow) and row.stage == "retried"] == [0, 2]
+    assert totals.num_finished == 4
+
+
 def test_a_closed_loop_keeps_its_number_under_way() -> None:
     rows, totals = play(SETUP, [replace(request, arrival_offset_ns=0) for request in draw(30, 1.0)], concurrency=4)
     ways = [stages(rows, number) for number in range(30)]
