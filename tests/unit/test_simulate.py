@@ -263,7 +263,7 @@ def test_an_outage_delays_its_requests_and_none_is_lost() -> None:
 
 
 def test_two_prompts_of_one_step_are_taken_back_together() -> None:
-    """Both were to decode where nobody is up any more; the step that computes them is under way when that is noticed."""
+    """Both were to decode where nobody is up any more, which is noticed during the step that computes them."""
     setup = replace(
         SETUP,
         placement=PlacementConfig(num_prefill=1, num_decode=2),
