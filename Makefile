@@ -9,7 +9,7 @@ PY_M = $(BIN)/python -m
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate break-even soak fuzz claims check-cluster codecs cluster slurm-demo held-out test test-rdma lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate break-even regret soak fuzz claims check-cluster codecs cluster slurm-demo held-out test test-rdma lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ simulate: $(SETUP) ## a comparison in simulated time, no ranks: modeled tables i
 
 break-even: $(SETUP) ## a map of where splitting pays, no ranks: link x prompt x rate x output, modeled and frozen: ARGS=...
 	$(PY_M) experiments.break_even $(ARGS)
+
+regret: $(SETUP) ## what following a frozen plan costs: its ways on real ranks, paired: ARGS=regret.plan=runs/plan/RUN
+	$(PY_M) experiments.regret placement.allow_shared_node=true $(ARGS)
 
 bench-simulate: $(SETUP) ## CPU time per simulated request, and memory, over instances and requests: ARGS=...
 	$(PY_M) benchmarks.simulate $(ARGS)

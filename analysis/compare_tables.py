@@ -10,6 +10,7 @@ from analysis.invariance import Invariance
 from analysis.ledger import OVERALL, Comparison, Line
 from analysis.load import Run
 from analysis.results import Table, found_word, titled
+from analysis.statistics import instance_of
 from analysis.tables import codec_of, config_columns
 from xpyd.records import DISAGGREGATED, NULL
 from xpyd.units import format_s
@@ -68,7 +69,22 @@ def ledger_table(comparison: Comparison, length: str) -> Table:
         "null control",
     )
     title = titled(f"Ledger, {_words(length)}", comparison.run.labels)
-    return Table(title, columns, rows, [f"{STAGES} {SECONDS}", _pairs_note(comparison)])
+    notes = [f"{STAGES} {SECONDS}", _pairs_note(comparison), _not_modeled(comparison.run)]
+    return Table(title, columns, rows, [note for note in notes if note])
+
+
+def _not_modeled(run: Run) -> str:
+    """Why a real run has no modeled column, where the configuration tells."""
+    if run.predicted or found_word(run.labels) == "simulated":
+        return ""
+    scheduler, rival = run.config.get("scheduler", {}), (run.config.get("rival") or {}).get("scheduler") or {}
+    if "static" in (scheduler.get("policy"), rival.get("policy")):
+        return "Modeled: nothing; the cost model knows no wait for a static batch to end."
+    if (run.config.get("speculation") or {}).get("draft", "none") != "none":
+        return "Modeled: nothing; the cost model knows steps of one token a sequence."
+    if any(instance_of(run.config["placement"], role)[1] > 1 for role in ("prefill", "decode", "colocated")):
+        return "Modeled: nothing; the cost model knows instances of one rank."
+    return ""
 
 
 def metric_table(comparison: Comparison, length: str) -> Table:

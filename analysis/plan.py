@@ -1,7 +1,6 @@
 """Split or not, in which ratio, how wide, at what cost: what each way to use the ranks sustains, and where that turns.
 
 python -m analysis.plan runs/plan/20260101-120000-000000
-python -m analysis.plan runs/plan/20260101-120000-000000 --against runs/saturation/RUN...   # regret against real runs
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +17,7 @@ from matplotlib.figure import Figure
 from analysis import command
 from analysis.format import NONE, digits, interval, interval_note, number
 from analysis.intervals import bootstrap_mean
-from analysis.load import Run, RunError, load_run
+from analysis.load import Run, RunError
 from analysis.plan_turns import (
     AXES,
     by_rate,
@@ -31,8 +29,6 @@ from analysis.plan_turns import (
     where_it_turns,
     word_for,
 )
-from analysis.regret import answer as regret_answer
-from analysis.regret import read_sweep, regret_of, regret_table
 from analysis.results import Plot, Results, Table, Tone, titled
 from analysis.saturation_curve import Saturated, ratios, saturated
 from analysis.style import ARM_COLOURS, MUTED
@@ -56,25 +52,19 @@ class Weighed:
     threshold_tokens: float = np.nan
 
 
-def analyse(run: Run, against: Sequence[Run] = ()) -> Results:
-    """``against``: saturation runs that really played the ways. Raises RunError where there is nothing to tell."""
+def analyse(run: Run) -> Results:
+    """Raises RunError where there is nothing to tell."""
     rows = run.tables["plan"]
     if rows.empty:
         raise RunError(f"{run.paths[0]}: no candidate was played; let the run go on, or start it anew")
     weighed = weigh(run, rows[rows["axis"] == ""])
     turns = where_it_turns(run, rows)
-    best = {splits: next((each for each in weighed if each.splits == splits), None) for splits in (False, True)}
-    verdict, tone = _verdict(best[True], best[False])
+    split, together = best_of(weighed)
+    verdict, tone = _verdict(split, together)
     tables = [candidate_table(run, weighed), *([turn_table(run, turns)] if turns else [])]
     because = ["Modeled, every figure.", *(turning(axis, turns) for axis in AXES if turns_of(turns, axis))]
-    split, together = best[True], best[False]
     if split and together and not np.isnan([split.found.rate.mid, together.found.rate.mid]).any():
         because.append(by_rate(split.found, together.found))
-    if against:
-        sweep = read_sweep(run, against)
-        regret = regret_of(_advised(best[True], best[False]), sweep)
-        tables.append(regret_table(run, [each.found for each in weighed], sweep, regret))
-        because.append(regret_answer(regret))
     return Results(
         name=run.name,
         experiment=run.experiment,
@@ -110,10 +100,7 @@ def weigh(run: Run, rows: pd.DataFrame) -> list[Weighed]:
     for name, own in rows.groupby("candidate", sort=False):
         first = own.iloc[0]
         held = own[own["rate_rps"] == found[str(name)].bracket[0]]
-        ranks = [int(first[f"num_{role}"] * first[f"{role}_tp"]) for role in ("prefill", "decode", "colocated")]
-        if first["hybrid"]:
-            ranks = [0, 0, sum(ranks)]
-        per_hour = prices.per_hour(*ranks)
+        per_hour = per_hour_of(prices, first)
         moved_share = float(held["moved_share"].mean()) if first["hybrid"] and len(held) else np.nan
         weighed.append(
             Weighed(
@@ -129,6 +116,18 @@ def weigh(run: Run, rows: pd.DataFrame) -> list[Weighed]:
     return sorted(
         weighed, key=lambda each: (-np.nan_to_num(each.found.rate.mid), np.nan_to_num(each.cost.mid, nan=np.inf))
     )
+
+
+def per_hour_of(prices: PriceConfig, row: pd.Series) -> float:
+    """What the ranks of a candidate cost for an hour, from a row of it."""
+    ranks = [int(row[f"num_{role}"] * row[f"{role}_tp"]) for role in ("prefill", "decode", "colocated")]
+    return prices.per_hour(num_colocated=sum(ranks)) if row["hybrid"] else prices.per_hour(*ranks)
+
+
+def best_of(weighed: Sequence[Weighed]) -> tuple[Weighed | None, Weighed | None]:
+    """The best split and the best colocated candidate; None where there is none."""
+    split, together = (next((each for each in weighed if each.splits == splits), None) for splits in (True, False))
+    return split, together
 
 
 def candidate_table(run: Run, weighed: Sequence[Weighed]) -> Table:
@@ -205,25 +204,21 @@ def _verdict(split: Weighed | None, together: Weighed | None) -> tuple[str, Tone
     return f"{word.capitalize()}: {what}", tones.get(word, "open")
 
 
-def _advised(split: Weighed | None, together: Weighed | None) -> list[str]:
-    """The ways that the verdict names: one, or both in a tie. Raises RunError where there is no answer."""
-    known = [each for each in (split, together) if each is not None and not np.isnan(each.found.rate.mid)]
-    if split is None or together is None or len(known) < 2:
-        raise RunError("the plan has no answer that real runs could be held against; see what its page says")
+def advice(weighed: Sequence[Weighed]) -> tuple[str, list[str]]:
+    """The verdict in a word, and the candidates that it names: one, or both in a tie, or none without an answer."""
+    split, together = best_of(weighed)
+    if split is None or together is None:
+        return "unknown", []
     word = word_for(ratios([split.found, together.found], together.name)[split.name])
-    return {"split": [split.name], "do not split": [together.name]}.get(word, [split.name, together.name])
+    named = {"split": [split.name], "do not split": [together.name], "tie": [split.name, together.name]}
+    return word, named.get(word, [])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     def run_analysis(run: Run, options: argparse.Namespace) -> Results:
-        sweep = [load_run(path, options.allow_partial) for path in options.against]
-        return analyse(run, sweep)
+        return analyse(run)
 
-    made = command.parser("plan", __doc__ or "")
-    made.add_argument(
-        "--against", nargs="+", type=Path, default=[], metavar="RUN", help="saturation runs that really played the ways"
-    )
-    return command.main(made, ["plan"], run_analysis, argv=argv)
+    return command.main(command.parser("plan", __doc__ or ""), ["plan"], run_analysis, argv=argv)
 
 
 if __name__ == "__main__":

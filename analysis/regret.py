@@ -1,228 +1,253 @@
-"""How good a plan's advice was: its ways against a sweep of real runs that played them, and what the advised one loses.
+"""What following a plan costs: its ways as they were modeled and as real ranks played them, and what its advice loses.
 
-A sweep is a set of ``saturation`` runs on the planned ranks, one for each ratio. Each has a colocated arm of its own:
-a way counts by how much it sustains over that arm in the same session, where both played the same requests in turns,
-so that a machine that was slower one day is no ratio's fault.
+python -m analysis.regret runs/regret/20260101-120000-000000
 
-``regret = best real way - advised way``, over the best. The best is chosen by the same runs, which is hard on the plan.
+``regret = best real way - advised way``, in what the plan ranks by: the rate that a way sustains within the limits. The
+best way is chosen by the same runs, which is hard on the plan; a way whose interval reaches the best one's is a tie.
+Refuses a plan that was changed after it was frozen, and a run that is older than its plan.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import argparse
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
+from matplotlib.figure import Figure
 
-from analysis.format import NONE, interval, interval_note, number
-from analysis.intervals import CONFIDENCE
+from analysis import command
+from analysis.format import NONE, digits, interval, interval_note, number
 from analysis.load import Run, RunError
-from analysis.results import Table
-from analysis.saturation_curve import Point, Saturated, saturated
-from analysis.statistics import instance_of, num_workers
+from analysis.plan import Weighed, advice, per_hour_of, weigh
+from analysis.regret_ways import Played, Regret, over_best, play_of, real_word, regret_of, ties
+from analysis.results import Plot, Results, Table, Tone
+from analysis.saturation_curve import PRICED, Point, complete, points_of
+from analysis.style import ARM_COLOURS, MUTED
+from analysis.tables import config_columns
+from xpyd.economics.frozen import HASH, FrozenError, read_sealed
+from xpyd.economics.prices import PriceConfig
 from xpyd.economics.verdict import Interval
-from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, HYBRID
 
-SAME = ("model", "slo", "scheduler")  # what a plan and its sweep have in common, beside the lengths of the workload
-LENGTHS = ("classes", "trace", "input_len", "output_len")
+FILE = "plan.json"
 
 
-@dataclass(frozen=True)
-class Played:
-    """A way in the sweep: what it sustains over the colocated one of its session, and its logarithm resampled."""
+def analyse(run: Run) -> Results:
+    """Raises RunError where no way was played at every repeat, or the plan is not the one that was frozen."""
+    plan = read_plan(run)
+    ways = pd.DataFrame(plan["ways"])
+    weighed = weigh(run, ways)
+    points = _points(run, ways)
+    played = play_of(run, points, ways)
+    best = played[0]
+    if not best.at[0]:
+        raise RunError(f"{run.paths[0]}: no way held at any rate; lower search.start_rps, or plan with a looser slo")
+    word, advised = advice(weighed)
+    regret = regret_of(advised, played)
+    answer, real = answer_of(advised, regret, played), real_word(played)
+    tones: dict[str, Tone] = {"split": "split", "do not split": "stay"}
+    planned = f"The plan, frozen {plan['written_at'][:19]}, {HASH} {plan[HASH][:12]}, said: {word}"
+    named = f" ({' or '.join(advised)})" if advised else ""
+    return Results(
+        name=run.name,
+        experiment=run.experiment,
+        answer=answer,
+        because=f"{planned}{named}. Real ranks say: {real} ({best.name} sustains most).",
+        tables=[regret_table(run, plan, weighed, played, regret), cost_table(run, plan, weighed, played)],
+        frame=_frame(run, weighed, played),
+        plots=[
+            Plot(
+                "Modeled against measured",
+                "What each way sustains by the plan and on real ranks; on the line both are the same. Bars: 95 % "
+                "intervals over repeats.",
+                lambda figure: draw(figure, weighed, played),
+            )
+        ],
+        details=[rate_table(run, points)],
+        tone=tones.get(real, "open"),
+    )
 
-    name: str
-    rate: float  # requests per second, the mean over sessions
-    over: Interval
-    logs: NDArray[np.float64]
-    num_sessions: int
 
-
-@dataclass(frozen=True)
-class Sweep:
-    """What was really played. ``base``: the colocated way, against which each session counts."""
-
-    base: str
-    ways: dict[str, Played]
-    num_repeats: int
-    labels: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Regret:
-    """What the advised way sustains less than the best: ``relative`` to that, ``rate`` in requests per second."""
-
-    advised: str
-    best: str
-    relative: Interval
-    rate: Interval
-
-
-def read_sweep(plan: Run, runs: Sequence[Run]) -> Sweep:
-    """Every way that was played. Raises RunError where a run answers another question, or says nothing of a way."""
-    sessions: defaultdict[str, list[tuple[float, float, NDArray[np.float64]]]] = defaultdict(list)
-    for run in runs:
-        _check_same(plan, run)
-        found = {each.arm: each for each in saturated(_points(run), float(run.config["search"]["attainment"]))}
-        base = found[COLOCATED]
-        for arm, each in found.items():
-            name = way_of(run, arm)
-            if name is None:
-                continue
-            if np.isnan(each.rate.mid):
-                raise RunError(
-                    f"{run.paths[0]}: {arm} ({name}) never gave way, or never held; measure it again with a higher "
-                    "search.max_rps or another slo"
-                )
-            logs = np.log(each.draws / base.draws) if len(each.draws) else np.empty(0)
-            sessions[name].append((each.rate.mid, float(np.log(each.rate.mid / base.rate.mid)), logs))
-    bases = {str(way_of(run, COLOCATED)) for run in runs}
-    if len(bases) > 1:
+def read_plan(run: Run) -> dict[str, Any]:
+    """The plan that the run was started with. Raises RunError where it is another, or younger than the run."""
+    folder = run.paths[0]
+    try:
+        plan = read_sealed(folder / FILE)
+    except FrozenError as error:
+        raise RunError(str(error)) from None
+    if plan[HASH] != run.config["regret"]["sha256"]:
+        raise RunError(f"{folder / FILE}: another plan than the run was started with; restore it, or measure anew")
+    started = str(run.environment.get("started_at", ""))
+    if not started or datetime.fromisoformat(started) <= datetime.fromisoformat(plan["written_at"]):
         raise RunError(
-            f"the sweep's colocated arms differ ({', '.join(sorted(bases))}), so that its sessions have nothing in "
-            "common; set placement.colocated_tp alike in all of them"
+            f"{folder}: began {started or 'at an unknown time'}, and its plan was frozen {plan['written_at']}: it is "
+            "no prediction of it; measure again"
         )
-    return Sweep(
-        bases.pop(),
-        {name: _played(name, found) for name, found in sessions.items()},
-        min(int(run.config["search"]["num_repeats"]) for run in runs),
-        tuple(dict.fromkeys(label for run in runs for label in run.labels)),
-    )
+    return plan
 
 
-def way_of(run: Run, arm: str) -> str | None:
-    """The name that a plan gives to what an arm of a saturation run played; None where plans do not weigh it."""
-    placement, transfer = run.config["placement"], run.config["transfer"]
-    ends = [f"{placement[f'num_{role}']}{role[0].upper()}{_width(placement, role)}" for role in ("prefill", "decode")]
-    codec = (transfer.get("codec") or {}).get("name", "none")
-    moved = " ".join(["".join(ends), transfer["mode"], *([codec] if codec != "none" else [])])
-    together = _together(run, placement)
-    return {
-        COLOCATED: together,
-        COLOCATED_TUNED: f"{together} tuned",
-        DISAGGREGATED: moved,
-        HYBRID: f"{moved} hybrid",
-    }.get(arm)
+def _points(run: Run, ways: pd.DataFrame) -> list[Point]:
+    """Every way at every rate that all repeats have played."""
+    prices = PriceConfig(**run.config["prices"])
+    per_hour = {str(name): per_hour_of(prices, own.iloc[0]) for name, own in ways.groupby("candidate")}
+    points = complete(points_of(run, lambda name: per_hour[name]))
+    whole = int(run.config["search"]["num_repeats"])
+    if len(points[0].blocks) < whole:
+        raise RunError(f"{run.paths[0]}: no rate was played {whole} times yet; let the run go on (run.resume=true)")
+    return points
 
 
-def _width(placement: Mapping[str, Any], role: str) -> str:
-    kind, width = instance_of(placement, role)
-    return f"({kind}{width})" if width > 1 else ""
-
-
-def _together(run: Run, placement: Mapping[str, Any]) -> str:
-    """The colocated arm on the same ranks: as wide as configured, or as the wider end that divides them."""
-    kind, width = instance_of(placement, "colocated")
-    if width == 1 and not placement.get("colocated_tp"):
-        ends = sorted((instance_of(placement, role) for role in ("prefill", "decode")), key=lambda end: -end[1])
-        fitting = [end for end in ends if end[0] in ("tp", "ep") and num_workers(run) % end[1] == 0]
-        kind, width = fitting[0] if fitting else ("tp", 1)
-    return f"{num_workers(run) // width}C" + (f"({kind}{width})" if width > 1 else "")
-
-
-def regret_of(advised: Sequence[str], sweep: Sweep) -> Regret:
-    """Of the advised ways, which are two in a tie, the one that does worst. Raises RunError where one is absent."""
-    for name in advised:
-        if name not in sweep.ways:
-            raise RunError(
-                f"the plan's way {name} is not in the sweep, which played {', '.join(sweep.ways)}; play it with "
-                "python -m experiments.saturation (placement and transfer as in its name) and add the run to --against"
-            )
-    best = max(sweep.ways.values(), key=lambda each: each.over.mid)
-    worst = min((sweep.ways[name] for name in advised), key=lambda each: each.over.mid)
-    relative = _interval(1 - worst.over.mid / best.over.mid, 1 - np.exp(worst.logs - best.logs))
-    scale = best.over.mid * sweep.ways[sweep.base].rate
-    rate = Interval(relative.low * scale, relative.mid * scale, relative.high * scale)
-    return Regret(worst.name, best.name, relative, rate)
-
-
-def regret_table(run: Run, planned: Sequence[Saturated], sweep: Sweep, regret: Regret) -> Table:
-    """Every way that was planned or played: what the plan said of it, and what the runs did."""
-    said = {each.arm: each.rate.mid for each in planned}
-    base = said.get(sweep.base, np.nan)
-    rows = []
-    for name in sorted({*said, *sweep.ways}, key=lambda name: (-_over(sweep, name), name)):
-        real, own = sweep.ways.get(name), said.get(name, np.nan)
-        words = [word for word, which in (("advised", regret.advised), ("best", regret.best)) if which == name]
-        rows.append(
-            (
-                name,
-                number(own, "1/s"),
-                NONE if real is None else number(real.rate, "1/s"),
-                number(own / base, ""),
-                NONE if real is None else interval(real.over, ""),
-                ", ".join(words),
-            )
-        )
-    notes = [
-        f"Regret: {interval(regret.relative, 'share')} of what the best real way sustains, "
-        f"{interval(regret.rate, '1/s')}. The best way was chosen by these runs, which is hard on the plan.",
-        "Over colocated, real: against the colocated arm of the same session, on the same requests. Sessions: "
-        f"{sweep.ways[sweep.base].num_sessions}.",
-        interval_note(sweep.num_repeats, "repeats"),
-    ]
-    absent = [name for name in said if name not in sweep.ways]
-    if absent:
-        notes.append(f"Not a whole sweep: {', '.join(absent)} was planned and not played.")
-    columns = ("way", "plan: sustains", "real: sustains", "plan: over colocated", "real: over colocated", "")
-    title = f"The plan against real runs [plan: {', '.join(run.labels)}; real: {', '.join(sweep.labels)}]"
-    return Table(title, columns, rows, notes)
-
-
-def answer(regret: Regret) -> str:
-    """The regret in a sentence."""
+def answer_of(advised: Sequence[str], regret: Regret | None, played: Sequence[Played]) -> str:
+    """The regret in a sentence or two."""
+    found = {each.name for each in played}
+    if not advised:
+        return "No regret to tell: the plan had no answer; see what its page says."
+    if regret is None:
+        absent = ", ".join(name for name in advised if name not in found)
+        return f"No regret to tell: {absent}, which the plan advised, was not played."
+    tied = ties(played)
+    beside = f" {', '.join(tied)} cannot be told from it." if tied else ""
     if regret.advised == regret.best:
-        return f"Against real runs: no regret, {regret.best} is the best of them too."
-    low = regret.relative.low
-    lost = f"{regret.advised} sustains {interval(regret.relative, 'share')} less than {regret.best}"
-    if regret.relative.known and low <= 0:
-        return f"Against real runs: no regret that can be told from none; {lost}."
-    return f"Against real runs: {lost}."
-
-
-def _points(run: Run) -> list[Point]:
-    rows = run.tables["saturation"]
-    if rows.empty:
-        raise RunError(f"{run.paths[0]}: no block has ended; let the run go on, or measure again")
-    return [
-        Point(str(arm), float(str(rate)), own.groupby("repeat")[["attainment"]].mean())
-        for (arm, rate), own in rows.groupby(["arm", "rate_rps"], sort=True)
-    ]
-
-
-def _check_same(plan: Run, run: Run) -> None:
-    """Raises RunError where a run answers another question."""
-    if run.experiment != "saturation":
-        raise RunError(f"{run.paths[0]}: a run of {run.experiment}; a sweep is made of runs of experiments.saturation")
-    pairs = {key: (plan.config.get(key), run.config.get(key)) for key in SAME}
-    pairs |= {f"workload.{key}": (plan.config["workload"].get(key), run.config["workload"].get(key)) for key in LENGTHS}
-    pairs["num_ranks"] = (plan.config["plan"]["num_ranks"], num_workers(run))
-    for key, (ours, theirs) in pairs.items():
-        if ours != theirs:
-            raise RunError(
-                f"{run.paths[0]}: {key} is {theirs!r}, in the plan {ours!r}; a plan is held against runs of the same "
-                "question: measure or plan again"
-            )
-
-
-def _over(sweep: Sweep, name: str) -> float:
-    return sweep.ways[name].over.mid if name in sweep.ways else -1.0
-
-
-def _played(name: str, sessions: Sequence[tuple[float, float, NDArray[np.float64]]]) -> Played:
-    """The mean over sessions, each resampled on its own."""
-    logs = np.mean([log for _, _, log in sessions], axis=0)
-    mid = float(np.exp(np.mean([log for _, log, _ in sessions])))
-    return Played(
-        name, float(np.mean([rate for rate, _, _ in sessions])), _interval(mid, np.exp(logs)), logs, len(sessions)
+        best = f"of {len(played)} real ways none sustains more than {regret.best}, which the plan advised"
+        return f"No regret: {best}.{beside}"
+    at_least = "" if _known(regret.advised, played) and _known(regret.best, played) else "at least "
+    lost = (
+        f"{regret.advised}, which the plan advised, sustains {at_least}{interval(regret.rate, '1/s')} "
+        f"({interval(regret.relative, 'share')}) less than {regret.best}"
     )
+    return f"Regret: {lost}." if regret.told else f"No regret that can be told from none: {lost}."
 
 
-def _interval(mid: float, draws: NDArray[np.float64]) -> Interval:
-    known = len(draws) > 0 and bool(np.isfinite(draws).all())
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail]) if known else (np.nan, np.nan)
-    return Interval(float(low), float(mid), float(high))
+def regret_table(
+    run: Run, plan: Mapping[str, Any], weighed: Sequence[Weighed], played: Sequence[Played], regret: Regret | None
+) -> Table:
+    """A row per way, the best real one first; those that were not played last."""
+    said, real = {each.name: each for each in weighed}, {each.name: each for each in played}
+    said_places = {each.name: str(place) for place, each in enumerate(weighed, start=1)}
+    tied, best = ties(played), played[0]
+    rows = []
+    for place, name in enumerate([*real, *(name for name in said if name not in real)], start=1):
+        way, model = real.get(name), said[name].found.rate
+        advised = regret is not None and name in advice(weighed)[1]
+        words = [*(["advised"] * advised), *(["best"] if way is best else ["ties with the best"] * (name in tied))]
+        over = NONE if way is None or way is best else interval(over_best(way, best), "")
+        ratio = NONE if way is None else _ratio(way.rate.mid, model.mid)
+        measured = (NONE, NONE) if way is None else (_sustains(way), str(place))
+        rows.append((name, interval(model, "1/s"), said_places[name], *measured, ratio, over, ", ".join(words)))
+    columns = ("way", "plan: sustains", "place", "real: sustains", "place", "real over plan", "real over best", "")
+    notes = [
+        "Sustains: the rate of arrivals at which attainment falls below "
+        f"{number(float(run.config['search']['attainment']), 'share')}. All ways took turns on the same requests.",
+        interval_note(int(run.config["search"]["num_repeats"]), "repeats"),
+    ]
+    if regret is not None:
+        notes.insert(0, f"Regret: {interval(regret.rate, '1/s')}, {interval(regret.relative, 'share')} of the best.")
+    if absent := [name for name in said if name not in real]:
+        why = "the run is not whole, go on with run.resume=true" if run.partial else "assumed codecs are no real ones"
+        notes.append(f"Not played: {', '.join(absent)} ({why}).")
+    return Table(_titled("The plan against real ranks", run, plan), columns, rows, notes)
+
+
+def cost_table(run: Run, plan: Mapping[str, Any], weighed: Sequence[Weighed], played: Sequence[Played]) -> Table:
+    said, currency = {each.name: each for each in weighed}, run.config["prices"]["currency"]
+    rows = [
+        (
+            way.name,
+            interval(said[way.name].goodput, "1/s"),
+            interval(way.goodput, "1/s"),
+            _cost(said[way.name].cost),
+            _cost(way.cost),
+        )
+        for way in played
+    ]
+    priced = [f"{source}: {currency} per million" for source in ("plan", "real")]
+    columns = ("way", "plan: goodput", "real: goodput", *priced)
+    notes = ["Each at the highest rate played that held; prices are configured, of output tokens within the limits."]
+    return Table(_titled("Goodput and cost", run, plan), columns, rows, notes)
+
+
+def rate_table(run: Run, points: Sequence[Point]) -> Table:
+    figures = {"attainment": "share", "goodput_rps": "1/s", "ttft_s p99": "s", "itl_s p99": "s", PRICED: ""}
+    rows = [
+        (point.arm, digits(point.rate_rps), *(interval(point.mean(name), unit) for name, unit in figures.items()))
+        for point in points
+    ]
+    columns = ("way", "offered /s", "attainment", "goodput", "ttft p99", "itl p99", "cost per million")
+    slo = run.config["slo"]
+    notes = [f"Limits: ttft_s {number(slo['ttft_s'], 's')}, every gap {number(slo['itl_s'], 's')}."]
+    return Table(f"Every rate played, measured [{', '.join(run.labels)}]", columns, rows, notes)
+
+
+def draw(figure: Figure, weighed: Sequence[Weighed], played: Sequence[Played]) -> None:
+    axes = figure.add_subplot()
+    said, ends = {each.name: each.found.rate for each in weighed}, []
+    for way in played:
+        model, real = said[way.name], way.rate
+        if np.isnan(model.mid) or np.isnan(real.mid):
+            continue
+        colour = ARM_COLOURS["disaggregated" if way.splits else "colocated"]
+        axes.plot(model.mid, real.mid, "o", color=colour)
+        if model.known:
+            axes.plot([model.low, model.high], [real.mid, real.mid], color=colour, lw=1)
+        if real.known and np.isfinite(real.high):
+            axes.plot([model.mid, model.mid], [real.low, real.high], color=colour, lw=1)
+        axes.annotate(way.name, (model.mid, real.mid), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        ends += [model.mid, real.mid]
+    if ends:
+        axes.plot([min(ends), max(ends)], [min(ends), max(ends)], ls="--", color=MUTED, lw=1)
+    axes.set(xscale="log", yscale="log", xlabel="modeled, requests /s", ylabel="measured, requests /s")
+
+
+def _known(name: str, played: Sequence[Played]) -> bool:
+    return any(each.name == name and each.at[0] == each.at[1] for each in played)
+
+
+def _sustains(way: Played) -> str:
+    if way.at[0] == way.at[1]:
+        return interval(way.rate, "1/s")
+    low, high = way.at
+    return f"more than {number(low, '1/s')}" if np.isinf(high) else f"less than {number(high, '1/s')}"
+
+
+def _ratio(real: float, model: float) -> str:
+    return digits(real / model) if np.isfinite(real) and np.isfinite(model) else NONE
+
+
+def _cost(cost: Interval) -> str:
+    return interval(cost, "") if np.isfinite(cost.mid) else NONE
+
+
+def _titled(title: str, run: Run, plan: Mapping[str, Any]) -> str:
+    return f"{title} [plan: {', '.join(plan['labels'])}; real: {', '.join(run.labels)}]"
+
+
+def _frame(run: Run, weighed: Sequence[Weighed], played: Sequence[Played]) -> pd.DataFrame:
+    """A row per way and source."""
+    found: list[tuple[str, str, Interval, Interval, Interval]] = [
+        (each.name, "modeled", each.found.rate, each.goodput, each.cost) for each in weighed
+    ]
+    found += [(each.name, "measured", each.rate, each.goodput, each.cost) for each in played]
+    rows = [
+        {"way": name, "source": source}
+        | {
+            f"{figure}_{end}": getattr(value, end)
+            for figure, value in (("sustained_rps", rate), ("goodput_rps", goodput), ("cost_per_million", cost))
+            for end in ("low", "mid", "high")
+        }
+        for name, source, rate, goodput, cost in found
+    ]
+    return pd.DataFrame(rows).assign(**config_columns(run))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    def run_analysis(run: Run, options: argparse.Namespace) -> Results:
+        return analyse(run)
+
+    return command.main(command.parser("regret", __doc__ or ""), ["regret"], run_analysis, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

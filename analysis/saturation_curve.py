@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,13 @@ class Saturated:
 
 def curve(run: Run) -> list[Point]:
     """Every arm at every rate it played, in order. Raises RunError where no block has ended."""
+    return points_of(run, lambda arm: price_per_hour(run, arm), lambda arm, blocks: use_of_pools(run, arm, blocks))
+
+
+def points_of(
+    run: Run, per_hour: Callable[[str], float], more: Callable[[str, pd.DataFrame], pd.DataFrame] | None = None
+) -> list[Point]:
+    """Likewise, at prices (``per_hour``, by arm) of the caller, and with ``more`` figures of an arm's blocks."""
     played, blocks = run.tables["saturation"], run.tables["blocks"]
     if played.empty:
         raise RunError(f"{run.paths[0]}: no block has ended; let the run go on, or measure again")
@@ -68,10 +75,35 @@ def curve(run: Run) -> list[Point]:
         duration_s = (mine.set_index("pair")["end_ns"] - mine.set_index("pair")["begin_ns"]) / NS_PER_S
         good = offered[meets_slo(offered, slo)].groupby("pair")["num_tokens"].sum()
         found["good_tokens_per_s"] = good.reindex(found.index).fillna(0) / duration_s
-        per_hour = price_per_hour(run, str(arm))
-        found[PRICED] = [cost_per_million(per_hour, tokens_per_s) for tokens_per_s in found["good_tokens_per_s"]]
-        points.append(Point(str(arm), float(str(rate)), found.join(use_of_pools(run, str(arm), mine))))
+        found[PRICED] = [cost_per_million(per_hour(str(arm)), tokens) for tokens in found["good_tokens_per_s"]]
+        points.append(Point(str(arm), float(str(rate)), found.join(more(str(arm), mine)) if more else found))
     return points
+
+
+def complete(points: Sequence[Point]) -> list[Point]:
+    """The rates that have been played in every repeat: a run that was stopped midway has one that was not."""
+    most = max(len(point.blocks) for point in points)
+    return [point for point in points if len(point.blocks) == most]
+
+
+def attained(points: Sequence[Point], arm: str) -> pd.DataFrame:
+    """Attainment of an arm: a row per rate, in order, a column per repeat."""
+    return pd.DataFrame({each.rate_rps: each.blocks["attainment"] for each in points if each.arm == arm}).T.dropna(
+        axis=1
+    )
+
+
+def between(shares: pd.DataFrame, pick: NDArray[np.int64], target: float) -> tuple[float, float]:
+    """The rate that an arm sustains by the picked repeats: its lowest and highest value, the same where it is known.
+
+    Where it held at every rate played that is between the highest and infinity, where at none between 0 and the lowest.
+    """
+    rates, means = shares.index.to_numpy(dtype=np.float64), shares.to_numpy()[:, pick].mean(axis=1)
+    found = crossing(rates, means, target)
+    if not np.isnan(found):
+        return found, found
+    held = means.mean() >= target  # of attainment made to fall with the rate, no value crosses: all are on one side
+    return (float(rates[-1]), np.inf) if held else (0.0, float(rates[0]))
 
 
 def price_per_hour(run: Run, arm: str) -> float:

@@ -14,6 +14,7 @@ from xpyd.config.compare import Compare
 from xpyd.config.load import SCHEMAS, allowed_keys, load_config, suggest
 from xpyd.lock import InUseError
 from xpyd.placement import PlacementError
+from xpyd.plan_file import with_plan
 from xpyd.rival import RivalConfig, find_rival
 from xpyd.slurm import SlurmError
 from xpyd.streams import StreamError
@@ -48,7 +49,7 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, li
     def task(composed: Any) -> None:
         try:
             plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-            codes.append(act(settled(load_config(plain)), list(HydraConfig.get().overrides.task)))
+            codes.append(act(settled(load_config(with_plan(plain))), list(HydraConfig.get().overrides.task)))
         except USER_ERRORS as error:  # caught here, so that the other points of a sweep go on
             codes.append(user_error(str(error)))
         except OmegaConfBaseException as error:

@@ -1,14 +1,17 @@
 """The ``plan`` experiment: how much each way to use the ranks sustains, in simulated time, and where the answer turns.
 
 Every candidate climbs a ladder of rates and then bisects, as ``saturation`` does with real ranks; a repeat draws the
-same requests for all. Then the best split and the best colocated candidate climb anew on other links and lengths.
+same requests for all. What was found is frozen to ``plan.json`` (``economics.frozen``), which ``experiments.regret``
+holds real ranks against. Then the best split and the best colocated candidate climb anew on other links and lengths.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from math import nan
 from pathlib import Path
 from statistics import fmean
@@ -16,12 +19,15 @@ from statistics import fmean
 from xpyd.codec_terms import read_codec_terms
 from xpyd.compose import ROOT
 from xpyd.config.base import ConfigError
+from xpyd.config.load import dump_config
 from xpyd.config.modeled import Plan
 from xpyd.economics.codecs import CodecTerm
+from xpyd.economics.frozen import HASH, file_hash, sealed
 from xpyd.entry import Job
-from xpyd.environment import lone_environment
+from xpyd.environment import commit, lone_environment
 from xpyd.hybrid import HybridConfig
 from xpyd.model.checkpoint_config import resolve_spec
+from xpyd.plan_file import PLAN
 from xpyd.plan_search import Candidate, candidates
 from xpyd.records import COLOCATED, DISAGGREGATED, PlanRow
 from xpyd.request import Request
@@ -51,17 +57,23 @@ def run_plan(config: Plan, job: Job) -> None:
     begin_s = time.monotonic()
     with RowWriter(job.run_dir, rank=0) as rows:
         sustained: dict[Candidate, float] = {}
+        asked: list[PlanRow] = []
         for number, way in enumerate(ways):
-            sustained[way] = _climb(config, costs, way, AS_ASKED, 0.0, rows)
+            climbed = _climb(config, costs, way, AS_ASKED, 0.0)
+            _keep(rows, climbed)
+            asked += climbed
+            sustained[way] = _sustained(config, climbed)
             left_s = (time.monotonic() - begin_s) / (number + 1) * (len(ways) - number - 1)
             job.say(f"{number + 1}/{len(ways)} {way.name}: sustains {sustained[way]:g} /s, about {left_s:.0f} s left")
             if job.stop.requested:
                 job.say("stopped on request: what was played is kept")
                 return
+        _freeze(config, costs, labels, asked, job)
         for axis, value, varied, varied_costs in _variants(config, costs):
             for way in _best(sustained):
-                found = _climb(varied, varied_costs, way, axis, value, rows)
-                job.say(f"{axis}={value:g} {way.name}: sustains {found:g} /s")
+                climbed = _climb(varied, varied_costs, way, axis, value)
+                _keep(rows, climbed)
+                job.say(f"{axis}={value:g} {way.name}: sustains {_sustained(varied, climbed):g} /s")
 
 
 def _measured_codecs(config: Plan) -> tuple[CodecTerm, ...]:
@@ -90,19 +102,53 @@ def _variants(config: Plan, costs: Costs) -> Iterator[tuple[str, float, Plan, Co
         yield LENGTH, float(input_len), replace(config, workload=replace(config.workload, input_len=input_len)), costs
 
 
-def _climb(config: Plan, costs: Costs, way: Candidate, axis: str, value: float, rows: RowWriter) -> float:
-    """Play one candidate at the rates that its search asks for; returns the highest that it sustains, 0 for none."""
+def _climb(config: Plan, costs: Costs, way: Candidate, axis: str, value: float) -> list[PlanRow]:
+    """Play one candidate at the rates that its search asks for."""
     setup = _setup(config, costs, way)
     attained: Attained = {}
+    rows: list[PlanRow] = []
     while (rate := config.search.next_rate(attained)) is not None:
-        workload, shares = config.workload_at(rate), []
-        for repeat in range(config.search.num_repeats):
-            played = _play(way, setup, workload.build(repeat))
-            shares.append(played.totals.num_met / played.totals.num_requests)
-            rows.write(_row(way, axis, value, rate, repeat, played))
-        attained[rate] = fmean(shares)
-    rows.flush()
-    return config.search.bracket(attained).low_rps or 0.0
+        workload = config.workload_at(rate)
+        played = [_play(way, setup, workload.build(repeat)) for repeat in range(config.search.num_repeats)]
+        own = [_row(way, axis, value, rate, repeat, each) for repeat, each in enumerate(played)]
+        attained[rate] = fmean(row.attainment for row in own)
+        rows += own
+    return rows
+
+
+def _sustained(config: Plan, rows: Sequence[PlanRow]) -> float:
+    """The highest rate that one candidate sustains, 0 for none."""
+    by_rate: defaultdict[float, list[float]] = defaultdict(list)
+    for row in rows:
+        by_rate[row.rate_rps].append(row.attainment)
+    return config.search.bracket({rate: fmean(shares) for rate, shares in by_rate.items()}).low_rps or 0.0
+
+
+def _keep(writer: RowWriter, rows: Sequence[PlanRow]) -> None:
+    for row in rows:
+        writer.write(row)
+    writer.flush()
+
+
+def _freeze(config: Plan, costs: Costs, labels: list[str], rows: Sequence[PlanRow], job: Job) -> None:
+    """Every way as it was played, and the question: from these the advice follows, and they cannot change unseen."""
+    path = config.simulate.calibration
+    content = sealed(
+        {
+            "written_at": datetime.now().isoformat(),
+            "commit": commit(ROOT),
+            "labels": labels,
+            "costs": asdict(costs),
+            "calibration": None if path is None else {"path": str(Path(path).absolute()), HASH: file_hash(Path(path))},
+            "config": dump_config(config),
+            "ways": [asdict(row) for row in rows],
+        }
+    )
+    job.run_dir.write_json(PLAN, content)
+    job.say(
+        f"frozen: {job.run_dir.path / PLAN}, sha256 {content[HASH][:12]}; to see what following it costs: "
+        f"python -m experiments.regret regret.plan={job.run_dir.path}"
+    )
 
 
 def _setup(config: Plan, costs: Costs, way: Candidate) -> Setup:

@@ -276,10 +276,10 @@ class ColocatedTrialRow:
 
 @dataclass(frozen=True, slots=True)
 class SaturationRow:
-    """One block of the ``saturation`` experiment; all blocks of a ``repeat`` play the same requests, at their rates."""
+    """One block of ``saturation`` or ``regret``; all blocks of a ``repeat`` play the same requests, at their rates."""
 
     block: int
-    arm: str
+    arm: str  # of ``regret``: the way to use the ranks, by the name that its plan gives it
     rate_rps: float  # of arrivals
     repeat: int
     attainment: float  # by which the search went on

@@ -74,6 +74,16 @@ class SaturationSearch:
         between = _rounded(math.sqrt(found.low_rps * found.high_rps))
         return between if found.low_rps < between < found.high_rps else None
 
+    def rates_left(self, attained: Mapping[float, float]) -> int:
+        """How many rates are still to be played, at least: while the ladder climbs nobody knows how high it leads."""
+        if self.next_rate(attained) is None:
+            return 0
+        found = self.bracket(attained)
+        known = found.low_rps is not None and found.high_rps is not None
+        gap = found.high_rps / found.low_rps if found.low_rps and found.high_rps else self.growth
+        halvings = math.ceil(math.log2(max(1.0, math.log(gap) / math.log1p(self.precision))))
+        return max(1, halvings if known else 1 + halvings)
+
 
 def _rounded(rate: float) -> float:
     return float(f"{rate:.3g}")

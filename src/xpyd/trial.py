@@ -24,6 +24,7 @@ from xpyd.environment import environment, machine
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import Placement
 from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, HYBRID
+from xpyd.run_dir import RowWriter
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
 from xpyd.worker.calibrate import calibrate
@@ -39,6 +40,17 @@ def open_session(job: Job, scheduler: SchedulerConfig | None = None) -> Session:
     ``scheduler``: what the session makes room for, where blocks have schedulers of their own.
     """
     config: Serve = job.config
+    session = build_session(config, job, scheduler)
+    routes = session.links.routes if session.links is not None else {}
+    write_environment(job, session.placement, session.cores, routes, config.fabric.emulated)
+    describe(session, config, job)
+    return session
+
+
+def build_session(
+    config: Serve, job: Job, scheduler: SchedulerConfig | None = None, rows: RowWriter | None = None
+) -> Session:
+    """Every rank's side of one placement. ``rows``: of a run that holds several sessions. Collective."""
     setup = Setup(
         config.model,
         config.placement,
@@ -52,14 +64,14 @@ def open_session(job: Job, scheduler: SchedulerConfig | None = None) -> Session:
         config.faults,
         config.speculation,
     )
-    session = Session(setup, job.comm, job.run_dir, lambda: job.stop.requested)
-    routes = session.links.routes if session.links is not None else {}
-    write_environment(job, session.placement, session.cores, routes, config.fabric.emulated)
-    if job.rank == 0:
-        job.say(f"{config.placement.name}: {session.placement.describe()}")
-        for pair, route in routes.items():
-            job.say(f"KV {pair} over {config.transport.name}: {route}")
-    return session
+    return Session(setup, job.comm, job.run_dir, lambda: job.stop.requested, rows)
+
+
+def describe(session: Session, config: Serve, job: Job) -> None:
+    """Who does what, and over which wire."""
+    job.say(f"{config.placement.name}: {session.placement.describe()}")
+    for pair, route in (session.links.routes if session.links is not None else {}).items():
+        job.say(f"KV {pair} over {config.transport.name}: {route}")
 
 
 def write_environment(job: Job, placement: Placement, cores: list[int], routes: dict[str, str], emulated: bool) -> None:
@@ -142,31 +154,40 @@ def write_prediction(session: Session, config: Compare, job: Job) -> None:
     """
     if session.comm.bcast((job.run_dir.path / PREDICTED).exists()):
         return
-    if not config.placement.alone:
-        job.say("no prediction: the cost model knows instances of one rank")
-        return
-    if config.speculation.on:
-        job.say("no prediction: the cost model knows steps of one token a sequence")
+    if why := _not_predicted(config):
+        job.say(f"no prediction: {why}")
         return
     job.say("calibrating: engine steps and link, each alone")
     points = calibrate(session)
     if points is None:
         return
     calibration = fit_points(*points, config.fabric.rate_gbps, job)
-    classes = to_json(predict(calibration, scenario_of(config, session.spec, config.scheduler)))
+    classes = to_json(predict(calibration, scenario_of(config, config.num_pairs, session.spec, config.scheduler)))
     if config.tuned is not None:
-        tuned = predict(calibration, scenario_of(config, session.spec, config.tuned))
+        tuned = predict(calibration, scenario_of(config, config.num_pairs, session.spec, config.tuned))
         for length, (colocated, _) in tuned.items():
             classes[length][COLOCATED_TUNED] = asdict(colocated)
     content = {"written_at": datetime.now().isoformat(), "calibration": asdict(calibration), "classes": classes}
     job.run_dir.write_json(PREDICTED, content)
 
 
+def _not_predicted(config: Compare) -> str:
+    """What the cost model does not know of this run; empty where it knows all."""
+    if not config.placement.alone:
+        return "the cost model knows instances of one rank"
+    if config.speculation.on:
+        return "the cost model knows steps of one token a sequence"
+    policies = [scheduler.policy for scheduler in (config.scheduler, config.tuned) if scheduler is not None]
+    return "the cost model knows no wait for a static batch to end" if "static" in policies else ""
+
+
 def plan_hybrid(session: Session, config: Compare, job: Job) -> None:
     """Give rank 0, which routes, what the hybrid arm is reckoned from: the calibration that the prediction rests on."""
     if config.hybrid.on and job.rank == 0:
         calibration = calibration_from(job.run_dir.read_json(PREDICTED)["calibration"])
-        session.hybrid = config.hybrid, calibration, scenario_of(config, session.spec, config.scheduler_of(HYBRID))
+        scheduler = config.scheduler_of(HYBRID)
+        scenario = scenario_of(config, config.num_pairs, session.spec, scheduler)
+        session.hybrid = config.hybrid, calibration, scenario
 
 
 def fit_points(steps: list[ComputePoint], transfers: list[LinkPoint], rate_gbps: float, job: Job) -> Calibration:
@@ -180,10 +201,10 @@ def fit_points(steps: list[ComputePoint], transfers: list[LinkPoint], rate_gbps:
     return Calibration(fit_compute(steps), LinkFit(link, score_link(link, transfers)))
 
 
-def scenario_of(config: Compare, spec: ModelSpec, scheduler: SchedulerConfig) -> Scenario:
+def scenario_of(config: Serve, num_pairs: int, spec: ModelSpec, scheduler: SchedulerConfig) -> Scenario:
     """What the prediction may know: the planned lengths and rate, and the limits of the ranks; no measured request."""
     arrival = config.workload.arrival
-    planned = [request for pair in range(config.num_pairs) for request in config.workload.build(pair)]
+    planned = [request for pair in range(num_pairs) for request in config.workload.build(pair)]
     concurrency = config.workload.concurrency
     cv2 = {"fixed": 0.0, "gamma": (arrival.cv or 1.0) ** 2}.get(arrival.kind, 1.0) if arrival else 1.0
     rate_rps = None if concurrency else min(config.workload.summary().rate_rps or MAX_RATE_RPS, MAX_RATE_RPS)

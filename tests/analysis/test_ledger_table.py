@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.ledger import Comparison
+from analysis.compare_tables import ledger_table
+from analysis.ledger import OVERALL, Comparison
 from analysis.load import RunError, load_run
-from tests.analysis.synthetic import Way, block_rows, write_run
+from tests.analysis.synthetic import CONFIG, Way, block_rows, write_run
 from xpyd.economics.verdict import Answer
 
 # Colocated: 10 + 20 + 30 = 60 ms. Split: 14 + 22 + 6 + 2, then 28 ms from token 0 on, of which 8 pass in the hand-off:
@@ -205,3 +206,16 @@ def test_the_null_control_is_the_same_statistic_on_the_same_arm_twice(tmp_path: 
     assert off.line("all", "itl_s p50").null.mid == pytest.approx(0.001)
     without = comparison(tmp_path / "without", 5, both(COLOCATED), both(SPLIT))
     assert np.isnan(without.line("all", "net_s").null.mid)
+
+
+def test_what_the_cost_model_does_not_know_is_said_in_the_table(tmp_path: Path) -> None:
+    def notes(name: str, **changes: Any) -> str:
+        rows = block_rows(0, 0, "colocated", [(100, COLOCATED)]) + block_rows(1, 0, "disaggregated", [(100, SPLIT)])
+        run = load_run(write_run(tmp_path / name, rows, changes))
+        return " ".join(ledger_table(Comparison(run), OVERALL).notes)
+
+    assert "Modeled: nothing; the cost model knows no wait for a static batch" in notes(
+        "static", scheduler={"policy": "static"}
+    )
+    assert "instances of one rank" in notes("wide", placement={**CONFIG["placement"], "decode_tp": 2})
+    assert "Modeled" not in notes("chunked")

@@ -71,7 +71,7 @@ def fits(experiment: str, group: str, option: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("experiment", SCHEMAS)
+@pytest.mark.parametrize("experiment", [name for name in SCHEMAS if name != "regret"])  # which needs a plan
 def test_every_experiment_composes_and_builds(experiment: str) -> None:
     config = load_config(composed(experiment))
     assert config.experiment == experiment

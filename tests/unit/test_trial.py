@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.unit.test_config import composed
+from xpyd.config.base import ConfigError
 from xpyd.config.compare import Compare
 from xpyd.config.load import load_config
 from xpyd.economics.cost import ComputePoint, LinkPoint
 from xpyd.entry import Job
 from xpyd.run_dir import RunDir
-from xpyd.trial import compare_blocks, fit_points, interleave
+from xpyd.trial import compare_blocks, fit_points, interleave, write_prediction
 
 
 def compare(*overrides: str) -> Compare:
@@ -58,3 +61,12 @@ def test_a_link_too_noisy_to_fit_is_predicted_at_its_nominal_rate(
     calibration = fit_points(steps, noise, 10.0, Job(None, RunDir(tmp_path)))
     assert calibration.link.model.bytes_per_s == 1.25e9
     assert "fabric.rate_gbps=10.0" in capsys.readouterr().err
+
+
+def test_static_batches_are_not_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They would come out as prefill-first, without the wait for a batch to end."""
+    session: Any = SimpleNamespace(comm=SimpleNamespace(bcast=lambda value: value))
+    write_prediction(session, compare("scheduler=static"), Job(None, RunDir(tmp_path)))
+    assert "no prediction: the cost model knows no wait for a static batch" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"hybrid\.policy=cost with scheduler\.policy=static"):
+        compare("scheduler=static", "hybrid=on")

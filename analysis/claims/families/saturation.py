@@ -7,13 +7,23 @@ from math import inf, nan
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analysis.claims.claim import Claim, Claimed, Measured, NoValue, Part, Runs, Unmeasurable
 from analysis.claims.measurements import COMMON, SATURATED, measured, measured_cut
 from analysis.intervals import CONFIDENCE, SEED
 from analysis.load import Run
-from analysis.saturation_curve import NUM_RESAMPLES, PRICED, Point, Saturated, crossing, curve, ratios, saturated
+from analysis.saturation_curve import (
+    NUM_RESAMPLES,
+    PRICED,
+    Point,
+    Saturated,
+    attained,
+    between,
+    complete,
+    curve,
+    ratios,
+    saturated,
+)
 from xpyd.economics.verdict import MIN_BLOCK_PAIRS, Interval
 from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED
 
@@ -31,7 +41,7 @@ def sustained(run: Run) -> Measured:
 
     The interval resamples repeats; a repeat alone has no saturation point, so that the estimate is the only sample.
     """
-    points = complete(run)
+    points = complete(curve(run))
     found = saturated(points, target_of(run))
     rival = rival_of(found)
     if not {rival, DISAGGREGATED} <= {each.arm for each in found}:
@@ -49,13 +59,6 @@ def sustained(run: Run) -> Measured:
     )
 
 
-def attained(points: Sequence[Point], arm: str) -> pd.DataFrame:
-    """Attainment of an arm: a row per rate, in order, a column per repeat."""
-    return pd.DataFrame({each.rate_rps: each.blocks["attainment"] for each in points if each.arm == arm}).T.dropna(
-        axis=1
-    )
-
-
 def ratio_bounds(ours: pd.DataFrame, theirs: pd.DataFrame, target: float) -> tuple[float, float]:
     """The 95 % interval of the ratio of two arms' rates, over resampled repeats (the columns); NaN: fewer than five.
 
@@ -66,26 +69,16 @@ def ratio_bounds(ours: pd.DataFrame, theirs: pd.DataFrame, target: float) -> tup
     if count < MIN_BLOCK_PAIRS:
         return nan, nan
     picks = np.random.default_rng(SEED).integers(0, count, (NUM_RESAMPLES, count))
-    mine, other = (np.array([_between(each, pick, target) for pick in picks]) for each in (ours, theirs))
+    mine, other = (np.array([between(each, pick, target) for pick in picks]) for each in (ours, theirs))
     with np.errstate(divide="ignore"):
         lows, highs = mine[:, 0] / other[:, 1], mine[:, 1] / other[:, 0]
     tail = (1 - CONFIDENCE) / 2
     return float(np.quantile(lows, tail, method="lower")), float(np.quantile(highs, 1 - tail, method="higher"))
 
 
-def _between(shares: pd.DataFrame, pick: NDArray[np.int64], target: float) -> tuple[float, float]:
-    """The rate that an arm sustains by the picked repeats: its lowest and highest value, the same where it is known."""
-    rates, means = shares.index.to_numpy(dtype=np.float64), shares.to_numpy()[:, pick].mean(axis=1)
-    found = crossing(rates, means, target)
-    if not np.isnan(found):
-        return found, found
-    held = means.mean() >= target  # of attainment made to fall with the rate, no value crosses: all are on one side
-    return (float(rates[-1]), inf) if held else (0.0, float(rates[0]))
-
-
 def cost_ratios(run: Run) -> pd.Series:
     """Cost of a million good tokens, split over colocated, each arm at the highest rate that it holds, by repeat."""
-    points = complete(run)
+    points = complete(curve(run))
     rival = rival_of(saturated(points, target_of(run)))
     split, together = (held(points, arm, target_of(run)).blocks[PRICED] for arm in (DISAGGREGATED, rival))
     return split / together
@@ -93,15 +86,8 @@ def cost_ratios(run: Run) -> pd.Series:
 
 def uses(run: Run, arm: str) -> pd.Series:
     """Share of time in which an arm's instances run a step, mean of its pools, at the rate it sustains, by repeat."""
-    point = held(complete(run), arm, target_of(run))
+    point = held(complete(curve(run)), arm, target_of(run))
     return point.blocks[[f"use {pool}" for pool in point.pools]].mean(axis=1)
-
-
-def complete(run: Run) -> list[Point]:
-    """The rates that have been played in every repeat: a run that was stopped midway has one that was not."""
-    points = curve(run)
-    most = max(len(point.blocks) for point in points)
-    return [point for point in points if len(point.blocks) == most]
 
 
 def held(points: Sequence[Point], arm: str, target: float) -> Point:

@@ -65,7 +65,7 @@ class Experiment:
 
     @property
     def planned_blocks(self) -> int:
-        """Comparison blocks from begin to end, by which a run is resumed; 0: it has none and starts over."""
+        """Comparison blocks from begin to end, by which a run is resumed; 0: none, or known only when it ends."""
         return 0
 
 

@@ -71,6 +71,11 @@ class Compare(Serve):
                 f"{asked} with scheduler.num_remote_blocks={self.scheduler.num_remote_blocks}: hybrid ranks lend no "
                 "memory; set it to 0, or choose hybrid=off"
             )
+        if "static" in (self.scheduler.policy, self.scheduler_of(HYBRID).policy):
+            raise ValueError(
+                f"{asked} with scheduler.policy=static: its costs are reckoned without the wait for a batch to end; "
+                "choose scheduler=chunked or scheduler=prefill_first, or hybrid=off"
+            )
         if self.speculation.on:
             raise ValueError(
                 f"{asked} with speculation.draft={self.speculation.draft}: its costs are reckoned for steps of one "

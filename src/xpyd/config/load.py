@@ -18,6 +18,7 @@ from xpyd.config.claims import Claims
 from xpyd.config.compare import Compare, Saturation, Speculation
 from xpyd.config.engine import Codecs, ExpertParallel, Interference, Scaling
 from xpyd.config.modeled import BreakEven, Economics, Plan, Simulate
+from xpyd.config.regret import Regret
 from xpyd.config.serve import Calibrate, KvCache, Serve, TuneColocated
 from xpyd.config.wire import CheckCluster, Contention, Handoff, Transfer, Tune
 
@@ -42,6 +43,7 @@ SCHEMAS: dict[str, type[Experiment]] = {
     "compare": Compare,
     "speculation": Speculation,
     "saturation": Saturation,
+    "regret": Regret,
     "claims": Claims,
 }
 

@@ -109,6 +109,11 @@ class Plan(Simulate):
         spec = resolve_spec(self.model)
         check_divisions({Division("tp", width) for width in self.plan.widths}, spec)
         candidates(self.plan, spec.num_params() * spec.dtype_bytes)
+        if self.plan.hybrid and self.scheduler.policy == "static":
+            raise ValueError(
+                "plan.hybrid=true with scheduler.policy=static: the policy reckons without the wait for a batch to "
+                "end; choose scheduler=chunked or scheduler=prefill_first, or plan.hybrid=false"
+            )
         if self.plan.hybrid and self.simulate.outages:
             raise ValueError(
                 "plan.hybrid=true with simulate.outages: the policy is not told of instances that are down; leave "

@@ -21,6 +21,11 @@ def content_hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file that a prediction rests on."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content with its hash. Plain JSON types only, as what is read back is hashed anew."""
     return {**content, HASH: content_hash(content)}
@@ -34,7 +39,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise FrozenError(f"{path}: cannot be read ({error.strerror}); give the file that the run printed") from None
     except (ValueError, KeyError, TypeError):
-        raise FrozenError(f"{path}: no frozen prediction; make one with python -m experiments.break_even") from None
+        made_by = "python -m experiments.break_even or experiments.plan"
+        raise FrozenError(f"{path}: no frozen prediction; make one with {made_by}") from None
     found = content_hash(content)
     if found != kept:
         raise FrozenError(

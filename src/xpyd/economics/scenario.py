@@ -88,7 +88,7 @@ class Scenario:
     num_requests: int
     num_prefill: int
     num_decode: int
-    policy: Literal["chunked", "prefill_first", "static"]  # static is reckoned as prefill_first: no wait for a batch
+    policy: Literal["chunked", "prefill_first", "static"]  # static is refused: no formula knows its wait for a batch
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int
@@ -101,6 +101,10 @@ class Scenario:
     arrival_cv2: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.policy == "static":
+            raise ValueError(
+                "policy=static: the cost model knows no wait for a static batch to end; choose chunked or prefill_first"
+            )
         if (self.rate_rps is None) == (self.concurrency is None):
             raise ValueError(
                 f"rate_rps={self.rate_rps}, concurrency={self.concurrency}: give one, a rate for an open loop or a "

@@ -98,7 +98,15 @@ class Block:
 class Session:
     """Collective to create: every rank of ``comm`` makes one. Raises PlacementError on every rank alike."""
 
-    def __init__(self, setup: Setup, comm: Any, run_dir: RunDir, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        comm: Any,
+        run_dir: RunDir,
+        should_stop: Callable[[], bool],
+        rows: RowWriter | None = None,
+    ) -> None:
+        """``rows``: of a run that holds several sessions, which closes them itself; default: a writer of its own."""
         self.setup = setup
         self.comm = comm
         self.rank: int = comm.rank
@@ -107,7 +115,8 @@ class Session:
         self.cores = pin_cores(comm) if setup.placement.pin_cores else []
         sharpen_sleeps()
         self.spec = resolve_spec(setup.model)
-        self.rows = RowWriter(run_dir, self.rank)
+        self._shares_rows = rows is not None
+        self.rows = rows if rows is not None else RowWriter(run_dir, self.rank)
         self.clock = Clock()
         self.hybrid: tuple[HybridConfig, Calibration, Scenario] | None = None  # at rank 0, where an arm is hybrid
         self._should_stop = should_stop
@@ -196,7 +205,8 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         """Write what is pending. The transport is released only when all is well: that may be collective."""
-        self.rows.close()
+        if not self._shares_rows:
+            self.rows.close()
         if kind is not None and issubclass(kind, RanksLost):
             self.crew.wait()  # every row is written before rank 0 merges
         elif kind is None and not self.crew.lost and self.links is not None:
