@@ -32,6 +32,7 @@ from analysis import (
     interference,
     kv_cache,
     plan,
+    regret,
     saturation,
     scaling,
     serve,
@@ -41,11 +42,12 @@ from analysis import (
     tune,
     tune_colocated,
 )
-from analysis.load import Run, RunError, load_runs
+from analysis.load import Run, RunError, load_runs, read_config
 from analysis.render import print_terminal
 from analysis.results import Plot, Results
 from analysis.style import RC, WIDTH_IN, svg_text
 
+CLAIMS = "claims"
 TEMPLATES = Path(__file__).parent / "templates"
 ANALYSES: dict[str, Callable[[Run], Results]] = {
     "compare": compare.analyse,
@@ -65,6 +67,7 @@ ANALYSES: dict[str, Callable[[Run], Results]] = {
     "expert_parallel": expert_parallel.analyse,
     "simulate": simulate.analyse,
     "plan": plan.analyse,
+    "regret": regret.analyse,
     "break_even": break_even.analyse,
     "calibrate": calibrate.analyse,
     "codecs": codecs.analyse,
@@ -116,6 +119,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
+        for path in options.runs:
+            _check_has_none(path)
         (run,) = load_runs(options.runs, options.allow_partial)
         if run.experiment not in ANALYSES:
             raise RunError(f"{run.paths[0]}: experiment {run.experiment!r} has no report; known: {', '.join(ANALYSES)}")
@@ -129,6 +134,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_terminal(results, Console())
     print(out)
     return 0
+
+
+def _check_has_none(path: Path) -> None:
+    """Raises RunError for a run of claims: runs of other experiments are in it, and its page is made elsewhere."""
+    if (path / "config.yaml").is_file() and read_config(path)["experiment"] == CLAIMS:
+        raise RunError(
+            f"{path}: a run of claims has a page of its own: open {path / 'claims.html'}, which python -m "
+            f"analysis.claims {path} judges and writes anew; the runs that it rests on are in {path / 'runs'}"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

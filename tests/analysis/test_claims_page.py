@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from analysis import report
 from analysis.claims import __main__ as program
 from tests.analysis.synthetic import write_run
 from tests.analysis.test_claims_families import SMOOTH, SPIKY, gap_rows, pair_rows
@@ -49,6 +50,13 @@ def test_the_page_has_a_card_and_a_plot_for_each_claim(folder: Path) -> None:
     assert "share a node &lt;x&gt; (exit code 2)" in html, "a log is no markup"
     assert html.count("shared node") >= 3, "labels are with every plot that has a measurement"
     assert "p99 over p50, disaggregated" in html
+
+
+def test_the_report_of_a_claims_run_is_its_own_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert f"open {folder / 'claims.html'}" in said
+    assert f"python -m analysis.claims {folder}" in said
 
 
 def test_the_numbers_are_in_json_and_parquet(folder: Path) -> None:
