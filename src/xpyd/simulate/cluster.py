@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any
 
 from xpyd.economics.moving import UNKNOWN
 from xpyd.request import Request, Stage
@@ -23,12 +23,12 @@ from xpyd.simulate.fast import simulated_scheduler
 from xpyd.simulate.handoff import Handoffs
 from xpyd.simulate.hybrid import HybridRouting
 from xpyd.simulate.instance import Instance
+from xpyd.simulate.links import Call
 from xpyd.simulate.loads import Loads
 from xpyd.simulate.outages import Outages
 from xpyd.simulate.pool import tally
 from xpyd.simulate.setup import Setup
 
-Call = Callable[[int], None]
 MESSAGE, STEP_END = 0, 1
 
 
@@ -40,7 +40,7 @@ class Cluster:
         self.account = account
         self.flights: dict[int, Flight] = {}
         self._recorded = recorded
-        self._events: list[tuple[int, int, int, Call]] = []
+        self._events: list[tuple[int, int, int, Call, Any, int]] = []
         self._num_events = 0
         self._parked: deque[Flight] = deque()  # no instance is up to take them
         self._requests: Iterator[Request] = iter(())
@@ -72,7 +72,7 @@ class Cluster:
         if concurrency is None:
             upcoming = next(requests, None)
         else:
-            self._refill(0)
+            self._refill(None, 0, 0)
         events, flights, last_ps = self._events, self.flights, 0
         due_ps = upcoming.arrival_offset_ns * PS_PER_NS if upcoming is not None else 0
         while upcoming is not None or flights:
@@ -83,14 +83,14 @@ class Cluster:
                     due_ps = upcoming.arrival_offset_ns * PS_PER_NS
                 continue
             assert events, f"requests {list(flights)[:8]} wait for something that never comes"
-            last_ps, _, _, call = heapq.heappop(events)
-            call(last_ps)
+            last_ps, _, _, call, subject, version = heapq.heappop(events)
+            call(subject, version, last_ps)
         return last_ps
 
-    def at(self, time_ps: int, call: Call, priority: int = MESSAGE) -> None:
-        """Call ``call(time_ps)`` at that time."""
+    def at(self, time_ps: int, call: Call, subject: Any, version: int = 0, priority: int = MESSAGE) -> None:
+        """Call ``call(subject, version, time_ps)`` at that time; a subject that has a newer version then ignores it."""
         self._num_events += 1
-        heapq.heappush(self._events, (time_ps, priority, self._num_events, call))
+        heapq.heappush(self._events, (time_ps, priority, self._num_events, call, subject, version))
 
     def route(self, flight: Flight, now_ps: int) -> None:
         """Give a request to the instances that the routers pick; it waits where a whole pool is down."""
@@ -142,10 +142,9 @@ class Cluster:
         """The stretch of an instance is new, or has become shorter."""
         assert instance.stretch is not None
         instance.version += 1
-        version = instance.version
         if instance.batch:
             self.loads[-1].run(instance.index, instance.stretch, instance.batch)
-        self.at(instance.stretch.end_ps, lambda now_ps: self._step_ends(instance, version, now_ps), STEP_END)
+        self.at(instance.stretch.end_ps, self._step_ends, instance, instance.version, STEP_END)
 
     def fail(self, flight: Flight, now_ps: int, reason: str) -> None:
         """The request ends here; it is no longer anywhere."""
@@ -186,7 +185,7 @@ class Cluster:
             self.account.stamp(flight, Stage.ROUTED, 0, now_ps)
         self.route(flight, now_ps)
 
-    def _refill(self, now_ps: int) -> None:
+    def _refill(self, _subject: None, _version: int, now_ps: int) -> None:
         """Closed loop: the next request is due when one ends."""
         while self._concurrency is not None and len(self.flights) < self._concurrency:
             request = next(self._requests, None)
@@ -197,7 +196,7 @@ class Cluster:
     def _submit(self, flight: Flight, instance: Instance, now_ps: int) -> None:
         request, stays = flight.request, flight.prefill == flight.decode
         num_output = request.output_len if stays else 1
-        prompt = cast(list[int], range(request.input_len))  # of a prompt only its length matters
+        prompt: Any = range(request.input_len)  # of a prompt only its length matters
         try:
             self.pools[-1][0].scheduler.check_fits(request.request_id, request.input_len, request.output_len)
             if instance.cut(now_ps):
@@ -273,4 +272,4 @@ class Cluster:
         if self.hybrid is not None:
             self.hybrid.ended(flight, now_ps)
         if self._concurrency is not None:
-            self.at(now_ps, self._refill)
+            self.at(now_ps, self._refill, None)

@@ -21,14 +21,25 @@ from xpyd.simulate.lump import Lump
 from xpyd.simulate.pool import CountedBlocks
 
 
-class LumpedScheduler(Scheduler):
-    """Mixed in before a real scheduler. ``_running`` holds the sequences that compute prompts, the lump the others."""
+class CountedScheduler(Scheduler):
+    """Mixed in before a real scheduler, whose blocks are a number then: all that prefill without decodes takes."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         super().__init__(replace(config, num_kv_blocks=1))  # its own pool lists every block, and is not used
         self.config = config
         self._blocks: CountedBlocks = CountedBlocks(config.num_kv_blocks, config.block_size)
         self._max_tokens = config.num_kv_blocks * config.block_size
+
+    def check_fits(self, request_id: int, num_input: int, num_output: int) -> None:
+        if num_input + num_output - 1 > self._max_tokens:
+            super().check_fits(request_id, num_input, num_output)
+
+
+class LumpedScheduler(CountedScheduler):
+    """The same with a lump, of the sequences that decode; ``_running`` holds those that compute prompts."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        super().__init__(config)
         self.lump = Lump(config.block_size)
         self._decodes_alone = StepPlan([], cast(list[Chunk], self.lump), [])
         self._orders: dict[int, int] = {}  # when each running sequence was admitted, in this scheduler's count
@@ -67,10 +78,6 @@ class LumpedScheduler(Scheduler):
         self._blocks.count -= growth
         return self._decodes_alone
 
-    def check_fits(self, request_id: int, num_input: int, num_output: int) -> None:
-        if num_input + num_output - 1 > self._max_tokens:
-            super().check_fits(request_id, num_input, num_output)
-
     def advance(self, num_steps: int) -> None:
         """``num_steps`` steps of a stretch have ended, and the one after them has begun, with its blocks."""
         self._blocks.count -= self.lump.growth(2, num_steps + 1)
@@ -89,7 +96,7 @@ class LumpedScheduler(Scheduler):
             finished = self.lump.pop_finished()
         if not plan.prefills:
             return finished
-        finished += super().commit(StepPlan(plan.prefills, [], []), new_tokens)
+        finished += super().commit(plan, new_tokens)  # of the lump it gets no chunks
         for sequence in (chunk.sequence for chunk in plan.prefills if chunk.sequence.decoding):
             order = self._orders.pop(sequence.request_id)
             if not sequence.finished:
@@ -147,15 +154,17 @@ class LumpedScheduler(Scheduler):
         return self._num_admitted
 
 
-_FAST: dict[type[Scheduler], type[Scheduler]] = {}
+_FAST: dict[str, type[Scheduler]] = {}
 
 
 def simulated_scheduler(config: SchedulerConfig, role: Role, num_kv_blocks: int, fast: bool) -> Scheduler:
-    """The scheduler of an instance: the real one, or with ``fast`` the real one over a lump."""
+    """The scheduler of an instance: the real one, or with ``fast`` the real one over counted blocks and a lump."""
     config = replace(config, num_kv_blocks=num_kv_blocks)
     if not fast:
         return build_scheduler(config, role)
+    mixin = CountedScheduler if role is Role.PREFILL else LumpedScheduler
     real = DecodeOnlyScheduler if role is Role.DECODE else SCHEDULERS[config.policy]
-    if real not in _FAST:
-        _FAST[real] = type(f"Lumped{real.__name__}", (LumpedScheduler, real), {})
-    return _FAST[real](config)
+    name = f"{mixin.__name__}{real.__name__}"
+    if name not in _FAST:
+        _FAST[name] = type(name, (mixin, real), {})
+    return _FAST[name](config)

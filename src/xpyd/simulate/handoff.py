@@ -7,8 +7,7 @@ for a seat and blocks. Push: blocks are asked for when the request arrives, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from xpyd.records import TransferRow
 from xpyd.request import Stage
@@ -42,7 +41,7 @@ class Handoffs:
         self._cluster = cluster
         self._setup = setup
         self._config = setup.handover
-        self._links = Links(setup.link, cluster.at)
+        self._links = Links(setup.link, cluster.at, self._landed)
         self._push = self._config.direction == "push"
         self._sizes: dict[int, tuple[float, int]] = {}  # blocks -> bytes and descriptors of a hand-off
 
@@ -58,18 +57,16 @@ class Handoffs:
         """Pieces that will be final within this step: their hand-off is offered before."""
         if self._config.mode == "whole":
             return
-        stretch, num_layers = instance.stretch, self._setup.spec.num_layers
+        stretch, num_layers, layerwise = instance.stretch, self._setup.spec.num_layers, self._config.mode == "layerwise"
         assert stretch is not None
         for chunk in instance.plan.prefills:
             flight = instance.flights[chunk.sequence.request_id]
-            moving, layerwise = cast(Moving | None, flight.moving), self._config.mode == "layerwise"
+            moving: Moving | None = flight.moving
             if moving is None or not (chunk.samples if layerwise else chunk.start == 0):
                 continue
             self._offer(flight, now_ps)
             if layerwise and num_layers > 1:
-                first_ps = now_ps + stretch.first_ps // num_layers
-                share = (num_layers - 1) / num_layers
-                self._cluster.at(first_ps, partial(self._final_later, flight, flight.attempt, share))
+                self._cluster.at(now_ps + stretch.first_ps // num_layers, self._layers_final, flight, flight.attempt)
 
     def chunks_done(self, instance: Instance, plan: StepPlan, now_ps: int) -> None:
         """A step has ended: under ``chunkwise`` the full blocks of its chunks are final."""
@@ -77,7 +74,7 @@ class Handoffs:
             return
         for chunk in plan.prefills:
             flight = instance.flights.get(chunk.sequence.request_id)
-            moving = None if flight is None else cast(Moving | None, flight.moving)
+            moving: Moving | None = None if flight is None else flight.moving
             if flight is not None and moving is not None and not moving.computed_ps:
                 full = (chunk.start + chunk.num_tokens) // self._setup.scheduler.block_size
                 self._final(flight, full / moving.num_blocks, now_ps)
@@ -90,7 +87,7 @@ class Handoffs:
         encode_ps, _ = self._setup.codec_ps(moving.num_blocks)
         if encode_ps:
             encoded_ps = self._cluster.instances[flight.prefill].spend(encode_ps, now_ps)
-            self._cluster.at(encoded_ps, partial(self._final_later, flight, flight.attempt, 1.0))
+            self._cluster.at(encoded_ps, self._encoded, flight, flight.attempt)
         else:
             self._final(flight, 1.0, now_ps)
         if self._config.first_token == "prefill":
@@ -121,9 +118,8 @@ class Handoffs:
         """Let what has landed join the batch, as far as there are seats."""
         while instance.landed and instance.scheduler.can_admit:
             flight = instance.landed.popleft()
-            request, moving = flight.request, cast(Moving, flight.moving)
-            assert moving.table is not None
-            prompt = cast(list[int], range(request.input_len))
+            request, moving = flight.request, flight.moving
+            prompt: Any = range(request.input_len)
             sequence = Sequence(
                 request.request_id, prompt, request.output_len, tally(1), request.input_len, moving.table
             )
@@ -170,17 +166,10 @@ class Handoffs:
         self.take_offers(instance, now_ps)
 
     def _open(self, flight: Flight, instance: Instance, now_ps: int) -> None:
-        moving, attempt = cast(Moving, flight.moving), flight.attempt
+        moving: Moving = flight.moving
         source = self._cluster.instances[flight.prefill]
         num_bytes, num_descriptors = self._size(moving.num_blocks)
-        moving.flow = self._links.open(
-            flight.request.request_id,
-            source.port,
-            instance.port,
-            num_bytes,
-            num_descriptors,
-            lambda at_ps: self._landed(flight, attempt, at_ps),
-        )
+        moving.flow = self._links.open(flight, source.port, instance.port, num_bytes, num_descriptors)
         if self._cluster.beside is not None:
             self._cluster.beside.opened(moving.flow, num_bytes, source, instance, now_ps)
         self._cluster.account.totals.kv_bytes += round(num_bytes)
@@ -195,9 +184,18 @@ class Handoffs:
             self._sizes[num_blocks] = found
         return found
 
-    def _final_later(self, flight: Flight, attempt: int, share: float, now_ps: int) -> None:
-        if flight.attempt == attempt and flight.moving is not None and self._cluster.instances[flight.prefill].up:
-            self._final(flight, share, now_ps)
+    def _layers_final(self, flight: Flight, attempt: int, now_ps: int) -> None:
+        """All layers but the last may leave, one after another: the first of them is computed."""
+        if self._still_moves(flight, attempt):
+            num_layers = self._setup.spec.num_layers
+            self._final(flight, (num_layers - 1) / num_layers, now_ps)
+
+    def _encoded(self, flight: Flight, attempt: int, now_ps: int) -> None:
+        if self._still_moves(flight, attempt):
+            self._final(flight, 1.0, now_ps)
+
+    def _still_moves(self, flight: Flight, attempt: int) -> bool:
+        return flight.attempt == attempt and flight.moving is not None and self._cluster.instances[flight.prefill].up
 
     def _final(self, flight: Flight, share: float, now_ps: int) -> None:
         moving: Moving = flight.moving
@@ -207,7 +205,7 @@ class Handoffs:
                 self._links.release(moving.flow, now_ps, share)
 
     def _landed(self, flight: Flight, attempt: int, now_ps: int) -> None:
-        source, destination = (self._cluster.instances[n] for n in (flight.prefill, flight.decode))
+        source, destination = self._cluster.instances[flight.prefill], self._cluster.instances[flight.decode]
         if flight.attempt != attempt or not (source.up and destination.up):
             return
         moving: Moving = flight.moving

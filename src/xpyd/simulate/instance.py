@@ -80,12 +80,12 @@ class Instance:
         if not batch and not plan.prefills:
             return False
         self.plan, self.batch = plan, batch
-        self._done = self._told = 0
+        self._done = self._told = self._context = 0
         costs, num_steps = self.costs, 1
-        if self._lumped is None:
+        if batch and self._lumped is None:
             self._context = sum(chunk.sequence.num_tokens for chunk in plan.decodes)
-        else:
-            self._context = self._lumped.lump.context if batch else 0
+        elif batch and self._lumped is not None:
+            self._context = self._lumped.lump.context
             if not plan.prefills:
                 num_steps = self._lumped.num_steps()
         first_ps = costs.base_ps + costs.seq_ps * batch + costs.token_ps * self._context

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from xpyd.economics.cost import LinkModel
+from xpyd.simulate.account import Flight
 from xpyd.simulate.costs import PS_PER_S, to_ps
+
+Call = Callable[[Any, int, int], None]  # (subject, its version when this was planned, time in ps)
 
 
 @dataclass(slots=True, eq=False)
@@ -27,17 +31,17 @@ class Port:
 class Flow:
     """One hand-off on the wire. ``total`` counts bytes, descriptors as bytes too; so do ``sent`` and ``released``."""
 
-    request_id: int
+    flight: Flight | None  # nobody's once it is cancelled
+    attempt: int
     source: Port
     destination: Port
     total: float
-    landed: Callable[[int], None]
+    num_inflight: int
     released: float = 0.0
     sent: float = 0.0
     rate: float = 0.0  # bytes per picosecond
     since_ps: int = 0
     version: int = 0
-    num_inflight: int = 0
     begin_ps: int = -1
     active: bool = False  # it is sending
 
@@ -47,27 +51,19 @@ class Flow:
 
 
 class Links:
-    """All flows. ``at`` schedules a call: (time, call)."""
+    """All flows. ``at`` is the cluster's; ``landed(flight, attempt, time)`` is called when a last byte has arrived."""
 
-    def __init__(self, link: LinkModel, at: Callable[[int, Callable[[int], None]], None]) -> None:
+    def __init__(self, link: LinkModel, at: Callable[[int, Call, Any, int], None], landed: Call) -> None:
         self._per_ps = link.bytes_per_s / PS_PER_S
         self._alpha_ps = to_ps(link.alpha_s)
         self._bytes_per_descriptor = link.gamma_s * link.bytes_per_s
         self._at = at
+        self._landed = landed
 
-    def open(
-        self,
-        request_id: int,
-        source: Port,
-        destination: Port,
-        num_bytes: float,
-        num_descriptors: int,
-        landed: Callable[[int], None],
-    ) -> Flow:
-        """A flow of which nothing is released yet. ``landed`` is called when the last byte has arrived."""
+    def open(self, flight: Flight, source: Port, destination: Port, num_bytes: float, num_descriptors: int) -> Flow:
+        """A flow of which nothing is released yet."""
         total = num_bytes + num_descriptors * self._bytes_per_descriptor
-        num_inflight = len(destination.incoming)
-        return Flow(request_id, source, destination, total, landed, num_inflight=num_inflight)
+        return Flow(flight, flight.attempt, source, destination, total, len(destination.incoming))
 
     def release(self, flow: Flow, now_ps: int, share: float) -> None:
         """``share`` of the flow, from its begin, may leave; it starts or goes on if it had nothing to send."""
@@ -86,7 +82,7 @@ class Links:
     def cancel(self, flow: Flow, now_ps: int) -> None:
         """Take a flow off the wire; it never lands."""
         flow.version += 1
-        flow.landed = _nobody
+        flow.flight = None
         if flow.active:
             self._stop(flow, now_ps)
 
@@ -105,7 +101,7 @@ class Links:
         for other in flows:
             source, destination = other.source, other.destination
             ours, theirs = len(source.outgoing) / source.width, len(destination.incoming) / destination.width
-            rate = self._per_ps / max(ours, theirs, 1 / source.width, 1 / destination.width)
+            rate = self._per_ps / (ours if ours > theirs else theirs)
             if other is flow or rate != other.rate:
                 self._settle(other, now_ps)
                 other.rate = rate
@@ -120,9 +116,8 @@ class Links:
     def _plan(self, flow: Flow) -> None:
         """When it will have sent what is released, if nothing changes."""
         flow.version += 1
-        version = flow.version
         left_ps = round((flow.released - flow.sent) / flow.rate)
-        self._at(flow.since_ps + left_ps, lambda now_ps: self._drained(flow, version, now_ps))
+        self._at(flow.since_ps + left_ps, self._drained, flow, flow.version)
 
     def _drained(self, flow: Flow, version: int, now_ps: int) -> None:
         if version != flow.version:
@@ -130,10 +125,5 @@ class Links:
         flow.sent = flow.released
         flow.since_ps = now_ps
         self._stop(flow, now_ps)
-        if flow.released >= flow.total:
-            landed = flow.landed
-            self._at(now_ps + self._alpha_ps, landed)
-
-
-def _nobody(now_ps: int) -> None:
-    """Where a cancelled flow lands."""
+        if flow.released >= flow.total and flow.flight is not None:
+            self._at(now_ps + self._alpha_ps, self._landed, flow.flight, flow.attempt)

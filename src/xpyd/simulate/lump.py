@@ -8,9 +8,10 @@ top of a heap. A lump knows these and is exact; ``simulate.fast`` puts it under 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xpyd.scheduler.sequence import Sequence
+from xpyd.scheduler.sequence import Chunk, Sequence
 from xpyd.simulate.pool import tally
 
 
@@ -39,6 +40,10 @@ class Lump:
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """No chunks, one by one: a real scheduler's ``commit`` passes over what is committed here."""
+        return iter(())
 
     def join(self, sequence: Sequence, order: int) -> None:
         """A sequence that decodes from the next step on; its table covers all its tokens but the newest."""

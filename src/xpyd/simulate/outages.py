@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from xpyd.request import Stage
@@ -25,12 +24,12 @@ class Outages:
             if outage.instance >= len(instances):
                 continue  # the other arm may have more
             instance = instances[outage.instance]
-            self._cluster.at(to_ps(outage.from_s), partial(self._down, instance))
+            self._cluster.at(to_ps(outage.from_s), self._down, instance)
             missed_ps = to_ps(outage.from_s + setup.detect_s)
-            self._cluster.at(missed_ps, partial(self._missed, instance))
-            self._cluster.at(to_ps(outage.to_s), partial(self._up, instance))
+            self._cluster.at(missed_ps, self._missed, instance)
+            self._cluster.at(to_ps(outage.to_s), self._up, instance)
 
-    def _down(self, instance: Instance, now_ps: int) -> None:
+    def _down(self, instance: Instance, _version: int, now_ps: int) -> None:
         instance.settle(now_ps)
         for flight in self._hit(instance):
             if instance.number == flight.decode:
@@ -40,14 +39,14 @@ class Outages:
         if instance in self._cluster.pools[-1]:
             self._cluster.loads[-1].ended(instance.index, num_decoded)
 
-    def _missed(self, instance: Instance, now_ps: int) -> None:
+    def _missed(self, instance: Instance, _version: int, now_ps: int) -> None:
         loads = self._cluster.loads[0 if instance in self._cluster.pools[0] else -1]
         loads.down(instance.index)
         for flight in self._hit(instance):
             self._rescue(flight, instance, now_ps)
         loads.forget(instance.index)
 
-    def _up(self, instance: Instance, now_ps: int) -> None:
+    def _up(self, instance: Instance, _version: int, now_ps: int) -> None:
         loads = self._cluster.loads[0 if instance in self._cluster.pools[0] else -1]
         instance.up = True
         loads.back(instance.index)

@@ -101,17 +101,17 @@ class WorkloadConfig:
         """Requests under way at once in a closed loop; None in an open one."""
         return self.arrival.concurrency if self.arrival else None
 
-    def build(self, pair: int) -> list[Request]:
-        """The requests of one block, in arrival order; the same for every block of ``pair``. Ids count from 0.
+    def build(self, pair: int, first_id: int = 0, begin_ns: int = 0) -> list[Request]:
+        """The requests of one block, in arrival order; the same for every block of ``pair``, whenever it begins.
 
         Of a trace, pair k plays the k-th run of ``num_requests`` rows. Raises TraceError, and ValueError as ``check``.
         """
         lengths = self._draw_lengths(pair) if self.trace is None else self._read_lengths(pair)
         seeds = self._stream(pair, Stream.PROMPTS).integers(2**32, size=self.num_requests).tolist()
         requests = [
-            Request(number, offset_ns, input_len, output_len, class_name, seed)
+            Request(number, begin_ns + offset_ns, input_len, output_len, class_name, seed)
             for number, (offset_ns, (input_len, output_len, class_name), seed) in enumerate(
-                zip(self._offsets_ns(pair), lengths, seeds, strict=True)
+                zip(self._offsets_ns(pair), lengths, seeds, strict=True), first_id
             )
         ]
         return requests if self.trace is not None else self._with_prefixes(requests, pair)
