@@ -14,7 +14,7 @@ from xpyd.model.runner import ModelRunner
 from xpyd.placement import CLIENT_RANK, Placement, Role, node_names, place
 from xpyd.run_dir import RowWriter
 from xpyd.trial import write_environment
-from xpyd.worker.affinity import pin_cores
+from xpyd.worker.affinity import Cores, pin_cores
 from xpyd.worker.contention import ContentionProbe
 from xpyd.worker.expert_scaling import ExpertProbe
 from xpyd.worker.interference import measure_gaps
@@ -28,10 +28,10 @@ def run_transfer(config: Transfer, job: Job) -> None:
     """Measure every prefill-decode pair alone, one pair after the other; collective."""
     comm = job.comm
     placement = place(config.placement, node_names(comm))
-    cores = pin_cores(comm) if config.placement.pin_cores else []
+    cores = pin_cores(comm, config.placement.pin_cores)
     buffer = np.zeros(config.sweep.buffer_bytes, np.uint8) if comm.rank != CLIENT_RANK else None
     links = Links(config.transport, config.fabric, comm, placement, buffer, WIRE_BLOCK_BYTES)
-    write_environment(job, placement, cores, links.routes, config.fabric.emulated)
+    write_environment(job, placement, cores.mine, links.routes, config.fabric.emulated)
     with RowWriter(job.run_dir, comm.rank) as rows:
         for source in placement.ranks(Role.PREFILL):
             for destination in placement.ranks(Role.DECODE):
@@ -75,7 +75,7 @@ def run_interference(config: Interference, job: Job) -> None:
                 config.model,
                 pool.num_kv_blocks,
                 pool.block_size,
-                num_threads=max(1, len(cores)),
+                num_threads=cores.num_threads,
             )
             rows.muted = comm.rank != instance.leader
             for row in measure_gaps(runner, pool.block_size, config.sweep, seed=0):
@@ -88,13 +88,13 @@ def run_contention(config: Contention, job: Job) -> None:
     """Measure every prefill-decode pair, one pair after the other; collective."""
     comm = job.comm
     placement = place(config.placement, node_names(comm))
-    cores = pin_cores(comm) if config.placement.pin_cores else []
+    cores = pin_cores(comm, config.placement.pin_cores)
     runner = None
     if comm.rank != CLIENT_RANK:
         pool = config.scheduler
-        runner = ModelRunner(config.model, pool.num_kv_blocks, pool.block_size, num_threads=max(1, len(cores)))
+        runner = ModelRunner(config.model, pool.num_kv_blocks, pool.block_size, num_threads=cores.num_threads)
     links = Links(config.transport, config.fabric, comm, placement, runner.cache.buffer if runner else None)
-    write_environment(job, placement, cores, links.routes, config.fabric.emulated)
+    write_environment(job, placement, cores.mine, links.routes, config.fabric.emulated)
     with RowWriter(job.run_dir, comm.rank) as rows:
         for source in placement.ranks(Role.PREFILL):
             for destination in placement.ranks(Role.DECODE):
@@ -109,10 +109,10 @@ def run_contention(config: Contention, job: Job) -> None:
     links.close()
 
 
-def _without_links(config: Ranked, job: Job) -> tuple[list[str], Placement, list[int]]:
+def _without_links(config: Ranked, job: Job) -> tuple[list[str], Placement, Cores]:
     """Nodes and roles of the ranks, cores of this one, for what moves no KV; writes environment.json. Collective."""
     nodes = node_names(job.comm)
     placement = place(config.placement, nodes)
-    cores = pin_cores(job.comm) if config.placement.pin_cores else []
-    write_environment(job, placement, cores, {}, emulated=False)
+    cores = pin_cores(job.comm, config.placement.pin_cores)
+    write_environment(job, placement, cores.mine, {}, emulated=False)
     return nodes, placement, cores

@@ -77,7 +77,7 @@ def _sessions(config: Regret, job: Job, stack: ExitStack, rows: RowWriter) -> di
     for session in made.values():
         routes |= session.links.routes if session.links is not None else {}
     labelled = max(made.values(), key=lambda session: session.placement.shared_node)
-    write_environment(job, labelled.placement, labelled.cores, routes, config.fabric.emulated)
+    write_environment(job, labelled.placement, labelled.cores.mine, routes, config.fabric.emulated)
     return made
 
 

@@ -42,7 +42,7 @@ def open_session(job: Job, scheduler: SchedulerConfig | None = None) -> Session:
     config: Serve = job.config
     session = build_session(config, job, scheduler)
     routes = session.links.routes if session.links is not None else {}
-    write_environment(job, session.placement, session.cores, routes, config.fabric.emulated)
+    write_environment(job, session.placement, session.cores.mine, routes, config.fabric.emulated)
     describe(session, config, job)
     return session
 

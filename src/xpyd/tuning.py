@@ -38,10 +38,10 @@ def run_tune(config: Tune, job: Job) -> None:
     """Search between the first prefill and the first decode rank; collective. Rank 0 writes ``fabric/tuned.yaml``."""
     comm = job.comm
     placement = place(config.placement, node_names(comm))
-    cores = pin_cores(comm) if config.placement.pin_cores else []
+    cores = pin_cores(comm, config.placement.pin_cores)
     buffer = np.zeros(config.search.payload_bytes, np.uint8) if comm.rank != CLIENT_RANK else None
     links = Links(config.transport, config.fabric, comm, placement, buffer)  # the errors of a run, before the search
-    write_environment(job, placement, cores, links.routes, config.fabric.emulated)
+    write_environment(job, placement, cores.mine, links.routes, config.fabric.emulated)
     links.close()
     source, destination = placement.ranks(Role.PREFILL)[0], placement.ranks(Role.DECODE)[0]
     job.say(f"rank {source} -> rank {destination} over {links.routes[f'{source}->{destination}']}")

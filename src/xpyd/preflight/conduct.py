@@ -89,14 +89,14 @@ class Preflight:
         self._stage("the clocks of all ranks", STAGE_S)
         clock = synchronise(self.comm)
         self._stage("the facts of all ranks", STAGE_S)
-        cores = pin_cores(self.comm) if self.setup.placement.pin_cores else []
+        cores = pin_cores(self.comm, self.setup.placement.pin_cores)
         first_of_node = self.placement.nodes.index(self.placement.nodes[rank]) == rank
         node = (gather_node(self.setup.checkout), machine()) if first_of_node else None
         seen = self._see_token()
         mine = RankFacts(
             rank=rank,
             node=self.placement.nodes[rank],
-            cores=tuple(cores),
+            cores=tuple(cores.mine),
             mpi=mpi_library(),
             mpi_abi=mpi_abi(),
             ucx=gather_ucx(rank, self.setup.transport.reports_peer_errors(self.setup.fabric)),

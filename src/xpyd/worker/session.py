@@ -112,7 +112,7 @@ class Session:
         self.rank: int = comm.rank
         self.nodes = node_names(comm)
         self.placement = place(setup.placement, self.nodes)
-        self.cores = pin_cores(comm) if setup.placement.pin_cores else []
+        self.cores = pin_cores(comm, setup.placement.pin_cores)
         sharpen_sleeps()
         self.spec = resolve_spec(setup.model)
         self._shares_rows = rows is not None
@@ -255,7 +255,7 @@ class Session:
                 instance_blocks(self.spec, instance.division, setup.scheduler.num_kv_blocks),
                 setup.scheduler.block_size,
                 sampling=setup.sampling,
-                num_threads=max(1, len(self.cores)),
+                num_threads=self.cores.num_threads,
                 order=setup.transfer.order,
                 staging_bytes=setup.transfer.registered_staging_bytes + self._tiers.registered_bytes,
             )
@@ -268,7 +268,7 @@ class Session:
             return None
         runner = self._runner_in(placement)
         if runner not in self._drafts:
-            self._drafts[runner] = draft_runner(setup.speculation, runner, max(1, len(self.cores)))
+            self._drafts[runner] = draft_runner(setup.speculation, runner, self.cores.num_threads)
         return self._drafts[runner]
 
     def _speculator(self, placement: Placement, block: Block, scheduler: Scheduler) -> Speculator | None:
