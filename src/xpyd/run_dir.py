@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from contextlib import AbstractContextManager
 from datetime import datetime
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -121,7 +123,7 @@ class RowWriter:
         self._streams: dict[str, tuple[pa.OSFile, pa.RecordBatchStreamWriter]] = {}
         self._flushed_at = time.monotonic()
         self.muted = False  # warm-up rows are not kept
-        pa.array([])  # pyarrow's first one loads pandas, which takes a second: not in a block, where it is a silence
+        _make_first_array()  # not in a block, where it is a silence
 
     def write(self, row: Any) -> None:
         if not self.muted:
@@ -164,6 +166,24 @@ class RowWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Hidden(MetaPathFinder):
+    """pandas, to those who look for it."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError(f"{fullname} is of no use to a rank")
+
+
+def _make_first_array() -> None:
+    """pyarrow loads pandas, where there is one, for the first array of a process: a second, in every rank."""
+    hidden = _Hidden()
+    sys.meta_path.insert(0, hidden)
+    try:
+        pa.array([])
+    finally:
+        sys.meta_path.remove(hidden)
 
 
 def _batch(table: str, rows: list[Any]) -> pa.RecordBatch:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 MAX_LOAD = 1.25  # of a node's even share of the tokens
 
@@ -36,6 +35,8 @@ def place_experts(counts: NDArray[np.int64], nodes: Sequence[str], max_load: flo
     a node would get more than ``max_load`` times its share of the visits, experts are swapped, the cheapest first,
     until none does or no swap helps. Inside a node, the busiest expert goes to the least busy rank that has room.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second of every rank's start, if it stood above
+
     num_ranks, num_experts = counts.shape
     room = np.diff([rank * num_experts // num_ranks for rank in range(num_ranks + 1)])  # experts of each rank
     names = list(dict.fromkeys(nodes))
