@@ -75,6 +75,7 @@ def run_interference(config: Interference, job: Job) -> None:
                 config.model,
                 pool.num_kv_blocks,
                 pool.block_size,
+                in_c=config.placement.alone,
                 num_threads=cores.num_threads,
             )
             rows.muted = comm.rank != instance.leader

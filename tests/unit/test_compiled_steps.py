@@ -11,12 +11,14 @@ import torch
 
 from xpyd import native
 from xpyd.kv.layout import PoolOrder
+from xpyd.model import instance
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.sampling import sample
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.shapes import ExpertsShape, RopeScaling
 from xpyd.model.spec import ModelSpec
 from xpyd.model.weights import Weights, load_weights
+from xpyd.placement import Division
 
 # Widths that are no multiples of what a product computes at once; three query heads share a KV head.
 PLAIN = ModelSpec("x", 2, 72, 6, 2, 32, 88, 67)
@@ -157,3 +159,10 @@ def test_the_largest_logit_and_its_margin_are_those_of_topk(num_columns: int) ->
     assert found[0].token == 0
     assert [each.token for each in found[1:]] == [each.token for each in expected[1:]]
     assert [each.margin for each in found] == pytest.approx([each.margin for each in expected])
+
+
+def test_an_instance_of_one_rank_can_be_held_against_one_of_several() -> None:
+    """Whose steps torch runs: an arm must not be the faster for that."""
+    torchs = instance.runner_of(None, Division(), None, PLAIN, 8, BLOCK_SIZE, in_c=False)
+    assert torchs._compiled is None
+    assert instance.runner_of(None, Division(), None, PLAIN, 8, BLOCK_SIZE, in_c=True)._compiled is not None

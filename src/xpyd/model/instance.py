@@ -22,15 +22,17 @@ def runner_of(
     spec: ModelSpec,
     num_blocks: int,
     block_size: int,
+    in_c: bool,
     **options: Any,
 ) -> ModelRunner:
     """This rank's, in the instance whose ranks are ``group``; collective among them.
 
-    ``num_micro_batches`` is for pipelines; the rest is ModelRunner's. Raises what it raises.
+    ``num_micro_batches`` is for pipelines; the rest is ModelRunner's. ``in_c`` False where an instance of one rank is
+    held against one of several, whose steps torch runs. Raises what ModelRunner raises.
     """
     pool = spec, num_blocks, block_size
     if group is None:
-        return ModelRunner(*pool, **options)
+        return ModelRunner(*pool, in_c=in_c, **options)
     if division.kind == "cp":
         return ContextRunner(group, "zigzag", *pool, **options)
     if division.kind == "pp":

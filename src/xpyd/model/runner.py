@@ -52,10 +52,12 @@ class ModelRunner:
         weights: Weights | None = None,
         member: Member | None = None,
         recorder: Recorder | None = None,
+        in_c: bool = True,
     ) -> None:
         """``weights``: already loaded, in place of those that ``spec`` names. ``member``: where no reducer says it.
 
-        ``recorder``: what records decode steps; by default CUDA graphs on a GPU, for whole dense models.
+        ``recorder``: what records decode steps; by default CUDA graphs on a GPU, for whole dense models. ``in_c`` False:
+        torch runs the steps, as it does where ranks share a model: such runners can be compared.
         """
         spec.check_runs()
         torch.set_num_threads(num_threads)
@@ -70,7 +72,7 @@ class ModelRunner:
         self._weights = weights or load_weights(self.spec, device, self.shard, layers)
         self._rope = Rope.of(self.spec, device)
         self._graphs = self._recordings(recorder)
-        self._compiled = self._compiled_steps()
+        self._compiled = self._compiled_steps() if in_c else None
 
     def shallow(self, num_layers: int) -> ModelRunner:
         """The first ``num_layers`` layers of a whole model with its own norm and head, greedy, and a pool beside it.

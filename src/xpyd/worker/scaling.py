@@ -103,7 +103,7 @@ def _instances(
         ranks = list(range(1, division.width + 1))
         if comm.rank in ranks:
             group = group_of(comm, ranks, collectives)
-            runner = runner_of(group, division, None, spec, sweep.num_blocks, sweep.block_size)
+            runner = runner_of(group, division, None, spec, sweep.num_blocks, sweep.block_size, in_c=False)
             num_cores = len({core for rank in ranks for core in cores[rank]})
             found[division] = Instance(runner, group.meter if group is not None else Meter(), num_cores)
     return found

@@ -254,6 +254,7 @@ class Session:
                 self.spec,
                 instance_blocks(self.spec, instance.division, setup.scheduler.num_kv_blocks),
                 setup.scheduler.block_size,
+                in_c=setup.placement.alone,
                 sampling=setup.sampling,
                 num_threads=self.cores.num_threads,
                 order=setup.transfer.order,
