@@ -56,8 +56,8 @@ class ModelRunner:
     ) -> None:
         """``weights``: already loaded, in place of those that ``spec`` names. ``member``: where no reducer says it.
 
-        ``recorder``: what records decode steps; by default CUDA graphs on a GPU, for whole dense models. ``in_c`` False:
-        torch runs the steps, as it does where ranks share a model: such runners can be compared.
+        ``recorder``: what records decode steps; by default CUDA graphs on a GPU, for whole dense models. ``in_c``
+        False: torch runs the steps, as it does where ranks share a model: such runners can be compared.
         """
         spec.check_runs()
         torch.set_num_threads(num_threads)
