@@ -24,7 +24,7 @@
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t wide_bits __attribute__((vector_size(4 * LANES)));
 typedef int32_t lane_numbers __attribute__((vector_size(4 * LANES)));
-typedef float four __attribute__((vector_size(16)));
+typedef float four __attribute__((vector_size(16), aligned(4)));
 typedef uint16_t half_bits __attribute__((vector_size(2 * LANES), aligned(2)));
 
 struct paging {
@@ -156,7 +156,7 @@ static CLONES void largest(const float *x, int64_t size, int64_t *place, float *
 /* Numbers that attend_one needs beside its arguments, for so many tokens. */
 static int64_t attend_room(int64_t num_tokens, const struct paging *p)
 {
-    return p->num_heads * (num_tokens + 2 * p->size);
+    return p->num_heads * (num_tokens + 3 + 2 * p->size);
 }
 
 #include "kernels_product.h"

@@ -35,63 +35,62 @@ static CLONES void NAME(rotate)(
         }
 }
 
-/* Scores of n tokens of one block, [num_heads, width], from column `column` on: four tokens at a time. */
+/* Scores of n tokens of one block, [num_heads, width], from column `column` on: four tokens at a time, so that up to
+ * three numbers behind them are overwritten. Blocks lie anywhere in memory: meanwhile `next`, the keys of another one,
+ * are fetched little by little. */
 static inline __attribute__((always_inline)) void NAME(score_block)(
     const int64_t size, const float *queries, const T *keys, const T *next, float *scores, int64_t column, int64_t width,
     int64_t n, const struct paging *p)
 {
-    const int64_t group = p->num_heads / p->num_kv_heads, step = p->token_stride;
-    for (int64_t kv = 0; kv < p->num_kv_heads; kv++) {
-        const T *key = keys + kv * p->head_stride;
-        fetch(next + kv * p->block_size * size, p->block_size * size * (int64_t)sizeof(T));
-        for (int64_t t = 0; t < n; t += 4, key += 4 * step)
-            for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
-                const int64_t more[3] = {t + 1 < n ? step : 0, t + 2 < n ? 2 * step : 0, t + 3 < n ? 3 * step : 0};
-                lanes a = {0}, b = {0}, c = {0}, d = {0};
-                for (int64_t i = 0; i < size; i += LANES) {
-                    const lanes query = *(const lanes *)(queries + head * size + i);
-                    a += query * NAME(lanes_of)(key + i);
-                    b += query * NAME(lanes_of)(key + more[0] + i);
-                    c += query * NAME(lanes_of)(key + more[1] + i);
-                    d += query * NAME(lanes_of)(key + more[2] + i);
-                }
-                const four sums = sums_of(a, b, c, d);
-                memcpy(scores + head * width + column + t, &sums, sizeof(float) * (size_t)(n - t < 4 ? n - t : 4));
+    const int64_t group = p->num_heads / p->num_kv_heads, share = (4 * size + group - 1) / group;
+    for (int64_t t = 0; t < n; t += 4, keys += 4 * p->token_stride) {
+        const int64_t second = t + 1 < n ? p->token_stride : 0, third = t + 2 < n ? 2 * p->token_stride : 0;
+        const int64_t fourth = t + 3 < n ? 3 * p->token_stride : 0;
+        for (int64_t head = 0; head < p->num_heads; head++, next += share) {
+            const T *key = keys + head / group * p->head_stride;
+            lanes a = {0}, b = {0}, c = {0}, d = {0};
+            fetch(next, share * (int64_t)sizeof(T));
+            for (int64_t i = 0; i < size; i += LANES) {
+                const lanes query = *(const lanes *)(queries + head * size + i);
+                a += query * NAME(lanes_of)(key + i);
+                b += query * NAME(lanes_of)(key + second + i);
+                c += query * NAME(lanes_of)(key + third + i);
+                d += query * NAME(lanes_of)(key + fourth + i);
             }
+            *(four *)(scores + head * width + column + t) = sums_of(a, b, c, d);
+        }
     }
 }
 
-/* Adds to results, [num_heads, size], the values of n tokens of one block, weighted. */
+/* Adds to results, [num_heads, size], the values of n tokens of one block, weighted; fetches as score_block does. */
 static inline __attribute__((always_inline)) void NAME(weigh_block)(
     const int64_t size, const float *weights, const T *values, const T *next, float *results, int64_t column,
     int64_t width, int64_t n, const struct paging *p)
 {
-    const int64_t group = p->num_heads / p->num_kv_heads;
-    for (int64_t kv = 0; kv < p->num_kv_heads; kv++) {
-        fetch(next + kv * p->block_size * size, p->block_size * size * (int64_t)sizeof(T));
-        for (int64_t head = kv * group; head < (kv + 1) * group; head++)
-            for (int64_t i = 0; i < size; i += 2 * LANES) { /* two sums at a time wait for memory together */
-                const int wide = i + LANES < size;
-                const T *value = values + kv * p->head_stride + i;
-                const float *weight = weights + head * width + column;
-                lanes *result = (lanes *)(results + head * size + i), left = result[0], right = {0};
-                for (int64_t t = 0; t < n; t++, value += p->token_stride) {
-                    left += weight[t] * NAME(lanes_of)(value);
-                    if (wide) right += weight[t] * NAME(lanes_of)(value + LANES);
-                }
-                result[0] = left;
-                if (wide) result[1] += right;
-            }
+    const int64_t group = p->num_heads / p->num_kv_heads, share = (4 * size + group - 1) / group;
+    for (int64_t t = 0; t < n; t += 4, values += 4 * p->token_stride) {
+        const int64_t second = t + 1 < n ? p->token_stride : 0, third = t + 2 < n ? 2 * p->token_stride : 0;
+        const int64_t fourth = t + 3 < n ? 3 * p->token_stride : 0;
+        for (int64_t head = 0; head < p->num_heads; head++, next += share) {
+            const T *value = values + head / group * p->head_stride;
+            const float *weight = weights + head * width + column + t;
+            const float a = weight[0], b = second ? weight[1] : 0, c = third ? weight[2] : 0, d = fourth ? weight[3] : 0;
+            fetch(next, share * (int64_t)sizeof(T));
+            for (int64_t i = 0; i < size; i += LANES)
+                *(lanes *)(results + head * size + i) +=
+                    a * NAME(lanes_of)(value + i) + b * NAME(lanes_of)(value + second + i) +
+                    c * NAME(lanes_of)(value + third + i) + d * NAME(lanes_of)(value + fourth + i);
+        }
     }
 }
 
 /* One sequence: its query heads against its cached tokens [begin, end), read in place, block by block.
- * room: scores [num_heads, end - begin], then queries and results [num_heads, size] each. */
+ * room: scores [num_heads, end - begin + 3], then queries and results [num_heads, size] each. */
 static inline __attribute__((always_inline)) void NAME(attend_sized)(
     const int64_t size, const T *q, const T *layer, T *out, const int64_t *table, int64_t begin, int64_t end,
     float *room, const struct paging *p)
 {
-    const int64_t width = end - begin, num_numbers = p->num_heads * size;
+    const int64_t num_tokens = end - begin, width = num_tokens + 3, num_numbers = p->num_heads * size;
     float *queries = room + p->num_heads * width, *results = queries + num_numbers;
     for (int64_t i = 0; i < num_numbers; i++) queries[i] = LOAD(q[i]) * p->scale, results[i] = 0;
     for (int pass = 0; pass < 2; pass++) {
@@ -99,13 +98,13 @@ static inline __attribute__((always_inline)) void NAME(attend_sized)(
             const int64_t offset = at % p->block_size, in_block = p->block_size - offset;
             n = in_block < end - at ? in_block : end - at;
             const T *keys = layer + table[at / p->block_size] * p->block_stride + offset * p->token_stride;
-            const int64_t after = at + n < end ? at + n : begin; /* blocks lie anywhere: fetch the next one now */
+            const int64_t after = at + n < end ? at + n : begin;
             const T *next = layer + table[after / p->block_size] * p->block_stride;
             const int64_t plane = p->plane_stride;
             if (pass == 0) NAME(score_block)(size, queries, keys, next, room, at - begin, width, n, p);
             else NAME(weigh_block)(size, room, keys + plane, next + plane, results, at - begin, width, n, p);
         }
-        for (int64_t head = 0; head < p->num_heads && pass == 0; head++) softmax(room + head * width, width);
+        for (int64_t head = 0; head < p->num_heads && pass == 0; head++) softmax(room + head * width, num_tokens);
     }
     for (int64_t i = 0; i < num_numbers; i++) out[i] = STORE(results[i]);
 }
