@@ -178,7 +178,8 @@ class Scheduler(ABC):
         for chunk in (*plan.decodes, *plan.prefills):
             sequence, samples = chunk.sequence, chunk.samples
             sequence.num_computed += chunk.num_tokens
-            self._publish(sequence)
+            if self._cache is not None:
+                self._publish(sequence)
             if samples:
                 sequence.outputs.append(new_tokens[sequence.request_id])
             if sequence.finished:

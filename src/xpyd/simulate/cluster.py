@@ -6,6 +6,7 @@ step that begins at t sees everything that came until t, as a worker does that r
 
 from __future__ import annotations
 
+import gc
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -67,6 +68,15 @@ class Cluster:
 
     def play(self, requests: Iterator[Request], concurrency: int | None = None) -> int:
         """Play ``requests``, in arrival order, to their end; returns when the last one ended, in ps."""
+        collects = gc.isenabled()
+        gc.disable()  # a request that ends leaves no cycles behind, so a collector would look in vain
+        try:
+            return self._play(requests, concurrency)
+        finally:
+            if collects:
+                gc.enable()
+
+    def _play(self, requests: Iterator[Request], concurrency: int | None) -> int:
         self._requests, self._concurrency = requests, concurrency
         upcoming = None
         if concurrency is None:
@@ -131,7 +141,8 @@ class Cluster:
             flight = instance.flights[chunk.sequence.request_id]
             if not flight.begun:
                 flight.begun = True
-                self.account.stamp(flight, Stage.PREFILL_BEGIN, instance.rank, now_ps)
+                if flight.recorded:
+                    self.account.stamp(flight, Stage.PREFILL_BEGIN, instance.rank, now_ps)
         if instance.hands_off:
             self.handoffs.step_begins(instance, now_ps)
         if self.beside is not None:
@@ -217,17 +228,19 @@ class Cluster:
             return
         if self.beside is not None and self.beside.lengthens(instance, now_ps):
             return
-        ended = instance.finish()
-        if ended.num_decoded:
-            self.loads[-1].ended(instance.index, ended.num_decoded)
+        if instance.batch:
+            assert instance.stretch is not None
+            self.loads[-1].ended(instance.index, instance.stretch.num_steps * instance.batch)
+        sampled, finished = instance.finish()
         if instance.cancels:
             dropped = {flight.request.request_id for flight in instance.cancels}
-            ended.sampled = [sequence for sequence in ended.sampled if sequence.request_id not in dropped]
-        for sequence in ended.sampled:
+            sampled = [sequence for sequence in sampled if sequence.request_id not in dropped]
+        plan = instance.plan
+        for sequence in sampled:
             self._sampled(instance, sequence, now_ps)
         if instance.hands_off:
-            self.handoffs.chunks_done(instance, ended.plan, now_ps)
-        for sequence in ended.finished:
+            self.handoffs.chunks_done(instance, plan, now_ps)
+        for sequence in finished:
             flight = instance.flights.pop(sequence.request_id)
             instance.scheduler.release(sequence)
             self._finished(flight, instance, now_ps)
@@ -249,7 +262,8 @@ class Cluster:
         """A prompt is computed, or computed again after preemption."""
         flight = instance.flights[sequence.request_id]
         if flight.num_seen == 0 and instance.number == flight.prefill:
-            self.account.stamp(flight, Stage.PREFILL_END, instance.rank, now_ps)
+            if flight.recorded:
+                self.account.stamp(flight, Stage.PREFILL_END, instance.rank, now_ps)
             if flight.prefill == flight.decode:
                 self.account.stamp(flight, Stage.DECODE_ADMIT, instance.rank, now_ps)
             elif flight.request.output_len > 1:

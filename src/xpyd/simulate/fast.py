@@ -20,9 +20,11 @@ from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 from xpyd.simulate.lump import Lump
 from xpyd.simulate.pool import CountedBlocks
 
+NOTHING = StepPlan([], [], [])
+
 
 class CountedScheduler(Scheduler):
-    """Mixed in before a real scheduler, whose blocks are a number then: all that prefill without decodes takes."""
+    """Mixed in before a real scheduler: its blocks are a number."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         super().__init__(replace(config, num_kv_blocks=1))  # its own pool lists every block, and is not used
@@ -30,13 +32,27 @@ class CountedScheduler(Scheduler):
         self._blocks: CountedBlocks = CountedBlocks(config.num_kv_blocks, config.block_size)
         self._max_tokens = config.num_kv_blocks * config.block_size
 
+    def next_step(self) -> StepPlan:
+        """As ``schedule``, without a look at what cannot have changed."""
+        return self.schedule() if self._waiting or self._running else NOTHING
+
     def check_fits(self, request_id: int, num_input: int, num_output: int) -> None:
         if num_input + num_output - 1 > self._max_tokens:
             super().check_fits(request_id, num_input, num_output)
 
 
+class PrefillOnlyScheduler(CountedScheduler):
+    """Of an instance where every sequence ends with its first token: nobody decodes, and nobody grows."""
+
+    def _plan_decodes(self) -> tuple[list[Chunk], list[Sequence]]:
+        return [], []
+
+    def _headroom(self) -> int:
+        return 0
+
+
 class LumpedScheduler(CountedScheduler):
-    """The same with a lump, of the sequences that decode; ``_running`` holds those that compute prompts."""
+    """Of the others: the lump holds the sequences that decode, ``_running`` those that compute prompts."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         super().__init__(config)
@@ -67,14 +83,12 @@ class LumpedScheduler(CountedScheduler):
         growth = len(self.lump.members) * ((num_steps + self.config.block_size - 2) // self.config.block_size)
         return self._blocks.count - growth - self._headroom()
 
-    def decode_on(self) -> StepPlan | None:
-        """The next step where nothing but the batch is here, and its blocks are free; None: ``schedule`` decides."""
-        if self._waiting or self._running:
-            return None
+    def next_step(self) -> StepPlan:
+        """As ``schedule``, which is not asked where nothing but the batch is here and its blocks are free."""
         lump = self.lump
         growth = lump.phases[(lump.step + 1) % self.config.block_size]
-        if growth > self._blocks.count or self._prepaid:
-            return None
+        if self._waiting or self._running or growth > self._blocks.count or self._prepaid:
+            return self.schedule()
         self._blocks.count -= growth
         return self._decodes_alone
 
@@ -162,7 +176,7 @@ def simulated_scheduler(config: SchedulerConfig, role: Role, num_kv_blocks: int,
     config = replace(config, num_kv_blocks=num_kv_blocks)
     if not fast:
         return build_scheduler(config, role)
-    mixin = CountedScheduler if role is Role.PREFILL else LumpedScheduler
+    mixin = PrefillOnlyScheduler if role is Role.PREFILL else LumpedScheduler
     real = DecodeOnlyScheduler if role is Role.DECODE else SCHEDULERS[config.policy]
     name = f"{mixin.__name__}{real.__name__}"
     if name not in _FAST:

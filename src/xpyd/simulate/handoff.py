@@ -127,7 +127,8 @@ class Handoffs:
             flight.moving = None
             if self._cluster.hybrid is not None:
                 self._cluster.hybrid.landed(flight)
-            self._cluster.account.stamp(flight, Stage.DECODE_ADMIT, instance.rank, now_ps)
+            if flight.recorded:
+                self._cluster.account.stamp(flight, Stage.DECODE_ADMIT, instance.rank, now_ps)
             if self._config.first_token == "decode":
                 self._cluster.first_token(flight, instance, now_ps)
             instance.join(flight)

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from xpyd.placement import Role
 from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 from xpyd.simulate.account import Account, Flight, Peaks
 from xpyd.simulate.costs import StepCosts, Stretch
-from xpyd.simulate.fast import LumpedScheduler
+from xpyd.simulate.fast import CountedScheduler, LumpedScheduler
 from xpyd.simulate.links import Port
-
-
-@dataclass(slots=True)
-class Ended:
-    """What a stretch yielded: prompts that are computed, sequences whose decoding ended, and all decode tokens."""
-
-    plan: StepPlan
-    sampled: list[Sequence]
-    finished: list[Sequence]
-    num_decoded: int
 
 
 class Instance:
@@ -45,6 +34,7 @@ class Instance:
         """An empty instance: at the block's begin, and after an outage."""
         self.scheduler = scheduler
         self._lumped = scheduler if isinstance(scheduler, LumpedScheduler) else None
+        self._next_step = scheduler.next_step if isinstance(scheduler, CountedScheduler) else scheduler.schedule
         self.account = account
         self.flights: dict[int, Flight] = {}
         self.stretch: Stretch | None = None
@@ -69,13 +59,11 @@ class Instance:
         """Schedule and begin what comes of it; False where a stretch is running, or nothing can."""
         if self.stretch is not None or not self.up:
             return False
-        plan = self._lumped.decode_on() if self._lumped is not None else None
-        if plan is None:
-            plan = self.scheduler.schedule()
-            for sequence in plan.preempted:
-                self._leave(self.flights[sequence.request_id])
-                self.account.totals.num_preempted += 1
-                self._num_preempted += 1
+        plan = self._next_step()
+        for sequence in plan.preempted:
+            self._leave(self.flights[sequence.request_id])
+            self.account.totals.num_preempted += 1
+            self._num_preempted += 1
         batch = len(plan.decodes)
         if not batch and not plan.prefills:
             return False
@@ -91,10 +79,11 @@ class Instance:
         first_ps = costs.base_ps + costs.seq_ps * batch + costs.token_ps * self._context
         for chunk in plan.prefills:
             first_ps += costs.chunk_ps(chunk.num_tokens, chunk.start)
-        beside_ps = max(0, self._busy_ps - now_ps) + self._owed_ps
-        if beside_ps:
+        first_ps = first_ps if first_ps > 1 else 1
+        if self._owed_ps or self._busy_ps > now_ps:
+            first_ps += max(0, self._busy_ps - now_ps) + self._owed_ps
             self._owed_ps, num_steps = 0, 1
-        self.stretch = Stretch(now_ps, max(1, first_ps) + beside_ps, costs.token_ps * batch, num_steps)
+        self.stretch = Stretch(now_ps, first_ps, costs.token_ps * batch, num_steps)
         return True
 
     def spend(self, duration_ps: int, now_ps: int) -> int:
@@ -183,8 +172,11 @@ class Instance:
         self.stretch.num_steps = min(num_steps, self.stretch.num_steps)
         return shorter
 
-    def finish(self) -> Ended:
-        """The stretch has ended: commit its last step."""
+    def finish(self) -> tuple[list[Sequence], list[Sequence]]:
+        """The stretch has ended: commit its last step. Returns the prompts that are computed, and whose decoding ended.
+
+        A prompt whose first token is its last is in the first list alone.
+        """
         stretch, plan = self.stretch, self.plan
         assert stretch is not None
         self._account(stretch.num_steps)
@@ -201,7 +193,7 @@ class Instance:
             decoded = finished[: len(finished) - sum(sequence.finished for sequence in sampled)]
         for sequence in decoded:
             self._leave(self.flights[sequence.request_id])
-        return Ended(plan, sampled, decoded, stretch.num_steps * self.batch)
+        return sampled, decoded
 
     def join(self, flight: Flight) -> None:
         """A flight decodes from the next step on; its last token is out."""
