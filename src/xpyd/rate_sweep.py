@@ -1,7 +1,8 @@
 """Several ways to serve at rising rates of arrivals, until each has lost its service level: who plays what, and when.
 
-In a round each way plays the rate that its own search asks for, all repeats of it, in turns A B B A. A run that was cut
-short keeps its blocks; the next attempt plays what is missing.
+In a round each way plays the rate that its own search asks for, all repeats of it, in turns A B B A. A ``sure`` sweep
+goes on until every single repeat holds at the lowest rate and fails at the highest: then so does whatever is drawn from
+repeats, and intervals end. A run that was cut short keeps its blocks; the next attempt plays what is missing.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ class RateSweep:
         rows: RowWriter,
         bcast: Callable[[Any], Any],
         play: Play,
+        sure: bool = False,
     ) -> None:
         self._ways, self._search, self._slo, self._job = ways, search, slo, job
-        self._rows, self._bcast, self._play = rows, bcast, play
+        self._rows, self._bcast, self._play, self._sure = rows, bcast, play, sure
         self._shares: defaultdict[tuple[str, float], dict[int, float]] = defaultdict(dict)  # attainment by repeat
         self._next_number = max(job.completed, default=-1) + 1
         self._num_played, self._began_s = 0, time.monotonic()
@@ -84,7 +86,7 @@ class RateSweep:
 
     def missing(self) -> str:
         """What is still to be played, as far as one can know."""
-        left = {way: self._search.rates_left(self._attained(way)) for way in self._ways}
+        left = {way: self._rates_left(way) for way in self._ways}
         shown = ", ".join(f"{way} {count}" for way, count in left.items() if count)
         return f"Rates missing, at least: {shown}; run.name={self._job.run_dir.path.name} run.resume=true goes on"
 
@@ -99,9 +101,22 @@ class RateSweep:
             if name == way and len(shares) == self._search.num_repeats
         }
 
+    def _next_rate(self, way: str) -> float | None:
+        attained = self._attained(way)
+        rate = self._search.next_rate(attained)
+        if rate is None and self._sure:
+            held = min(self._shares[way, min(attained)].values()) >= self._search.attainment
+            lost = max(self._shares[way, max(attained)].values()) < self._search.attainment
+            return self._search.beyond(attained, held, lost)
+        return rate
+
+    def _rates_left(self, way: str) -> int:
+        least = self._search.rates_left(self._attained(way))
+        return max(least, int(self._next_rate(way) is not None))
+
     def _round(self) -> list[Turn]:
         """What is missing of the rate that each way asks for, of those that are not done."""
-        wanted = {way: self._search.next_rate(self._attained(way)) for way in self._ways}
+        wanted = {way: self._next_rate(way) for way in self._ways}
         asked = {way: rate for way, rate in wanted.items() if rate is not None}
         if asked:
             shown = ", ".join(f"{way} {rate:g}/s" for way, rate in asked.items())
@@ -131,7 +146,7 @@ class RateSweep:
         attained = self._attained(way)
         rate = next(reversed(attained))
         bracket = self._search.bracket(attained)
-        done = " (done)" if self._search.next_rate(attained) is None else ""
+        done = " (done)" if self._next_rate(way) is None else ""
         low, high = (f"{each:g}" if each is not None else "?" for each in (bracket.low_rps, bracket.high_rps))
         width = max(len(each) for each in self._ways)
         self._job.say(
@@ -139,7 +154,7 @@ class RateSweep:
         )
 
     def _time_left(self) -> str:
-        rates = sum(self._search.rates_left(self._attained(way)) for way in self._ways)
+        rates = sum(self._rates_left(way) for way in self._ways)
         per_block_s = (time.monotonic() - self._began_s) / self._num_played
         left_s = rates * self._search.num_repeats * per_block_s
         return f"  {self._known()} blocks played, at least {rates * self._search.num_repeats} more: {left_s:.0f} s"

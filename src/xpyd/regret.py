@@ -49,7 +49,8 @@ def run_regret(config: Regret, job: Job) -> None:
         for number, way in enumerate(ways):
             player.warm_up(Turn(-1 - number, way, search.start_rps, 0))
         bcast = next(iter(sessions.values())).bcast
-        RateSweep(list(ways), search, config.slo, job, rows, bcast, player.play).run(played_before(job))
+        sweep = RateSweep(list(ways), search, config.slo, job, rows, bcast, player.play, sure=True)
+        sweep.run(played_before(job))
 
 
 def _keep_plan(config: Regret, job: Job) -> None:

@@ -74,6 +74,13 @@ class SaturationSearch:
         between = _rounded(math.sqrt(found.low_rps * found.high_rps))
         return between if found.low_rps < between < found.high_rps else None
 
+    def beyond(self, attained: Mapping[float, float], held: bool, lost: bool) -> float | None:
+        """A rung further out than any played: below where the lowest was not ``held``, else above one not ``lost``."""
+        lower, higher = _rounded(min(attained) / self.growth), _rounded(max(attained) * self.growth)
+        if not held and lower >= self.start_rps * MIN_SHARE_OF_START:
+            return lower
+        return higher if not lost and higher <= self.max_rps else None
+
     def rates_left(self, attained: Mapping[float, float]) -> int:
         """How many rates are still to be played, at least: while the ladder climbs nobody knows how high it leads."""
         if self.next_rate(attained) is None:

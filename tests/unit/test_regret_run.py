@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from xpyd.worker.client import Played
 from xpyd.workload.slo import SloConfig
 
 SEARCH = SaturationSearch(4.0, 64.0, 2.0, 0.9, 0.3, 1.0, 2)
-HOLDS = {"A": 20.0, "B": 9.0}
+HOLDS = {"A": (20.0, 20.0), "B": (9.0, 9.0)}  # by repeat
 S = 1_000_000_000
 
 
@@ -56,6 +56,13 @@ def test_the_question_is_the_plans_own(tmp_path: Path) -> None:
     assert config.regret.sha256 == read_sealed(path)[HASH]
     assert all(config.serve(way).placement.allow_shared_node for way in config.ways)
     assert load_config(dump_config(config)) == config, "what is frozen into the run folder needs no plan file"
+
+
+def test_ends_of_different_widths_lay_their_heads_together(tmp_path: Path) -> None:
+    config = regret(frozen_plan(tmp_path, "plan.num_ranks=3", "plan.widths=[1,2]"))
+    orders = {way.placement.name: config.serve(way).transfer.block_order for way in config.ways if way.splits}
+    assert orders.pop("1P2D") == orders.pop("2P1D") == "tokens_first"
+    assert orders == {"1P(tp2)1D": "heads_first", "1P1D(tp2)": "heads_first"}
 
 
 def test_assumed_codecs_are_not_played(tmp_path: Path) -> None:
@@ -116,13 +123,21 @@ def test_a_plan_freezes_every_way_that_it_played(tmp_path: Path) -> None:
 class Ranks:
     """Ways that meet the limits up to ``HOLDS``, and a stop that is asked for after some blocks."""
 
-    def __init__(self, folder: RunDir, stop_after: int = 10**6) -> None:
+    def __init__(
+        self,
+        folder: RunDir,
+        stop_after: int = 10**6,
+        holds: Mapping[str, tuple[float, float]] = HOLDS,
+        sure: bool = False,
+    ) -> None:
         self.turns: list[Turn] = []
+        self._holds = holds
         self._stop_after = stop_after
         completed = folder.completed_blocks()
         self.job = Job(None, RunDir(folder.path, folder.next_attempt()), completed)
         with RowWriter(self.job.run_dir, 0) as self.rows:
-            sweep = RateSweep(("A", "B"), SEARCH, SloConfig(1.0, 1.0), self.job, self.rows, lambda own: own, self.play)
+            limits = SloConfig(1.0, 1.0)
+            sweep = RateSweep(list(holds), SEARCH, limits, self.job, self.rows, lambda own: own, self.play, sure)
             sweep.run(played_before(self.job))
 
     def play(self, turn: Turn) -> tuple[Sequence[Request], Played]:
@@ -130,7 +145,7 @@ class Ranks:
         if not stopped:
             self.turns.append(turn)
             self.rows.write(BlockRow(turn.number, turn.repeat, turn.way, 0, S, 1, 0, 0, 0, 0))
-        late = 0 if turn.rate_rps <= HOLDS[turn.way] else 5
+        late = 0 if turn.rate_rps <= self._holds[turn.way][turn.repeat] else 5
         return [Request(0, 0, 4, 2)], Played(0, S, (), stopped, 0, {0: [0, late * S + 1, late * S + 2]})
 
 
@@ -146,6 +161,20 @@ def test_ways_take_turns_until_each_gave_way(tmp_path: Path) -> None:
     assert [turn.number for turn in ranks.turns] == list(range(len(ranks.turns)))
     assert max(turn.rate_rps for turn in ranks.turns if turn.way == "B") == 16, "B is done before A"
     assert not ranks.job.stop.cut_short
+
+
+@pytest.mark.parametrize(("holds", "further"), [((20.0, 40.0), [64.0]), ((3.0, 9.0), [8.0, 16.0]), ((5.0, 5.0), [])])
+def test_a_sure_sweep_goes_on_until_all_repeats_agree(
+    tmp_path: Path, holds: tuple[float, float], further: list[float]
+) -> None:
+    """In every resample the way then holds at the lowest rate, and gives way at the highest."""
+    plain, sure = (
+        Ranks(RunDir.create(tmp_path, "regret", str(sure)), holds={"A": holds}, sure=sure) for sure in (False, True)
+    )
+    rates = [list(dict.fromkeys(turn.rate_rps for turn in ranks.turns)) for ranks in (plain, sure)]
+    assert rates[1] == rates[0] + further
+    assert min(rates[1]) <= min(holds)
+    assert max(rates[1]) > max(holds)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 5, 11])

@@ -65,6 +65,8 @@ class Regret(Serve):
         )
         own: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Serve)}
         transfer = replace(self.transfer, mode=way.mode) if way.mode else self.transfer
+        if placement.prefill_tp != placement.decode_tp:  # a rank takes its own heads alone, which must lie together
+            transfer = replace(transfer, block_order="heads_first")
         return Serve(**{**own, "placement": placement, "transfer": transfer})
 
     def workload_at(self, rate_rps: float) -> WorkloadConfig:
