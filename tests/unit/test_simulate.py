@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -274,6 +275,20 @@ def test_two_prompts_of_one_step_are_taken_back_together() -> None:
     rows, totals = play(setup, [Request(number, 0, 70, 5) for number in range(4)])
     assert [row.request_id for row in rows if isinstance(row, StageRow) and row.stage == "retried"] == [0, 2]
     assert totals.num_finished == 4
+
+
+@pytest.mark.parametrize("case", ["layerwise", "push", "codec", "outages", "failures"])
+def test_requests_that_end_leave_no_cycles_behind(case: str) -> None:
+    """So memory stays flat though nothing is collected while a block is played."""
+    cluster = Cluster(CASES[case], Account(0, SETUP.slo, None, with_steps=False, begin_ns=0), lambda request_id: False)
+    gc.collect()
+    gc.disable()
+    try:
+        cluster.play(iter(draw(80, 60.0)))
+        assert gc.collect() == 0
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_a_closed_loop_keeps_its_number_under_way() -> None:
