@@ -15,6 +15,7 @@ from importlib.util import find_spec
 LANES = 16  # heads as wide as this, or a multiple of it, can attend
 COLUMNS = 2 * LANES  # of a panel of weights
 ROWS = 64  # of a step that run together from one product to the next
+HUGE_PAGE_BYTES = 2 << 20
 OFF = "XPYD_NATIVE"  # set to 0: as if it had not been compiled
 
 Kernels = ctypes.CDLL
@@ -117,5 +118,5 @@ def use_huge_pages(address: int, num_bytes: int) -> None:
     """
     begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     length = address + num_bytes - begin
-    if length > 0 and hasattr(mmap, "MADV_HUGEPAGE"):
+    if length >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         ctypes.CDLL(None).madvise(_ADDRESS(begin), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
