@@ -30,6 +30,8 @@ WORDS = {
     "alpha_s": "a transfer",
     "gamma_s": "a piece of it",
     "bytes_per_s": "bytes per second",
+    "step_factor": "a step of a run, times it alone",
+    "prompt_factor": "a prompt in it, times it alone",
     "receive_step_s": "a decode step while KV lands",
     "receive_byte_s": "a byte that lands in it",
     "send_step_s": "a prefill step while KV leaves",
@@ -45,8 +47,8 @@ def analyse(run: Run) -> Results:
     content: dict[str, Any] = yaml.safe_load(path.read_text())
     rows = [
         {**config_columns(run), "part": part, "coefficient": name, **found}
-        for part in ("compute", "link", "moving")
-        for name, found in (content.get(part) or {}).items()
+        for part, own in parts(content).items()
+        for name, found in own.items()
     ]
     return Results(
         name=run.name,
@@ -58,14 +60,22 @@ def analyse(run: Run) -> Results:
     )
 
 
+def parts(content: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """part -> coefficient -> value and interval; what a calibration lacks is left out."""
+    engines = {f"engine, {role}": own for role, own in content.get("engine", {}).items()}
+    found = {name: content.get(name) or {} for name in ("compute", "link", "moving")}
+    return {"compute": found["compute"], **engines, "link": found["link"], "moving": found["moving"]}
+
+
 def coefficient_table(run: Run, rows: list[dict[str, Any]]) -> Table:
     cells = []
     for row in rows:
-        unit = "" if row["coefficient"] == "bytes_per_s" else "s"
+        unit = "" if row["coefficient"] in ("bytes_per_s", "step_factor", "prompt_factor") else "s"
         found = interval(Interval(row["low"], row["value"], row["high"]), unit)
         cells.append((row["part"], WORDS[row["coefficient"]], found))
     notes = [
         "[low, high]: 95 % interval, a bootstrap over the repeats of every setting.",
+        "compute: steps alone. engine: what becomes of them in a run, with a client and idle workers about.",
         "moving: what is added to steps beside a hand-off. A file without it is older, or had no room for one.",
     ]
     return Table(titled("Fitted costs, measured", run.labels), ("", "cost of", "value"), cells, notes, num_left=2)

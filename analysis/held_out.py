@@ -75,8 +75,9 @@ class Held:
 
     @property
     def scored(self) -> Scored:
+        costs = self.content["costs"]
         where = {"placement": self.placement, **{axis: self.cell[axis] for axis in AXES}}
-        return Scored(self.name, where, self.cell["figures"], self.sides, self.run, self.content["costs"])
+        return Scored(self.name, where, self.cell["figures"], self.sides, self.run, costs, self.cell.get("spread", {}))
 
     @property
     def outcome(self) -> str:

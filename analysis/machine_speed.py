@@ -6,7 +6,8 @@ role does beside its steps. The colocated arm knows no link, so its steps tell o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from analysis.load import Run
 from analysis.results import Table, titled
 from analysis.validate import Scored
 from xpyd.economics.cost import ComputeModel
+from xpyd.economics.engine import EngineModel
 from xpyd.units import NS_PER_S
 
 KINDS = ("colocated", "prefill", "prefill, KV leaves", "decode", "decode, KV lands")
@@ -26,39 +28,50 @@ def step_table(scored: Sequence[Scored], labels: Sequence[str]) -> Table:
     """Median ratios, a row for each cell; of the colocated arm also the range over its blocks."""
     rows = []
     for each in scored:
-        ratios = step_ratios(each.run, ComputeModel(**each.costs["compute"]))
+        ratios = step_ratios(each.run, each.costs)
+        slowness = each.costs.get("slowness") or [np.nan]
         medians = ratios.groupby("kind")["ratio"].median()
         blocks = ratios[ratios["kind"] == "colocated"].groupby("block")["ratio"].median()
         rows.append(
             (
                 each.name,
-                _range(*each.costs.get("slowness", (np.nan, np.nan))),
+                _range(min(slowness), max(slowness)),
                 _range(blocks.min(), blocks.max()),
                 *(f"{medians[kind]:.2f}" if kind in medians else NONE for kind in KINDS),
             )
         )
     notes = [
-        "Measured over modeled, medians over steps; chunks count as prompts of their own. Modeled is the step alone: "
-        "what moving KV adds to it comes on top, and is the difference between the last two of a role.",
-        "calibration rounds: slowest and fastest, relative to the fit of all. colocated blocks: likewise, of the run.",
+        "Measured over modeled, medians over steps; chunks count as prompts of their own. What moving KV adds to a "
+        "step is left out of modeled, so that it is the difference between the last two columns of a role.",
+        "calibration: its fastest and its slowest short block, relative to the fit of all. colocated blocks: likewise, "
+        "of the run.",
     ]
-    columns = ("cell", "calibration rounds", "colocated blocks", *KINDS)
+    columns = ("cell", "calibration", "colocated blocks", *KINDS)
     return Table(titled("Steps against the calibration", labels), columns, rows, notes)
 
 
-def step_ratios(run: Run, compute: ComputeModel) -> pd.DataFrame:
-    """Each step's ``ratio`` of measured over modeled seconds, with its block and ``kind``."""
+def step_ratios(run: Run, costs: Mapping[str, Any]) -> pd.DataFrame:
+    """Each step's ``ratio`` of measured over modeled seconds, with its block and ``kind``; ``costs`` as frozen."""
     steps = run.tables["steps"]
-    tokens = steps["num_prefill_tokens"]
-    pairs = tokens * (tokens / steps["num_prefill_seqs"].clip(lower=1) + 1) / 2
-    decodes = compute.decode_seq_s * steps["num_decode_seqs"] + compute.context_token_s * steps["num_context_tokens"]
-    modeled_s = compute.base_s + compute.prefill_token_s * tokens + compute.prefill_pair_s * pairs + decodes
+    alone, engines = ComputeModel(**costs["compute"]), costs.get("engines", {})
+    modeled_s = pd.Series(np.nan, index=steps.index)
+    for role, own in steps.groupby("role"):
+        compute = EngineModel(**engines[role]).of(alone) if role in engines else alone
+        modeled_s[own.index] = modeled(compute, own)
     ratio = (steps["end_ns"] - steps["begin_ns"]) / NS_PER_S / modeled_s
     kind = steps["role"].astype(str)
     moves = beside_transfers(steps, run.tables["transfers"])
     kind = kind + np.where(moves & (kind == "prefill"), ", KV leaves", "")
     kind = kind + np.where(moves & (kind == "decode"), ", KV lands", "")
     return pd.DataFrame({"block": steps["block"], "kind": kind, "ratio": ratio})
+
+
+def modeled(compute: ComputeModel, steps: pd.DataFrame) -> pd.Series[float]:
+    """Seconds of each step."""
+    tokens = steps["num_prefill_tokens"]
+    pairs = tokens * (tokens / steps["num_prefill_seqs"].clip(lower=1) + 1) / 2
+    decodes = compute.decode_seq_s * steps["num_decode_seqs"] + compute.context_token_s * steps["num_context_tokens"]
+    return compute.base_s + compute.prefill_token_s * tokens + compute.prefill_pair_s * pairs + decodes
 
 
 def beside_transfers(steps: pd.DataFrame, transfers: pd.DataFrame) -> pd.Series[bool]:

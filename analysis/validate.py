@@ -21,7 +21,7 @@ from analysis.results import Table, titled
 from xpyd.records import COLOCATED, DISAGGREGATED
 
 SIMULATOR = "simulator"
-RANGE = ("simulator, fast", "simulator, slow")  # on the machine of the fastest and of the slowest calibration round
+RANGE = ("simulator, fast", "simulator, slow")  # where the machine is as fast, or as slow, as the calibration allows
 PAIRED = "split over colocated"  # not an arm: one divided by the other, in every pair
 # Figures of a frozen cell, and what the tables of a run call them.
 FIGURES = {
@@ -45,14 +45,15 @@ class Scored:
     sides: Sides
     run: Run
     costs: Mapping[str, Any]  # that the map reckons with, as frozen
+    spread: Mapping[str, Mapping[str, float]]  # arm -> figure: how far the mean of a few pairs may be off by chance
 
 
 def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
     """One row per cell, predictor, arm (and ``PAIRED``) and figure: modeled, measured, and the error.
 
     Arms: means over block pairs; ``PAIRED``: the geometric mean of the pairs' ratios. ``error_pct`` is signed, in
-    percent of what was measured; NaN where nothing was. ``low`` and ``high``: what the simulator says for the fastest
-    and the slowest calibration round, where the map has that.
+    percent of what was measured; NaN where nothing was. ``low`` and ``high``: the simulator's interval, from the
+    machine's speeds while it was calibrated and from chance among a few blocks, where the map has one.
     """
     rows = []
     for each in scored:
@@ -65,6 +66,7 @@ def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
                 for figure in FIGURES:
                     seen, said = measured[arm][figure], figures[figure]
                     ends = [every[end][arm][figure] for end in RANGE if predictor == SIMULATOR and end in every]
+                    chance = each.spread.get(arm, {}).get(figure, 0.0)
                     rows.append(
                         {
                             "cell": each.name,
@@ -73,8 +75,8 @@ def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
                             "arm": arm,
                             "figure": figure,
                             "modeled": said,
-                            "low": min([said, *ends]) if ends else np.nan,
-                            "high": max([said, *ends]) if ends else np.nan,
+                            "low": min([said, *ends]) - chance if ends else np.nan,
+                            "high": max([said, *ends]) + chance if ends else np.nan,
                             "measured": seen,
                             "error_pct": 100 * (said - seen) / abs(seen) if seen else np.nan,
                         }
@@ -126,7 +128,7 @@ def mean_table(errors: pd.DataFrame, labels: Sequence[str]) -> Table:
 
 
 def _inside(errors: pd.DataFrame) -> list[str]:
-    """How many measured figures lie where the machine of some calibration round would have put them."""
+    """How many measured figures lie in the interval that was frozen for them."""
     ranged = errors[errors["low"].notna() & errors["measured"].notna()]
     if ranged.empty:
         return []
@@ -137,8 +139,8 @@ def _inside(errors: pd.DataFrame) -> list[str]:
         if (own := ranged["arm"] == arm).any()
     ]
     return [
-        "Between what the simulator says for the fastest and for the slowest round of the calibration lie "
-        f"{', '.join(counts)} of the measured figures."
+        "In the simulator's 95 % interval (the machine's speeds while it was calibrated, and chance among a few "
+        f"blocks) lie {', '.join(counts)} of the measured figures."
     ]
 
 

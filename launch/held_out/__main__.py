@@ -1,7 +1,7 @@
 """Predict cells of a break-even map, freeze each, measure it as a real Slurm job, and hold both together.
 
 make held-out
-python -m launch.held_out --placements 1p1d --links 0.2 1 --input-lens 256 512 --rates-rps 4
+python -m launch.held_out --placements 1p1d --links 0.2 1 --input-lens 256 512 --rates-rps 2 3
 python -m launch.held_out --links 0.5 --also runs/break_even/OTHER-* runs/compare/OTHER-*
 
 Brings a virtual cluster of its own up, and takes it down again however it ends. For each cell in turn: calibrates on
@@ -37,14 +37,14 @@ def parser() -> argparse.ArgumentParser:
     made = front.parser("held_out", __doc__)
     made.add_argument("--placements", nargs="+", default=["1p1d", "2p1d"], metavar="xPyD")
     made.add_argument("--links", type=float, nargs="+", default=[0.2, 1], metavar="GBPS", help="rates of the links")
-    made.add_argument("--input-lens", type=int, nargs="+", default=[256, 512], metavar="TOKENS")
+    made.add_argument("--input-lens", type=int, nargs="+", default=[256], metavar="TOKENS")
     made.add_argument("--output-lens", type=int, nargs="+", default=[24], metavar="TOKENS")
-    made.add_argument("--rates-rps", type=float, nargs="+", default=[4], metavar="RPS", help="of arrivals")
+    made.add_argument("--rates-rps", type=float, nargs="+", default=[3], metavar="RPS", help="of arrivals")
     made.add_argument("--num-pairs", type=int, default=5, help="of blocks, in every cell (default: %(default)s)")
     made.add_argument(
         "--calibration-gbps", type=float, default=0.35, metavar="GBPS", help="the link that is calibrated on"
     )
-    made.add_argument("--rounds", type=int, default=2, help="of every calibration (default: %(default)s)")
+    made.add_argument("--rounds", type=int, default=1, help="of every calibration (default: %(default)s)")
     made.add_argument(
         "--pool", type=int, default=3, help="calibrations that a prediction rests on (default: %(default)s)"
     )

@@ -20,7 +20,7 @@ from typing import Any
 from xpyd.compose import ROOT
 from xpyd.config.load import dump_config
 from xpyd.config.modeled import BreakEven
-from xpyd.economics.break_even import Cell, Judged, judge
+from xpyd.economics.break_even import Cell, Judged, judge, prediction_half_width
 from xpyd.economics.cost import LinkModel
 from xpyd.economics.frozen import HASH, sealed
 from xpyd.economics.ledger import ArmTimes, make_ledger
@@ -42,8 +42,9 @@ from xpyd.units import format_s, gbps_to_bytes_per_s
 PREDICTION = "prediction.json"
 # Who says what a block takes. The last three are what people reckon with instead, for comparison.
 SIMULATOR, NOMINAL, FREE, UNDISTURBED = "simulator", "bytes over bandwidth", "free transfer", "no interference"
-# The simulator on the machine as it was in the fastest and in the slowest round of its calibration.
+# The simulator at both ends of how fast the machine may be in the blocks of a run, going by those of its calibration.
 FAST, SLOW = "simulator, fast", "simulator, slow"
+RATIO = "split over colocated"  # per pair
 NO_TIME = LinkModel(0.0, 0.0, 1e18)
 STAGES = tuple(ArmTimes.__dataclass_fields__)
 FIGURES = ("ttft_p50_s", "ttft_p99_s", "itl_p50_s", "itl_p99_s", "goodput_rps")
@@ -98,7 +99,7 @@ def prediction(config: BreakEven, rows: Sequence[BreakEvenRow], costs: Costs) ->
         "num_pairs": config.num_pairs,
         "conditions": conditions(config),
         "cells": [
-            {**asdict(cell), **_frozen(judged(config, own)), "figures": _figures(own)}
+            {**asdict(cell), **_frozen(judged(config, own)), "figures": _figures(own), "spread": _spread(own)}
             for cell, own in sorted(by_cell.items())
         ],
     }
@@ -160,8 +161,9 @@ class _Player:
         costs = on_link(self._config, self._costs, cell.link_gbps)
         stays, moves = self._stay(cell, pair, costs), self._move(cell, pair, costs)
         found = {SIMULATOR: (stays, moves)}
-        if costs.slowness != (1.0, 1.0):
-            for name, factor in zip((FAST, SLOW), costs.slowness, strict=True):
+        if len(costs.slowness) > 1:
+            off = prediction_half_width(costs.slowness, self._config.num_pairs)
+            for name, factor in ((FAST, max(0.1, 1 - off)), (SLOW, 1 + off)):
                 other = costs.slower(factor)
                 found[name] = self._stay(cell, pair, other, name), self._move(cell, pair, other)
         if self._config.break_even.naive:
@@ -188,7 +190,7 @@ class _Player:
         sink = StampSink()
         account = Account(0, config.slo, sink, False, 0)
         requests = config.workload_at(*astuple(cell)[:3]).build(pair)
-        end_ps = Cluster(setup_of(config, arm, costs), account, lambda _: True).play(iter(requests))
+        end_ps = Cluster(setup_of(config, arm, costs, pair), account, lambda _: True).play(iter(requests))
         return sink.figures(account.totals.num_met, end_ps / PS_PER_S)
 
 
@@ -222,6 +224,22 @@ def _figures(rows: Sequence[BreakEvenRow]) -> dict[str, dict[str, dict[str, floa
     found: dict[str, dict[str, dict[str, float]]] = {}
     for (predictor, arm), own in grouped.items():
         found.setdefault(predictor, {})[arm] = {name: fmean(getattr(row, name) for row in own) for name in FIGURES}
+    return found
+
+
+def _spread(rows: Sequence[BreakEvenRow]) -> dict[str, dict[str, float]]:
+    """arm, or RATIO of both -> figure -> how far the mean of as many real pairs may be off: from the simulated ones."""
+    by_arm: dict[str, list[BreakEvenRow]] = {}
+    for row in rows:
+        if row.predictor == SIMULATOR:
+            by_arm.setdefault(row.arm, []).append(row)
+    found: dict[str, dict[str, float]] = {}
+    for name in FIGURES:
+        values = {arm: [getattr(row, name) for row in own] for arm, own in by_arm.items()}
+        pairs = zip(values[DISAGGREGATED], values[COLOCATED], strict=True)
+        values[RATIO] = [split / together if together else 0.0 for split, together in pairs]
+        for arm, own in values.items():
+            found.setdefault(arm, {})[name] = prediction_half_width(own, len(own))
     return found
 
 

@@ -1,7 +1,8 @@
 """The ``calibrate`` experiment: fits step times and link on the user's own ranks, and writes calibration.yaml.
 
 The fits are those that compare makes before it predicts (``worker.calibrate``, ``economics.cost``), from more rounds,
-with an interval for every coefficient. To them comes what moving KV costs the steps beside it (``worker.beside``).
+with an interval for every coefficient. To them come what steps take in a run (``worker.played``), and what moving KV
+costs the steps beside it (``worker.beside``).
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from xpyd.calibration_points import FILE, Points, read_points
 from xpyd.config.base import ConfigError
 from xpyd.config.serve import Calibrate
 from xpyd.economics.cost import ComputeModel, ComputePoint, LinkPoint, fit_compute, fit_link, score_compute
+from xpyd.economics.engine import fit_engine, scatter, size_of, step_s
 from xpyd.economics.moving import BesidePoint, fit_moving
 from xpyd.entry import Job
+from xpyd.streams import merge
 from xpyd.trial import open_session
 from xpyd.worker.beside import measure_beside
 from xpyd.worker.calibrate import calibrate
+from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, played_points
+from xpyd.worker.session import warm_up_blocks
 
 CALIBRATION = "calibration.yaml"
-VERSION = 2  # 1 had no `moving` and no `slowness`, and said no version
+VERSION = 2  # 1 had no `moving`, `engine`, `scatter` and `slowness`, and said no version
 NUM_RESAMPLES = 200
 LEVEL = 0.95
 
@@ -35,7 +40,7 @@ Point = TypeVar("Point", ComputePoint, LinkPoint, BesidePoint)
 
 
 def run_calibration(config: Calibrate, job: Job) -> None:
-    """Time steps, one pair's transfers, and each beside the other, ``num_rounds`` times; collective. Rank 0 writes.
+    """Time steps alone and in short blocks, transfers, and each beside the other; collective. Rank 0 writes the file.
 
     Raises ConfigError where a calibration of ``pool`` cannot be fitted together with this one.
     """
@@ -47,14 +52,18 @@ def run_calibration(config: Calibrate, job: Job) -> None:
     own = Points()
     with open_session(job) as session:
         for number in range(config.num_rounds):
-            job.say(f"round {number + 1}/{config.num_rounds}: engine steps and link, each alone")
+            job.say(f"round {number + 1}/{config.num_rounds}: engine steps and link alone, then short blocks")
             found = calibrate(session)
             if found is not None:
                 own.rounds.append(found[0])
                 own.transfers += found[1]
+            blocks = calibration_blocks(number, config.scheduler.num_kv_blocks * config.scheduler.block_size)
+            for block in [*(warm_up_blocks(blocks) if number == 0 else []), *blocks]:
+                session.play(block)
         job.say("hand-offs beside steps")
         own.beside += measure_beside(session, config.num_rounds) or []
     if job.rank == 0:
+        own.played = played_points(merge(job.run_dir.path, "steps").to_pylist(), config.num_rounds * BLOCKS_PER_ROUND)
         points.extend(own)
         content = {"version": VERSION, "conditions": {**holds_for, **circumstances(config, job)}, **fitted(points)}
         job.run_dir.write_json(FILE, own.content(holds_for))
@@ -62,20 +71,12 @@ def run_calibration(config: Calibrate, job: Job) -> None:
         job.say(f"calibration: {job.run_dir.path / CALIBRATION}")
 
 
-def slowness(model: ComputeModel, steps: Sequence[ComputePoint]) -> float:
-    """How many times longer than ``model`` says these steps took: the median."""
-    return median(
-        step.seconds
-        / model.step_s(step.num_prefill_tokens, step.num_cached_tokens, step.num_decode_seqs, step.num_context_tokens)
-        for step in steps
-    )
-
-
 def fitted(points: Points) -> dict[str, Any]:
     """All models with intervals, how well they hold, and how well the sum of parts says what a mixed step takes.
 
-    ``slowness``: of the steps of each round, relative to the fit of all. Raises ValueError where transfers show no
-    bandwidth (``fit_link``).
+    ``compute`` is of steps alone, ``engine`` makes steps of a role in a run of them, ``scatter`` says how these lie
+    about that. ``slowness``: of the steps of each block, relative to the fit of all. Raises ValueError where transfers
+    show no bandwidth (``fit_link``).
     """
     steps, transfers, beside = points.steps, points.transfers, points.beside
     compute, link = fit_compute(steps), fit_link(transfers)
@@ -86,20 +87,53 @@ def fitted(points: Points) -> dict[str, Any]:
         "compute": with_intervals(asdict(compute.model), steps, lambda drawn: asdict(fit_compute(drawn).model)),
         "link": with_intervals(asdict(link.model), transfers, lambda drawn: asdict(fit_link(drawn).model)),
         "moving": moving if beside else None,
-        "slowness": [slowness(compute.model, own) for own in points.rounds],
+        **fitted_engine(compute.model, points),
         "scores": {"compute": asdict(compute.score), "link": asdict(link.score)},
         # Of steps with a chunk beside decodes, predicted by a fit that has seen neither beside the other.
         "interference": asdict(score_compute(apart.model, mixed)) if mixed else None,
     }
 
 
+def fitted_engine(alone: ComputeModel, points: Points) -> dict[str, Any]:
+    """What the steps that were played say: engine and scatter by role, and the slowness of every block."""
+    if not any(points.played):
+        rounds = [[(alone, point) for point in own] for own in points.rounds]
+        return {"engine": {}, "scatter": {}, "slowness": [slowness(own) for own in rounds]}
+    by_role: defaultdict[str, list[ComputePoint]] = defaultdict(list)
+    for each in points.played:
+        for role, own in each.items():
+            by_role[role] += own
+    models = {role: fit_engine(alone, own) for role, own in by_role.items()}
+    in_run = {role: model.of(alone) for role, model in models.items()}
+    rounds = [[(in_run[role], point) for role, own in each.items() for point in own] for each in points.played]
+    return {
+        "engine": {
+            role: with_intervals(asdict(models[role]), own, lambda drawn: asdict(fit_engine(alone, drawn)), size_of)
+            for role, own in by_role.items()
+        },
+        "scatter": {
+            role: {name: np.round(each, 4).tolist() for name, each in asdict(scatter(in_run[role], own)).items()}
+            for role, own in by_role.items()
+        },
+        "slowness": [slowness(own) for own in rounds if own],
+    }
+
+
+def slowness(steps: Sequence[tuple[ComputeModel, ComputePoint]]) -> float:
+    """How many times longer than their models say these steps took: the median."""
+    return median(point.seconds / step_s(model, point) for model, point in steps)
+
+
 def with_intervals(
-    values: dict[str, float], points: Sequence[Point], fit: Callable[[Sequence[Point]], dict[str, float]]
+    values: dict[str, float],
+    points: Sequence[Point],
+    fit: Callable[[Sequence[Point]], dict[str, float]],
+    setting: Callable[[Point], Hashable] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Each coefficient as value, low and high: a bootstrap over the repeats of every setting."""
     groups: defaultdict[Hashable, list[Point]] = defaultdict(list)
     for point in points:
-        groups[_setting(point)].append(point)
+        groups[(setting or _setting)(point)].append(point)
     generator = np.random.default_rng(0)
     drawn = []
     for _ in range(NUM_RESAMPLES):

@@ -22,9 +22,10 @@ SHARED = ("model", "dtype", "placement", "block_size", "transport", "fabric", "r
 
 @dataclass
 class Points:
-    """Timed steps by round, timed transfers, and hand-offs beside steps."""
+    """Timed steps by round, alone and as workers of each role played them; transfers, and hand-offs beside steps."""
 
     rounds: list[list[ComputePoint]] = field(default_factory=list)
+    played: list[dict[str, list[ComputePoint]]] = field(default_factory=list)  # by block and role
     transfers: list[LinkPoint] = field(default_factory=list)
     beside: list[BesidePoint] = field(default_factory=list)
 
@@ -34,6 +35,7 @@ class Points:
 
     def extend(self, other: Points) -> None:
         self.rounds += other.rounds
+        self.played += other.played
         self.transfers += other.transfers
         self.beside += other.beside
 
@@ -61,9 +63,14 @@ def read_points(folders: Sequence[str], conditions: Mapping[str, Any]) -> Points
                 )
         found.extend(
             Points(
-                [[ComputePoint(**point) for point in own] for own in content["rounds"]],
+                [_steps(own) for own in content["rounds"]],
+                [{role: _steps(own) for role, own in each.items()} for each in content["played"]],
                 [LinkPoint(**point) for point in content["transfers"]],
                 [BesidePoint(**point) for point in content["beside"]],
             )
         )
     return found
+
+
+def _steps(content: Sequence[Mapping[str, Any]]) -> list[ComputePoint]:
+    return [ComputePoint(**point) for point in content]

@@ -61,9 +61,14 @@ def costs_of(config: Simulate) -> Costs:
     if path is None:
         return closed_form(spec, config.machine, config.fabric.rate_gbps)
     try:
-        return read_calibration(Path(path), spec)
+        costs = read_calibration(Path(path), spec)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if config.simulate.scatter and not costs.scatters:
+        raise ConfigError(
+            f"simulate.scatter=true: {path} does not say how steps scatter; calibrate anew, or set it to false"
+        )
+    return costs
 
 
 def on_link(config: Simulate, costs: Costs, link_gbps: float) -> Costs:
@@ -72,8 +77,8 @@ def on_link(config: Simulate, costs: Costs, link_gbps: float) -> Costs:
     return replace(costs, link=at_rate(link, link_gbps, costs.calibrated_gbps))
 
 
-def setup_of(config: Simulate, arm: str, costs: Costs) -> Setup:
-    """One arm of the experiment."""
+def setup_of(config: Simulate, arm: str, costs: Costs, seed: int = 0) -> Setup:
+    """One arm of the experiment; steps that scatter are drawn from ``seed``."""
     transfer, faults = config.transfer, config.faults
     placement = config.placement
     if arm == COLOCATED and not placement.num_colocated:
@@ -88,6 +93,9 @@ def setup_of(config: Simulate, arm: str, costs: Costs) -> Setup:
         compute=costs.compute,
         link=costs.link,
         moving=costs.moving,
+        engines=costs.engines,
+        scatters=costs.scatters if config.simulate.scatter else {},
+        seed=seed,
         options=config.simulate,
         max_retries=faults.max_retries or 0,
         detect_s=faults.detect_s,
@@ -140,7 +148,7 @@ def _play(
                 rows.flush_if_due()
             yield request
 
-    cluster = Cluster(setup_of(config, arm, costs), account, recorded)
+    cluster = Cluster(setup_of(config, arm, costs, pair), account, recorded)
     end_ps = cluster.play(listed(), config.workload.concurrency)
     kv_bytes = account.totals.kv_bytes
     if num_recorded:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from xpyd.break_even_grid import BreakEvenConfig
-from xpyd.economics.break_even import SPLIT, STAY, UNDECIDED, answer, judge, paired_interval
+from xpyd.economics.break_even import SPLIT, STAY, UNDECIDED, answer, judge, paired_interval, prediction_half_width
 from xpyd.economics.frozen import FrozenError, content_hash, read_sealed, sealed
 from xpyd.economics.ledger import ArmTimes, Ledger
 from xpyd.economics.verdict import Interval
@@ -21,6 +21,12 @@ AXES = {"links_gbps": (10.0, 1.0), "input_lens": (64, 32), "rates_rps": (2.0,), 
 
 def ledgers(*values: tuple[float, float, float]) -> list[Ledger]:
     return [Ledger(bill_s=bill, win_s=win, pools_s=pools) for bill, win, pools in values]
+
+
+def test_the_mean_of_more_values_is_off_by_what_the_known_ones_scatter() -> None:
+    """Values 1 and 3: standard deviation 1.414, t of one degree of freedom 12.706, and 1/2 + 1/2 under the root."""
+    assert prediction_half_width([1.0, 3.0], 2) == pytest.approx(12.7062 * 2**0.5, rel=1e-5)
+    assert prediction_half_width([2.0, 2.0, 2.0], 1) == 0.0
 
 
 def test_the_interval_of_paired_differences_is_students() -> None:

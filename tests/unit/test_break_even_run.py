@@ -72,14 +72,14 @@ def test_four_cells_from_config_to_the_frozen_map(tmp_path: Path) -> None:
     assert "rate_rps" not in content["conditions"]["workload"]["arrival"]
 
 
-def test_the_map_says_what_the_fastest_and_the_slowest_round_of_the_calibration_would_give(tmp_path: Path) -> None:
+def test_the_map_says_what_a_faster_and_a_slower_machine_would_give(tmp_path: Path) -> None:
     path = tmp_path / "calibration.yaml"
     path.write_text(yaml.safe_dump({"conditions": {"model": "tiny"}, **fitted(points())}))
     config = configured(f"simulate.calibration={path}", "break_even.links_gbps=[1]")
     (short, _) = read_sealed(played(tmp_path, config) / PREDICTION)["cells"]
     for arm in ("colocated", "disaggregated"):
         fast, usual, slow = (short["figures"][name][arm]["ttft_p50_s"] for name in (FAST, SIMULATOR, SLOW))
-        assert 0.97 < fast / usual < 1 < slow / usual < 1.03, "rounds of 0.99 and 1.01 of the mean, and waits"
+        assert 0.7 < fast / usual < 0.95 < 1.05 < slow / usual < 1.3, "15 %: two blocks of 0.99 and 1.01 say little"
     assert read_sealed(tmp_path / "break_even/run" / PREDICTION)["costs"]["moving"]["receive_byte_s"] > 0
 
 

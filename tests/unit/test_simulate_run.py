@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from xpyd.model.spec import ModelSpec
 from xpyd.run_dir import RunDir
 from xpyd.simulate.config import MachineConfig
 from xpyd.simulate.model import closed_form, read_calibration
-from xpyd.simulation import run_simulation
+from xpyd.simulation import costs_of, run_simulation
 
 COMPUTE = ComputeModel(2e-3, 1e-4, 3e-8, 3e-4, 1e-6)
 LINK = LinkModel(2e-4, 1e-5, 1e9)
@@ -105,6 +105,7 @@ def test_fewer_rows_leave_the_sums(tmp_path: Path, rows: str, kept: int) -> None
         ({"simulate": {"arms": "serve", "outages": [{"instance": 0, "from_s": 0, "to_s": 9}]}}, "faults=retry"),
         ({"simulate": {"outages": [{"instance": 0, "from_s": 2, "to_s": 1}]}}, "to_s=1"),
         ({"simulate": {"rows": "some"}}, "simulate.rows"),
+        ({"simulate": {"scatter": True}}, "give a calibration file"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_with_a_remedy(changes: dict[str, Any], says: str) -> None:
@@ -126,7 +127,8 @@ def points() -> Points:
         for b, n in ((1 << 21, 9), (1 << 23, 12))
         for f in (0.99, 1.0, 1.01)
     ]
-    return Points(rounds, transfers, beside)
+    played = [{"decode": [ComputePoint(1.25 * point.seconds, *astuple(point)[1:]) for point in own]} for own in rounds]
+    return Points(rounds, played, transfers, beside)
 
 
 def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -144,7 +146,13 @@ def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path:
     assert content["moving"]["receive_byte_s"]["low"] < 2e-9 < content["moving"]["receive_byte_s"]["high"]
     assert costs.slowness == pytest.approx((0.99, 1.01), rel=1e-3)
     assert costs.label == "calibrated"
-    assert costs.compute == ComputeModel(**{name: each["value"] for name, each in content["compute"].items()})
+    alone = ComputeModel(**{name: each["value"] for name, each in content["compute"].items()})
+    assert costs.compute == alone
+    assert astuple(costs.engines["decode"]) == pytest.approx((1.25, 1.25), rel=0.02)
+    assert content["engine"]["decode"]["step_factor"]["low"] < 1.25 < content["engine"]["decode"]["step_factor"]["high"]
+    for own in asdict(costs.scatters["decode"]).values():
+        assert 0.97 < own[0] < own[50] < own[100] < 1.03
+        assert own[50] == pytest.approx(1, abs=0.01)
     with pytest.raises(ValueError, match="made for model tiny, here other"):
         read_calibration(path, ModelSpec("other", 6, 256, 8, 4, 32, 704, 2048))
     with pytest.raises(ValueError, match="cannot be read"):
@@ -160,8 +168,10 @@ def test_a_file_of_before_moving_was_measured_still_loads(tmp_path: Path) -> Non
     path = tmp_path / "calibration.yaml"
     path.write_text(yaml.safe_dump(old))
     costs = read_calibration(path, TINY)
-    assert (costs.moving, costs.slowness) == (UNKNOWN, (1.0, 1.0))
+    assert (costs.moving, costs.engines, costs.scatters, costs.slowness) == (UNKNOWN, {}, {}, ())
     assert costs.label == "calibrated, but for what moving KV costs the steps beside it"
+    with pytest.raises(ConfigError, match="does not say how steps scatter; calibrate anew"):
+        costs_of(load_config(composed(simulate={"calibration": str(path), "scatter": True})))
     path.write_text(yaml.safe_dump({**old, "moving": None, "slowness": [1.0]}))  # the pool had no room for a hand-off
     assert read_calibration(path, TINY).moving == UNKNOWN
 
@@ -171,7 +181,7 @@ def test_points_of_earlier_calibrations_come_back_where_they_were_made_of_the_sa
     RunDir(tmp_path).write_json(POINTS_FILE, points().content(holds_for))
     pooled = read_points([str(tmp_path), str(tmp_path)], holds_for)
     assert len(pooled.rounds) == 4
-    assert pooled.rounds[:2] == points().rounds
+    assert (pooled.rounds[:2], pooled.played[2:]) == (points().rounds, points().played)
     assert (pooled.transfers[:12], pooled.beside[:6]) == (points().transfers, points().beside)
     with pytest.raises(ValueError, match=r"was made with rate_gbps=same, here 0\.5; leave it out"):
         read_points([str(tmp_path)], {**holds_for, "rate_gbps": 0.5})

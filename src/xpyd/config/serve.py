@@ -147,7 +147,7 @@ class TuneColocated(Serve):
 
 @dataclass(frozen=True)
 class Calibrate(Serve):
-    """Step times and link of the user's own ranks; of the workload nothing is played.
+    """Step times and link of the user's own ranks; of the workload nothing is played, blocks are calibration's own.
 
     ``pool``: run folders of earlier calibrations of the same, whose points are fitted together with the new ones.
     """

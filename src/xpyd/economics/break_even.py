@@ -69,6 +69,15 @@ def answer(saved: Interval, margin_s: float = 0.0) -> str:
     return UNDECIDED
 
 
+def prediction_half_width(values: Sequence[float], num_more: int) -> float:
+    """By how much the mean of ``num_more`` further values may be off that of ``values``: 95 %, by Student's t.
+
+    Of at least two values, all independent and alike: a slow drift is not in it.
+    """
+    spread = float(np.std(values, ddof=1)) * (1 / len(values) + 1 / num_more) ** 0.5
+    return float(stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2) * spread)
+
+
 def paired_interval(values: Sequence[float]) -> Interval:
     """Mean of paired differences and its 95 % interval by Student's t; no ends below five pairs."""
     mid, num = float(np.mean(values)), len(values)

@@ -28,6 +28,7 @@ from xpyd.simulate.links import Call
 from xpyd.simulate.loads import Loads
 from xpyd.simulate.outages import Outages
 from xpyd.simulate.pool import tally
+from xpyd.simulate.scattered import Scattered
 from xpyd.simulate.setup import Setup
 
 MESSAGE, STEP_END = 0, 1
@@ -53,7 +54,7 @@ class Cluster:
             pool = []
             for index in range(num):
                 number = len(self.instances)
-                costs = StepCosts.of(setup.compute, setup.slowness(number, width))
+                costs = StepCosts.of(setup.compute_of(role), setup.slowness(number, width))
                 pool.append(Instance(number, index, role, rank, width, costs))
                 pool[-1].begin_block(self._scheduler(pool[-1]), account)
                 self.instances.append(pool[-1])
@@ -62,6 +63,7 @@ class Cluster:
         self.hybrid = HybridRouting(setup.hybrid, setup) if setup.hybrid is not None else None
         router = setup.router if self.hybrid is None else RouterConfig("round_robin")  # not asked, and keeps no loads
         self.loads = [Loads(len(pool), router) for pool in self.pools]
+        self.scattered = Scattered(setup.scatters, setup.seed) if setup.scatters else None
         self.beside = Beside(setup.moving, self) if setup.moving != UNKNOWN else None
         self.handoffs = Handoffs(self)
         Outages(self).plan()
@@ -145,6 +147,8 @@ class Cluster:
                     self.account.stamp(flight, Stage.PREFILL_BEGIN, instance.rank, now_ps)
         if instance.hands_off:
             self.handoffs.step_begins(instance, now_ps)
+        if self.scattered is not None:
+            self.scattered.step_begins(instance, now_ps)
         if self.beside is not None:
             self.beside.step_begins(instance, now_ps)
         self.expect_end(instance)

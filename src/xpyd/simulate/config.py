@@ -34,6 +34,7 @@ class SimulateConfig:
     it is more than workload.num_requests: runs of that many requests follow each other, so memory stays flat.
     ``calibration``: a file of ``experiments.calibrate``; without one, step times follow from the model and ``machine``,
     and the link has fabric.rate_gbps. ``speeds``: of each instance, relative to the step model, repeated in turn.
+    ``scatter``: steps are not all as long as the model says, but lie about it as those of the calibration did; slower.
     ``tp_efficiency``: an instance of w ranks is w times this share as fast as one.
     """
 
@@ -43,10 +44,13 @@ class SimulateConfig:
     num_requests: Annotated[int, Gt(0)] | None = None
     calibration: str | None = None
     speeds: tuple[Annotated[float, Gt(0)], ...] = ()
+    scatter: bool = False
     tp_efficiency: Share = 0.9
     outages: tuple[Outage, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.scatter and self.calibration is None:
+            raise ValueError("scatter=true without calibration: a data sheet has no scatter; give a calibration file")
         if self.arms == "compare" and self.outages:
             raise ValueError("outages with arms=compare: without an instance the arms are not equal; set arms=serve")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from xpyd.economics.cost import ComputeModel, ComputePoint, LinkModel, fit_compute
+from xpyd.economics.engine import EngineModel, Scatter
 from xpyd.economics.moving import UNKNOWN, MovingModel
 from xpyd.model.spec import ModelSpec
 from xpyd.simulate.config import MachineConfig
@@ -25,7 +27,9 @@ DECODES = tuple(product((1, 4, 16, 64, 256), (256, 2048, 8192)))  # (sequences, 
 class Costs:
     """What a simulation reckons with, and where it is from: a label for its tables.
 
-    ``slowness``: least and greatest of the calibration's rounds, relative to all of them: how even the machine was.
+    ``slowness``: of each of the calibration's short blocks, relative to all of them: how even the machine was.
+    ``engines``: what a step of each role takes in a run, from what it takes alone (``compute``); ``scatters``: how such
+    steps lay about that. Both empty where nothing was played.
     ``calibrated_gbps``: the rate of the emulated wire that the link was calibrated on, if it was one.
     """
 
@@ -33,13 +37,14 @@ class Costs:
     link: LinkModel
     label: str
     moving: MovingModel = UNKNOWN
-    slowness: tuple[float, float] = (1.0, 1.0)
+    slowness: tuple[float, ...] = ()
     calibrated_gbps: float | None = None
+    engines: Mapping[str, EngineModel] = field(default_factory=dict)
+    scatters: Mapping[str, Scatter] = field(default_factory=dict)
 
     def slower(self, factor: float) -> Costs:
         """The same with steps that take so many times as long."""
-        compute = ComputeModel(**{name: value * factor for name, value in asdict(self.compute).items()})
-        return replace(self, compute=compute, slowness=(1.0, 1.0))
+        return replace(self, compute=EngineModel(factor, factor).of(self.compute), slowness=())
 
 
 def closed_form(spec: ModelSpec, machine: MachineConfig, rate_gbps: float) -> Costs:
@@ -79,7 +84,15 @@ def read_calibration(path: Path, spec: ModelSpec) -> Costs:
         compute = ComputeModel(**{name: float(found["value"]) for name, found in content["compute"].items()})
         link = LinkModel(**{name: float(found["value"]) for name, found in content["link"].items()})
         measured = content.get("moving")  # none in files of before it was measured
-        rounds = [float(each) for each in content.get("slowness", [1.0])]
+        engines = {
+            role: EngineModel(**{name: float(found["value"]) for name, found in each.items()})
+            for role, each in content.get("engine", {}).items()
+        }
+        scatters = {
+            role: Scatter(tuple(each["prefill"]), tuple(each["decode"]))
+            for role, each in content.get("scatter", {}).items()
+        }
+        rounds = [float(each) for each in content.get("slowness", [])]
         moving = MovingModel(**{name: float(found["value"]) for name, found in (measured or {}).items()})
     except OSError as error:
         raise ValueError(
@@ -96,4 +109,4 @@ def read_calibration(path: Path, spec: ModelSpec) -> Costs:
             f"simulate.calibration={path}: made for model {made_for}, here {spec.name}; calibrate this one"
         )
     label = "calibrated" if measured else "calibrated, but for what moving KV costs the steps beside it"
-    return Costs(compute, link, label, moving, (min(rounds), max(rounds)), wire_gbps)
+    return Costs(compute, link, label, moving, tuple(rounds), wire_gbps, engines, scatters)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from xpyd.economics.codecs import CodecTerm
 from xpyd.economics.cost import ComputeModel, LinkModel, replication
+from xpyd.economics.engine import EngineModel, Scatter
 from xpyd.economics.moving import UNKNOWN, MovingModel
 from xpyd.model.shard import Shard
 from xpyd.model.spec import ModelSpec
@@ -48,6 +50,9 @@ class Setup:
     detect_s: float
     fast: bool = True
     moving: MovingModel = UNKNOWN
+    engines: Mapping[str, EngineModel] = field(default_factory=dict)  # by role; none: steps take what they do alone
+    scatters: Mapping[str, Scatter] = field(default_factory=dict)  # likewise; draws follow from ``seed``
+    seed: int = 0
     codec: CodecTerm | None = None
     hybrid: Hybrid | None = None  # every instance prefills and decodes, and each request stays or moves
 
@@ -58,6 +63,11 @@ class Setup:
             return [(Role.COLOCATED, p.num_colocated, p.colocated_tp or 1)]
         roles = (Role.PREFILL, Role.DECODE) if self.hybrid is None else (Role.HYBRID, Role.HYBRID)
         return [(roles[0], p.num_prefill, p.prefill_tp), (roles[1], p.num_decode, p.decode_tp)]
+
+    def compute_of(self, role: Role) -> ComputeModel:
+        """The step model of a worker of this role; one of both kinds looks after as much as a decode worker."""
+        found = self.engines.get(Role.DECODE if role is Role.HYBRID else role)
+        return self.compute if found is None else found.of(self.compute)
 
     def num_kv_blocks(self, width: int) -> int:
         """Blocks of an instance whose ranks each give what a lone one would."""

@@ -23,7 +23,8 @@ from xpyd.units import NS_PER_S
 from xpyd.worker.session import Session
 from xpyd.worker.wire import receive_once, send_once
 
-CHUNKS = ((16, 0), (48, 0), (144, 0), (320, 0), (96, 160))  # (new tokens, tokens cached before them)
+# (new tokens, tokens cached before them); the last, a large chunk far behind, tells pairs from tokens
+CHUNKS = ((16, 0), (48, 0), (144, 0), (320, 0), (96, 160), (224, 288))
 DECODES = ((1, 40), (1, 400), (3, 40), (6, 40), (6, 200), (12, 40))  # (sequences, context of each)
 MIXED = ((40, 3, 40), (144, 6, 40))  # (new tokens, sequences, context)
 TRANSFER_BLOCKS = (1, 3, 6, 12, 24, 48, 192)

@@ -1,0 +1,88 @@
+"""What a step takes in a run, from what it takes alone: two factors, and how far steps scatter about that.
+
+The shape of the cost (linear and quadratic in tokens) comes from steps alone, which cover lengths and batches evenly;
+how much slower the same steps are among the other processes of a run comes from a short block that was played.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xpyd.economics.cost import ComputeModel, ComputePoint
+from xpyd.economics.nnls import nnls
+
+NUM_QUANTILES = 101
+
+
+@dataclass(frozen=True)
+class EngineModel:
+    """Factors on what steps take alone: on the step itself with its decodes, and on the prompt tokens in it."""
+
+    step_factor: float = 1.0
+    prompt_factor: float = 1.0
+
+    def of(self, alone: ComputeModel) -> ComputeModel:
+        """The step model in a run."""
+        return ComputeModel(
+            self.step_factor * alone.base_s,
+            self.prompt_factor * alone.prefill_token_s,
+            self.prompt_factor * alone.prefill_pair_s,
+            self.step_factor * alone.decode_seq_s,
+            self.step_factor * alone.context_token_s,
+        )
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Quantiles, least to greatest, of measured over modeled seconds; steps with a prompt and without apart."""
+
+    prefill: tuple[float, ...]
+    decode: tuple[float, ...]
+
+
+def fit_engine(alone: ComputeModel, played: Sequence[ComputePoint]) -> EngineModel:
+    """Least squares on the median step of each size that occurs, by relative error, weighed by how often it does.
+
+    Medians: what scatters about them is ``scatter``'s. A factor is 1 where no step says anything about it.
+    """
+    sizes: defaultdict[tuple[int, int], list[ComputePoint]] = defaultdict(list)
+    for point in played:
+        sizes[size_of(point)].append(point)
+    if not sizes:
+        return EngineModel()
+    rows, targets = [], []
+    for own in sizes.values():
+        middle = float(np.median([point.seconds for point in own]))
+        prompt_s = alone.chunk_s(own[0].num_prefill_tokens)
+        rest_s = float(np.median([step_s(alone, point) for point in own])) - prompt_s
+        weight = len(own) ** 0.5 / middle
+        rows.append((weight * rest_s, weight * prompt_s))
+        targets.append(weight * middle)
+    step_factor, prompt_factor = nnls(np.array(rows), np.array(targets)).tolist()
+    return EngineModel(step_factor, prompt_factor if any(prompt for _, prompt in rows) else 1.0)
+
+
+def scatter(model: ComputeModel, played: Sequence[ComputePoint]) -> Scatter:
+    """How the steps of a run lie about ``model``, which is of a run; (1,) where a kind did not occur."""
+    kinds: dict[bool, list[float]] = {True: [], False: []}
+    for point in played:
+        kinds[point.num_prefill_tokens > 0].append(point.seconds / step_s(model, point))
+    shares = np.linspace(0, 1, NUM_QUANTILES)
+    prefill, decode = (tuple(np.quantile(own, shares).tolist()) if own else (1.0,) for own in kinds.values())
+    return Scatter(prefill, decode)
+
+
+def size_of(point: ComputePoint) -> tuple[int, int]:
+    """What steps of a run have in common that count as repeats: context is never the same twice."""
+    return point.num_prefill_tokens, point.num_decode_seqs
+
+
+def step_s(model: ComputeModel, point: ComputePoint) -> float:
+    """What ``model`` says of the step of a point."""
+    return model.step_s(
+        point.num_prefill_tokens, point.num_cached_tokens, point.num_decode_seqs, point.num_context_tokens
+    )

@@ -1,0 +1,98 @@
+"""Steps of a run against steps alone: the fit and the scatter on planted steps, and the points that step rows make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xpyd.economics.cost import ComputeModel, ComputePoint
+from xpyd.economics.engine import EngineModel, Scatter, fit_engine, scatter, step_s
+from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, played_points
+
+ALONE = ComputeModel(3e-3, 1e-4, 2e-7, 5e-5, 1e-7)
+ENGINE = EngineModel(1.4, 0.9)
+
+
+def planted() -> list[ComputePoint]:
+    """Steps of a run: a tenth of them stalled to three times their length."""
+    generator = np.random.default_rng(0)
+    points = []
+    for tokens, seqs in ((0, 1), (0, 3), (48, 0), (176, 0)):
+        for number in range(40):
+            context = int(generator.integers(50, 200)) * seqs
+            point = ComputePoint(1.0, tokens, 0, seqs, context)
+            slow = 3.0 if number % 10 == 0 else 0.9 + 0.2 * number / 40
+            points.append(ComputePoint(step_s(ENGINE.of(ALONE), point) * slow, tokens, 0, seqs, context))
+    return points
+
+
+def test_a_known_engine_is_found_though_steps_stall() -> None:
+    found = fit_engine(ALONE, planted())
+    assert found.step_factor == pytest.approx(ENGINE.step_factor, rel=0.05)
+    assert found.prompt_factor == pytest.approx(ENGINE.prompt_factor, rel=0.05)
+    decodes = [point for point in planted() if not point.num_prefill_tokens]
+    assert fit_engine(ALONE, decodes).prompt_factor == 1.0
+    assert fit_engine(ALONE, []) == EngineModel()
+    assert EngineModel().of(ALONE) == ALONE
+
+
+def test_the_scatter_holds_the_stalls() -> None:
+    found = scatter(ENGINE.of(ALONE), planted())
+    for own in (found.prefill, found.decode):
+        assert len(own) == 101
+        assert own[100] == pytest.approx(3.0)
+        assert own[85] < 1.2, "a tenth stalls, no more"
+        assert own[50] == pytest.approx(1.0, abs=0.05)
+    prompts_alone = [point for point in planted() if point.num_prefill_tokens]
+    assert scatter(ENGINE.of(ALONE), prompts_alone).decode == (1.0,)
+    assert isinstance(found, Scatter)
+
+
+def step(block: int, rank: int, begin: float, end: float, tokens: int, prompts: int, seqs: int) -> dict[str, Any]:
+    """A step row of ``begin`` to ``end`` ms."""
+    times = {"begin_ns": round(begin * 1e6), "end_ns": round(end * 1e6)}
+    counts = {"num_prefill_tokens": tokens, "num_prefill_seqs": prompts, "num_decode_seqs": seqs}
+    role = "colocated" if rank < 3 else "decode"
+    return {"block": block, "rank": rank, "role": role, **times, **counts, "num_context_tokens": 100 * seqs}
+
+
+def test_a_step_lasts_until_the_next_one_begins() -> None:
+    """Turns of 0.25, 0.25 and, over an idle while, 50 ms: their median counts; other ranks and blocks do not."""
+    rows = [
+        step(0, 1, 0, 40, 112, 1, 0),
+        step(0, 1, 41, 45, 0, 0, 1),
+        step(0, 1, 45.25, 49.25, 0, 0, 1),
+        step(0, 1, 49.5, 53.5, 0, 0, 1),
+        step(0, 1, 103.5, 107.5, 0, 0, 1),
+        step(0, 2, 0, 90, 96, 2, 0),
+        step(0, 2, 90, 120, 64, 1, 3),
+        step(1, 3, 0, 5, 0, 0, 1),
+        step(1, 3, 6, 11, 0, 0, 1),
+        step(BLOCKS_PER_ROUND, 1, 0, 5, 0, 0, 2),
+    ]
+    first, second, *others = played_points(reversed(rows), BLOCKS_PER_ROUND + 1)
+    assert second["decode"] == [ComputePoint(pytest.approx(0.006), 0, 0, 1, 100)] * 2, "each role has its own turns"
+    assert first == {
+        "colocated": [
+            ComputePoint(pytest.approx(0.04025), 112, 0, 0, 0),
+            *[ComputePoint(pytest.approx(0.00425), 0, 0, 1, 100)] * 4,
+        ]
+    }, "two prompts in a step, and 64 tokens of one, are left out"
+    assert others == [{}, {}, {"colocated": [ComputePoint(pytest.approx(0.00525), 0, 0, 2, 200)]}]
+
+
+def test_both_arms_are_played_lightly_and_less_so_in_every_round() -> None:
+    blocks = calibration_blocks(1, 4096)
+    assert [(block.arm, block.concurrency) for block in blocks] == [
+        ("colocated", 1),
+        ("disaggregated", 1),
+        ("colocated", 3),
+        ("disaggregated", 3),
+    ]
+    assert [block.number for block in blocks] == [4, 5, 6, 7]
+    assert {block.pair for block in blocks} == {1}
+    assert {request.input_len for request in blocks[0].requests} == {48, 112, 176}
+    assert {request.input_len for request in calibration_blocks(0, 128)[0].requests} == {48, 112}
+    assert calibration_blocks(0, 32) == []
