@@ -8,7 +8,6 @@ runs against it.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, replace
@@ -22,7 +21,7 @@ from xpyd.config.load import dump_config
 from xpyd.config.modeled import BreakEven
 from xpyd.economics.break_even import Cell, Judged, judge, prediction_half_width
 from xpyd.economics.cost import LinkModel
-from xpyd.economics.frozen import HASH, sealed
+from xpyd.economics.frozen import HASH, file_hash, sealed
 from xpyd.economics.ledger import ArmTimes, make_ledger
 from xpyd.economics.moving import UNKNOWN
 from xpyd.entry import Job
@@ -93,7 +92,7 @@ def prediction(config: BreakEven, rows: Sequence[BreakEvenRow], costs: Costs) ->
         "commit": commit(ROOT),
         "source": "modeled",
         "costs": asdict(costs),
-        "calibration": None if path is None else {"path": str(Path(path).absolute()), **_file_hash(Path(path))},
+        "calibration": None if path is None else {"path": str(Path(path).absolute()), HASH: file_hash(Path(path))},
         "criterion": config.break_even.criterion,
         "band": config.break_even.band,
         "num_pairs": config.num_pairs,
@@ -245,7 +244,3 @@ def _spread(rows: Sequence[BreakEvenRow]) -> dict[str, dict[str, float]]:
 
 def _words(found: Judged) -> str:
     return f"{found.answer} ({format_s(found.saved.mid)} saved per request)"
-
-
-def _file_hash(path: Path) -> dict[str, str]:
-    return {HASH: hashlib.sha256(path.read_bytes()).hexdigest()}
