@@ -75,8 +75,8 @@ def test_both_arms_give_the_same_tokens(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_back_pressure_and_preemption_change_no_token(tmp_path: Path) -> None:
-    """A pool for two requests at a time: offers wait, running ones are recomputed, tokens stay the same."""
-    tight = ["workload.num_requests=12", "workload.output_len=64", "workload.arrival.rate_rps=200"]
+    """A pool for one whole request: offers wait, running ones are recomputed, tokens stay the same."""
+    tight = ["workload.num_requests=12", "workload.output_len=128", "workload.arrival.rate_rps=20000"]  # all at once
     done = plain("compare", *SMALL, *tight, "scheduler.num_kv_blocks=16", f"run.root={tmp_path}")
     assert done.returncode == 0, done.stderr
     found = tables(run_folder(tmp_path, "compare"))
