@@ -9,7 +9,7 @@ PY_M = $(BIN)/python -m
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate break-even regret soak fuzz claims check-cluster codecs cluster slurm-demo held-out test test-rdma lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate break-even regret soak fuzz claims check-cluster codecs cluster slurm-demo held-out test test-long test-rdma lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -89,9 +89,16 @@ held-out: $(SETUP) ## a break-even map of a virtual cluster, frozen, then its ce
 	$(PY_M) launch.held_out $(ARGS)
 
 # Tests of the virtual cluster measure its links, so they run after all others and one by one.
-test: $(SETUP_DEV) ## the test suite but for test-rdma; what needs root, Slurm or a GPU skips with the reason
-	$(PY_M) pytest -n $(TEST_JOBS) --ignore=tests/slurm --ignore=tests/rdma
-	$(PY_M) pytest tests/slurm
+define play
+	$(PY_M) pytest -n $(TEST_JOBS) --dist worksteal --ignore=tests/slurm --ignore=tests/rdma -m $(1)
+	$(PY_M) pytest tests/slurm -m $(1)
+endef
+
+test: $(SETUP_DEV) ## the tests but for the longest; what needs root, Slurm or a GPU skips with the reason
+	$(call play,"not long")
+
+test-long: $(SETUP_DEV) ## the longest tests: whole experiments, sweeps and faults on ranks and nodes
+	$(call play,long)
 
 test-rdma: $(SETUP_DEV) ## the ucx transport and a comparison over InfiniBand verbs, in an emulated guest (QEMU)
 	$(PY_M) pytest tests/rdma
@@ -104,7 +111,7 @@ lint: $(SETUP_DEV) ## ruff, format check, shellcheck
 types: $(SETUP_DEV) ## mypy, strict
 	$(BIN)/mypy
 
-check: lint types test ## lint, types and tests
+check: lint types test test-long ## lint, types and tests
 
 format: $(SETUP_DEV) ## format and sort imports
 	$(BIN)/ruff check --fix .

@@ -114,6 +114,7 @@ def add_model(copy: Path) -> None:
     write_yaml(copy, "model", "micro", name="toy", num_layers=3)
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_what_is_added_by_the_table_works(copy: Path, tmp_path: Path) -> None:
     for add in (add_transport, add_scheduler, add_arrivals, add_model):

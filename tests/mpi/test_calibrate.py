@@ -16,6 +16,7 @@ from xpyd.simulate.model import read_calibration
 MICRO = ModelSpec("micro", 2, 64, 4, 2, 16, 128, 256)
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_a_calibration_knows_steps_link_runs_and_what_moving_costs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -80,6 +80,7 @@ def sick(mpirun: Run, root: Path, what: str, num_ranks: int) -> tuple[str, dict[
     return done.stderr, findings(root)
 
 
+@pytest.mark.long
 def test_silent_and_lying_peers_are_named_and_the_other_pair_is_probed(mpirun: Run, tmp_path: Path) -> None:
     _, content = sick(mpirun, tmp_path, "wires", 5)
     found = by_check(content)

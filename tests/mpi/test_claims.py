@@ -20,6 +20,7 @@ def run_claims(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_what_fails_is_a_reason_and_the_rest_is_judged(tmp_path: Path) -> None:
     """The hand-off needs two nodes, and is not told that it may share one: its claim stays without a value."""

@@ -34,6 +34,7 @@ def test_every_mode_through_int8(mpirun: Run, tmp_path: Path) -> None:
     all_modes_decoded_from_the_same_bytes(found["tokens"].sort_values(["block", "request_id", "index"]))
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_a_comparison_through_fp8(tmp_path: Path) -> None:
     """One word on the command line: encoded bytes in the ledger, a prediction that knows them, labels in the page."""

@@ -19,6 +19,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 @pytest.mark.parametrize("transport", ["mpi", "nixl"])
 def test_every_load_is_measured(tmp_path: Path, transport: str) -> None:

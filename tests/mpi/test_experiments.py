@@ -172,6 +172,7 @@ def test_sigterm_keeps_what_was_measured(tmp_path: Path) -> None:
         assert reader.read_next_batch().num_rows >= 1
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_a_run_stopped_by_sigusr1_goes_on_at_its_next_block(tmp_path: Path) -> None:
     """It drains and ends in order without DONE; nobody joins an attempt; each block counts once in the end."""
@@ -225,6 +226,7 @@ def test_a_typo_fails_before_any_rank_starts(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_sweeps_make_one_run_each(tmp_path: Path) -> None:
     one_arm = [o for o in SMALL if not o.startswith("num_pairs")]

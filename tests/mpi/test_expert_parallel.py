@@ -29,6 +29,7 @@ def test_logits_are_those_of_one_rank(mpirun: Run, num_ranks: int, kind: str) ->
     assert ast.literal_eval(held) == [8 // num_ranks] * num_ranks
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_the_experiment_counts_what_crosses(tmp_path: Path) -> None:
     """Four ranks taken for two nodes, with a shared expert and a dense layer, beside one rank."""

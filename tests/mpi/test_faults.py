@@ -96,6 +96,7 @@ def test_a_killed_prefill_rank_is_replaced_by_the_others(tmp_path: Path) -> None
     assert retried["reason"].str.contains("rank 1 (prefill", regex=False).all()
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_the_other_pairs_outlive_a_stopped_decode_rank(tmp_path: Path) -> None:
     code, errors, folder = serve_and_hurt(tmp_path, signal.SIGSTOP, 2, "placement=1p2d", "faults=go_on")
@@ -122,6 +123,7 @@ def test_a_rank_that_stops_after_the_last_token_is_lost_like_any_other(tmp_path:
     assert [outcome.num_finished for outcome in result.outcomes] == [order.num_requests] * 2
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_requests_that_wait_for_blocks_in_quarantine_fail(tmp_path: Path) -> None:
     """Sends over mpi to stopped ranks never end: most of a small pool is lost to them, and prompts wait behind it."""

@@ -43,6 +43,7 @@ COMBINATIONS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_tokens_are_those_of_one_rank_and_bytes_add_up(mpirun: Run, tmp_path: Path) -> None:
     program = str(ROOT / "tests/mpi/programs/instances.py")

@@ -65,6 +65,7 @@ def test_staged_over_mpi_beside_an_instance_of_two_ranks(mpirun: Run, tmp_path: 
     assert caches.loc[caches["block"] == 1, "num_cached_tokens"].sum() >= 36 * 3
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_the_experiment_plays_every_arm_and_reports(tmp_path: Path) -> None:
     small = ["model=micro", "placement.allow_shared_node=true", "faults.detect_s=30", f"run.root={tmp_path}"]

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 WAYS = ["2C", "1C(tp2)", "1P1D whole", "1P1D whole hybrid", "1P1D layerwise", "1P1D layerwise hybrid"]
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_every_way_of_a_plan_is_played(tmp_path: Path) -> None:
     config = planned(

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_rates_rise_until_the_limit_is_lost(tmp_path: Path) -> None:
     overrides = [

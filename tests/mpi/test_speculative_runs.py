@@ -13,6 +13,7 @@ ARMS = {"colocated", "colocated_speculative", "disaggregated", "disaggregated_sp
 WIDE = ["placement.decode_tp=2", "transfer.block_order=heads_first"]
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 @pytest.mark.parametrize("more", [[], WIDE], ids=["one rank", "a decode instance of two"])
 def test_the_model_as_its_own_draft_changes_no_token_and_no_byte(tmp_path: Path, more: list[str]) -> None:

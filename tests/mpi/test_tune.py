@@ -31,6 +31,7 @@ min_gain: 0.0
 """
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_tune_writes_a_preset_that_loads(tmp_path: Path) -> None:
     (tmp_path / "search").mkdir()

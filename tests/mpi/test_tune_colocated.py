@@ -29,6 +29,7 @@ def run(experiment: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_compare_finds_the_tuned_rival_and_plays_it(tmp_path: Path) -> None:
     root = f"run.root={tmp_path}"
