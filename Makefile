@@ -88,17 +88,13 @@ slurm-demo: $(SETUP) ## the same Slurm job on a slow and a fast link of a virtua
 held-out: $(SETUP) ## a break-even map of a virtual cluster, frozen, then its cells measured on shaped links: ARGS=...
 	$(PY_M) launch.held_out $(ARGS)
 
-# Tests of the virtual cluster measure its links, so they run after all others and one by one.
-define play
-	$(PY_M) pytest -n $(TEST_JOBS) --dist worksteal --ignore=tests/slurm --ignore=tests/rdma -m $(1)
-	$(PY_M) pytest tests/slurm -m $(1)
-endef
-
+# Tests of the virtual cluster measure its links, so they run after all others and one by one; long ones have many ranks.
 test: $(SETUP_DEV) ## the tests but for the longest; what needs root, Slurm or a GPU skips with the reason
-	$(call play,"not long")
+	$(PY_M) pytest -n $(TEST_JOBS) --dist worksteal --ignore=tests/slurm --ignore=tests/rdma -m "not long"
+	$(PY_M) pytest tests/slurm -m "not long"
 
-test-long: $(SETUP_DEV) ## the longest tests: whole experiments, sweeps and faults on ranks and nodes
-	$(call play,long)
+test-long: $(SETUP_DEV) ## the longest tests, one by one: whole experiments, sweeps and faults on ranks and nodes
+	$(PY_M) pytest --ignore=tests/rdma -m long
 
 test-rdma: $(SETUP_DEV) ## the ucx transport and a comparison over InfiniBand verbs, in an emulated guest (QEMU)
 	$(PY_M) pytest tests/rdma

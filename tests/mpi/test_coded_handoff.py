@@ -22,6 +22,7 @@ ENCODED_BYTES = NUM_VALUES + 2 * 2 * 4  # a byte each, and a scale for K and V o
 INPUT_BLOCKS = {0: 10, 1: 18, 3: 24, 4: 2, 5: 16}  # of the requests that move
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_every_mode_through_int8(mpirun: Run, tmp_path: Path) -> None:
     """One session: colocated, then every mode through int8, in a pool of blocks and heads first."""

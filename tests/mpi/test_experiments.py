@@ -155,6 +155,7 @@ def running(line_begin: str, *overrides: str) -> tuple[subprocess.Popen[str], IO
     return job, job.stderr
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_sigterm_keeps_what_was_measured(tmp_path: Path) -> None:
     job, errors = running("block 4/", "num_pairs=500", f"run.root={tmp_path}")
@@ -207,6 +208,7 @@ def test_a_run_stopped_by_sigusr1_goes_on_at_its_next_block(tmp_path: Path) -> N
     assert f"skipped: {folder} is done" in again.stderr
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_a_stop_before_the_first_block_fails(tmp_path: Path) -> None:
     """Else a job with too little time would go back into the queue for ever."""

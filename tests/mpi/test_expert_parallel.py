@@ -18,6 +18,7 @@ TINY = ["model.num_layers=2", "sweep.widths=[1,4]", "sweep.prompt_tokens=[24]", 
 TINY += ["sweep.num_steps=1", "sweep.num_repeats=1"]
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 @pytest.mark.parametrize(("num_ranks", "kind"), [(2, "mpi"), (4, "mpi"), (2, "gloo")])
 def test_logits_are_those_of_one_rank(mpirun: Run, num_ranks: int, kind: str) -> None:

@@ -112,6 +112,7 @@ def test_the_other_pairs_outlive_a_stopped_decode_rank(tmp_path: Path) -> None:
     assert (ends(found["stages"]) == "finished").sum() == NUM_REQUESTS - loss.num_requests > 0
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_a_rank_that_stops_after_the_last_token_is_lost_like_any_other(tmp_path: Path) -> None:
     """By its silence, not by the barrier; and the block after it is played by the others."""

@@ -23,6 +23,7 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
     return {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 @pytest.mark.parametrize("transport", ["ucx", "nixl"])
 def test_every_rank_in_every_role(mpirun: Run, tmp_path: Path, transport: str) -> None:
@@ -50,6 +51,7 @@ def test_every_rank_in_every_role(mpirun: Run, tmp_path: Path, transport: str) -
     assert (counted["transport_bytes"] == planned).all()
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_the_third_arm_of_a_comparison(tmp_path: Path) -> None:
     """All three arms on the same requests; the rows say what was chosen, and at what cost."""

@@ -70,6 +70,7 @@ def test_tokens_are_those_of_one_rank_and_bytes_add_up(mpirun: Run, tmp_path: Pa
         assert set(found["steps"]["rank"]) == {1, 1 + int(source[2:])}, "leaders write the steps"
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_a_comparison_of_unequal_widths(tmp_path: Path) -> None:
     """2 + 1 ranks against 3 colocated ones, through the front end; an instance of two ranks follows its leader."""
@@ -93,6 +94,7 @@ def test_every_kind_of_instance_has_its_scaling_table() -> None:
     assert set(get_args(Kind)) == set(TITLES) == set(COLUMNS) == set(NOTES)
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_scaling_compares_each_way_with_one_rank(tmp_path: Path) -> None:
     overrides = ["model=micro", "placement.colocated_tp=2", "sweep.widths=[1,2]", "sweep.prompt_tokens=[32]"]

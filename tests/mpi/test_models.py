@@ -27,6 +27,7 @@ SMALL = [
 BLOCK_BYTES = 16 * (16 + 8) * 4  # block_size tokens in float32, of one layer
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_a_comparison_of_a_latent_model(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.compare", *SMALL, f"run.root={tmp_path}"]

@@ -33,6 +33,7 @@ def check_tokens(tables: dict[str, pd.DataFrame]) -> None:
         assert own == found[0], f"block {number}"
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_tokens_bytes_and_rows_of_single_ranks(mpirun: Run, tmp_path: Path) -> None:
     tables = play(mpirun, tmp_path, "ucx", {}, 1)
@@ -57,6 +58,7 @@ def test_tokens_bytes_and_rows_of_single_ranks(mpirun: Run, tmp_path: Path) -> N
     assert moved["verified"].all()
 
 
+@pytest.mark.long
 @pytest.mark.mpi
 def test_staged_over_mpi_beside_an_instance_of_two_ranks(mpirun: Run, tmp_path: Path) -> None:
     tables = play(mpirun, tmp_path, "mpi", STAGED, 2)

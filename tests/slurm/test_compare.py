@@ -25,7 +25,7 @@ def settings(cluster: VirtualCluster, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setitem(cluster.env, name, value)
 
 
-@pytest.mark.parametrize(("placement", "num_nodes"), [("1p1d", 2), ("2p1d", 3)])
+@pytest.mark.parametrize(("placement", "num_nodes"), [("1p1d", 2), pytest.param("2p1d", 3, marks=pytest.mark.long)])
 def test_kv_crosses_the_wire_between_nodes(
     cluster: VirtualCluster, tmp_path: Path, placement: str, num_nodes: int
 ) -> None:
@@ -39,6 +39,7 @@ def test_kv_crosses_the_wire_between_nodes(
     assert crossed >= found["transfers"]["payload_bytes"].sum(), "the cluster's own count of the decode node's veth"
 
 
+@pytest.mark.long
 def test_two_roles_on_one_node_are_refused(
     cluster: VirtualCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,6 +49,7 @@ def test_two_roles_on_one_node_are_refused(
     assert "puts prefill and decode on one node" in output
 
 
+@pytest.mark.long
 def test_too_few_nodes_are_refused(cluster: VirtualCluster, tmp_path: Path) -> None:
     state, output = submit(cluster, tmp_path, 2, "placement=2p1d")
     assert state == "FAILED"

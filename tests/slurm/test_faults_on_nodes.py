@@ -34,6 +34,7 @@ def link_of_n2(cluster: VirtualCluster) -> Iterator[Callable[[bool], None]]:
     set_link(True)
 
 
+@pytest.mark.long
 def test_a_link_that_goes_down_costs_a_rank_and_no_request(
     cluster: VirtualCluster, tmp_path: Path, link_of_n2: Callable[[bool], None]
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_link_that_goes_down_costs_a_rank_and_no_request(
     assert retried["reason"].str.contains(r"rank 2 \(prefill on n2\) is lost").all()
 
 
+@pytest.mark.long
 def test_a_node_that_dies_ends_the_job_whose_rows_can_be_analysed(
     cluster: VirtualCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def test_time_nearly_up_requeues(cluster: VirtualCluster, ready: Path, monkeypat
     cluster.run("scancel", job)
 
 
+@pytest.mark.long
 def test_a_dead_node_requeues_the_job(cluster: VirtualCluster, ready: Path) -> None:
     """Power failure of a node: Slurm notices, and the job runs again on the nodes that are left."""
     job = cluster.submit(ready, "-N", "3", "launch/slurm.sbatch", "hello", "wait")

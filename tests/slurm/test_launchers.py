@@ -38,6 +38,7 @@ def test_srun_starts_the_ranks(cluster: VirtualCluster, tmp_path: Path) -> None:
     check_comparison(tmp_path, TWO_NODES)
 
 
+@pytest.mark.long
 def test_the_front_starts_srun(cluster: VirtualCluster, tmp_path: Path) -> None:
     """On the login node: Hydra there, ranks on the nodes, the same run folder."""
     front = [sys.executable, "-m", "experiments.compare", "launch=srun", "launch.args=['-N2','--mpi=pmix']"]
@@ -46,6 +47,7 @@ def test_the_front_starts_srun(cluster: VirtualCluster, tmp_path: Path) -> None:
     assert "srun" in (run_folder(tmp_path, "compare") / "command.sh").read_text()
 
 
+@pytest.mark.long
 def test_mpirun_starts_the_ranks(cluster: VirtualCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cluster.env, "XPYD_MPIRUN_AGENT", "launch/agent")
     command = ["launch/mpirun.sh", "--hosts", "n3,n4,n1", "compare", "placement=2p1d"]
@@ -53,6 +55,7 @@ def test_mpirun_starts_the_ranks(cluster: VirtualCluster, tmp_path: Path, monkey
     check_comparison(tmp_path, {"client": ["n3"], "prefill": ["n3", "n4"], "decode": ["n1"]})
 
 
+@pytest.mark.long
 def test_prefill_and_decode_in_partitions_of_their_own(cluster: VirtualCluster, tmp_path: Path) -> None:
     """A heterogeneous job: its components may wait for a minute after the results (docs/slurm.md)."""
     sizes = ["-p", "prefill", "-N", "2", f"--output={tmp_path}/job.out", ":", "-p", "decode", "-N", "1"]
@@ -62,6 +65,7 @@ def test_prefill_and_decode_in_partitions_of_their_own(cluster: VirtualCluster, 
     check_comparison(tmp_path, {"client": ["n1"], "prefill": ["n1", "n2"], "decode": ["n3"]})
 
 
+@pytest.mark.long
 def test_one_arm_alone(cluster: VirtualCluster, tmp_path: Path) -> None:
     arm = [setting for setting in SMALL if not setting.startswith("num_pairs")]
     job = cluster.submit(

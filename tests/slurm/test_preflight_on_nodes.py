@@ -40,6 +40,7 @@ def shaped(cluster: VirtualCluster) -> Iterator[None]:
     cluster.call("shape", "none")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("shaped")
 def test_a_shaped_link_is_measured_and_named(cluster: VirtualCluster, tmp_path: Path) -> None:
     wire = ["fabric=tcp", "fabric.net_devices=[eth0]", "fabric.rate_gbps=1"]
@@ -101,6 +102,7 @@ def second_network(cluster: VirtualCluster) -> Iterator[None]:
         cluster.on(node, "ip", "link", "delete", "eth1")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("second_network")
 def test_a_pair_whose_wire_is_dead_is_named_and_the_other_is_measured(
     cluster: VirtualCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -57,6 +57,7 @@ def outlasting(cluster: VirtualCluster, tmp_path_factory: pytest.TempPathFactory
     cluster.run("scancel", job)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("outlasting")
 def test_a_sweep_goes_to_its_end_and_is_skipped_then(cluster: VirtualCluster, tmp_path: Path) -> None:
     root = tmp_path / HOSTILE
@@ -85,6 +86,7 @@ def test_a_dry_run_asks_slurm(cluster: VirtualCluster, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_run_goes_on_after_its_limit_and_after_a_lost_node(cluster: VirtualCluster, tmp_path: Path) -> None:
     """Three attempts, each from the block after the last that ended; every block counts once, its tokens are equal."""
     job, folder = submit(cluster, "num_pairs=3", f"run.root={tmp_path}")
@@ -122,6 +124,7 @@ def _restart(cluster: VirtualCluster, job: str, restarts: int = 1) -> None:
     cluster.run("scontrol", "update", f"jobid={job}", "StartTime=now+3")
 
 
+@pytest.mark.long
 def test_a_run_stops_in_order_before_its_time_limit(outlasting: tuple[str, Path]) -> None:
     job, folder = outlasting
     wait_for(lambda: "partial results" in said(folder, job) or "exit code" in said(folder, job), "its end", SLOW)

@@ -23,6 +23,7 @@ def settings(cluster: VirtualCluster, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setitem(cluster.env, name, value)
 
 
+@pytest.mark.long
 def test_ledger_transport_and_interfaces_count_the_same_bytes(cluster: VirtualCluster, tmp_path: Path) -> None:
     pytest.importorskip("nixl_cu12", reason="no nixl: pip install 'xpyd[nixl]'")
     script = ["-N", "2", f"--output={tmp_path}/job.out", str(ROOT / "launch/slurm.sbatch")]

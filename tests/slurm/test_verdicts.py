@@ -59,6 +59,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     return demo
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)  # under a minute where the machine has nothing else to do
 def test_a_slow_and_a_fast_link_give_opposite_verdicts(demo: Demo) -> None:
     slow, fast = (Comparison(demo.run(rate)).verdicts[0] for rate in (SLOW, FAST))
@@ -68,6 +69,7 @@ def test_a_slow_and_a_fast_link_give_opposite_verdicts(demo: Demo) -> None:
     assert min(found.lines["ledger_s"].num_pairs for found in (slow, fast)) >= MIN_BLOCK_PAIRS
 
 
+@pytest.mark.long
 def test_only_the_link_differed(demo: Demo) -> None:
     """Configurations equal but for the folder's name, the same tokens everywhere, and KV that crossed the veth."""
     slow, fast = demo.run(SLOW), demo.run(FAST)
@@ -83,6 +85,7 @@ def test_only_the_link_differed(demo: Demo) -> None:
             check_bytes(blocks.loc[block.Index], run.tables["transfers"].query("block == @block.block"))
 
 
+@pytest.mark.long
 def test_the_table_shows_both_and_the_cluster_is_gone(demo: Demo) -> None:
     rows = {rate: re.search(rf"^│ {rate} .*$", demo.output, re.MULTILINE) for rate in (SLOW, FAST)}
     for rate, row in rows.items():
