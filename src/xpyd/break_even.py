@@ -11,8 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, replace
-from datetime import datetime
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -21,11 +19,11 @@ from xpyd.config.load import dump_config
 from xpyd.config.modeled import BreakEven
 from xpyd.economics.break_even import Cell, Judged, judge, prediction_half_width
 from xpyd.economics.cost import LinkModel
-from xpyd.economics.frozen import HASH, file_hash, sealed
+from xpyd.economics.frozen import HASH, sealed
 from xpyd.economics.ledger import ArmTimes, make_ledger
 from xpyd.economics.moving import UNKNOWN
 from xpyd.entry import Job
-from xpyd.environment import commit, lone_environment
+from xpyd.environment import lone_environment
 from xpyd.placement import PlacementConfig
 from xpyd.records import COLOCATED, DISAGGREGATED, BreakEvenRow
 from xpyd.run_dir import RowWriter, RunDir
@@ -34,7 +32,7 @@ from xpyd.simulate.cluster import Cluster
 from xpyd.simulate.costs import PS_PER_S
 from xpyd.simulate.figures import BlockFigures, StampSink
 from xpyd.simulate.model import Costs
-from xpyd.simulation import costs_of, on_link, setup_of
+from xpyd.simulation import costs_of, on_link, origin, setup_of
 from xpyd.streams import merge
 from xpyd.units import format_s, gbps_to_bytes_per_s
 
@@ -86,13 +84,9 @@ def prediction(config: BreakEven, rows: Sequence[BreakEvenRow], costs: Costs) ->
     by_cell: dict[Cell, list[BreakEvenRow]] = {}
     for row in rows:
         by_cell.setdefault(cell_of(row), []).append(row)
-    path = config.simulate.calibration
     return {
-        "written_at": datetime.now().isoformat(),
-        "commit": commit(ROOT),
+        **origin(config, costs),
         "source": "modeled",
-        "costs": asdict(costs),
-        "calibration": None if path is None else {"path": str(Path(path).absolute()), HASH: file_hash(Path(path))},
         "criterion": config.break_even.criterion,
         "band": config.break_even.band,
         "num_pairs": config.num_pairs,
@@ -168,9 +162,9 @@ class _Player:
         if self._config.break_even.naive:
             nominal = LinkModel(0.0, 0.0, gbps_to_bytes_per_s(cell.link_gbps))
             found[NOMINAL] = stays, self._move(cell, pair, replace(self._costs, link=nominal, moving=UNKNOWN))
-            found[FREE] = stays, self._move(cell, pair, replace(self._costs, link=NO_TIME, moving=UNKNOWN))
-            twins = replace(self._costs, link=NO_TIME, moving=UNKNOWN)
-            found[UNDISTURBED] = self._stay(cell, pair, twins, UNDISTURBED), moves
+            free = replace(self._costs, link=NO_TIME, moving=UNKNOWN)
+            found[FREE] = stays, self._move(cell, pair, free)
+            found[UNDISTURBED] = self._stay(cell, pair, free, UNDISTURBED), moves
         return found
 
     def _move(self, cell: Cell, pair: int, costs: Costs) -> BlockFigures:

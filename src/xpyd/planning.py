@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from math import nan
 from pathlib import Path
 from statistics import fmean
@@ -22,9 +21,9 @@ from xpyd.config.base import ConfigError
 from xpyd.config.load import dump_config
 from xpyd.config.modeled import Plan
 from xpyd.economics.codecs import CodecTerm
-from xpyd.economics.frozen import HASH, file_hash, sealed
+from xpyd.economics.frozen import HASH, sealed
 from xpyd.entry import Job
-from xpyd.environment import commit, lone_environment
+from xpyd.environment import lone_environment
 from xpyd.hybrid import HybridConfig
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.plan_file import PLAN
@@ -38,7 +37,7 @@ from xpyd.simulate.costs import PS_PER_S
 from xpyd.simulate.hybrid import hybrid_for, threshold
 from xpyd.simulate.model import Costs
 from xpyd.simulate.setup import Setup
-from xpyd.simulation import costs_of, on_link, setup_of
+from xpyd.simulation import costs_of, on_link, origin, setup_of
 
 AS_ASKED = ""  # the axis of the question itself
 LINK, LENGTH = "link_gbps", "input_len"
@@ -132,14 +131,10 @@ def _keep(writer: RowWriter, rows: Sequence[PlanRow]) -> None:
 
 def _freeze(config: Plan, costs: Costs, labels: list[str], rows: Sequence[PlanRow], job: Job) -> None:
     """Every way as it was played, and the question: from these the advice follows, and they cannot change unseen."""
-    path = config.simulate.calibration
     content = sealed(
         {
-            "written_at": datetime.now().isoformat(),
-            "commit": commit(ROOT),
+            **origin(config, costs),
             "labels": labels,
-            "costs": asdict(costs),
-            "calibration": None if path is None else {"path": str(Path(path).absolute()), HASH: file_hash(Path(path))},
             "config": dump_config(config),
             "ways": [asdict(row) for row in rows],
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from datetime import datetime
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 from xpyd.compose import ROOT
 from xpyd.config.base import ConfigError
 from xpyd.config.modeled import Simulate
+from xpyd.economics.frozen import HASH, file_hash
 from xpyd.entry import Job
-from xpyd.environment import lone_environment
+from xpyd.environment import commit, lone_environment
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.records import COLOCATED, DISAGGREGATED, BlockRow, RequestRow
 from xpyd.request import Request
@@ -69,6 +71,17 @@ def costs_of(config: Simulate) -> Costs:
             f"simulate.scatter=true: {path} does not say how steps scatter; calibrate anew, or set it to false"
         )
     return costs
+
+
+def origin(config: Simulate, costs: Costs) -> dict[str, Any]:
+    """What a prediction that is frozen rests on, and when it was made."""
+    path = config.simulate.calibration
+    return {
+        "written_at": datetime.now().isoformat(),
+        "commit": commit(ROOT),
+        "costs": asdict(costs),
+        "calibration": None if path is None else {"path": str(Path(path).absolute()), HASH: file_hash(Path(path))},
+    }
 
 
 def on_link(config: Simulate, costs: Costs, link_gbps: float) -> Costs:
