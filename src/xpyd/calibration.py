@@ -82,7 +82,9 @@ def fitted(points: Points) -> dict[str, Any]:
     compute, link = fit_compute(steps), fit_link(transfers)
     mixed = [point for point in steps if point.num_prefill_tokens and point.num_decode_seqs]
     apart = fit_compute([point for point in steps if not (point.num_prefill_tokens and point.num_decode_seqs)])
-    moving = with_intervals(asdict(fit_moving(beside)), beside, lambda drawn: asdict(fit_moving(drawn)))
+    moving = with_intervals(
+        asdict(fit_moving(beside)), beside, lambda drawn: asdict(fit_moving(drawn)), lambda point: point.setting
+    )
     return {
         "compute": with_intervals(asdict(compute.model), steps, lambda drawn: asdict(fit_compute(drawn).model)),
         "link": with_intervals(asdict(link.model), transfers, lambda drawn: asdict(fit_link(drawn).model)),
@@ -124,16 +126,21 @@ def slowness(steps: Sequence[tuple[ComputeModel, ComputePoint]]) -> float:
     return median(point.seconds / step_s(model, point) for model, point in steps)
 
 
+def all_but_seconds(point: ComputePoint | LinkPoint | BesidePoint) -> Hashable:
+    """What repeats of a point have in common, where nothing else was measured of them."""
+    return tuple(value for name, value in asdict(point).items() if name != "seconds")
+
+
 def with_intervals(
     values: dict[str, float],
     points: Sequence[Point],
     fit: Callable[[Sequence[Point]], dict[str, float]],
-    setting: Callable[[Point], Hashable] | None = None,
+    setting: Callable[[Point], Hashable] = all_but_seconds,
 ) -> dict[str, dict[str, float]]:
     """Each coefficient as value, low and high: a bootstrap over the repeats of every setting."""
     groups: defaultdict[Hashable, list[Point]] = defaultdict(list)
     for point in points:
-        groups[(setting or _setting)(point)].append(point)
+        groups[setting(point)].append(point)
     generator = np.random.default_rng(0)
     drawn = []
     for _ in range(NUM_RESAMPLES):
@@ -151,13 +158,6 @@ def with_intervals(
         }
         for name, value in values.items()
     }
-
-
-def _setting(point: ComputePoint | LinkPoint | BesidePoint) -> Hashable:
-    """What repeats of a point have in common."""
-    if isinstance(point, BesidePoint):
-        return point.setting
-    return tuple(value for name, value in asdict(point).items() if name != "seconds")
 
 
 def conditions(config: Calibrate) -> dict[str, Any]:

@@ -6,12 +6,11 @@ on the same requests. Each climbs the rates as the plan's own search does in sim
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from xpyd.config.regret import Regret
 from xpyd.economics.cost import ComputeFit, ComputeModel, LinkFit, LinkModel
@@ -95,19 +94,13 @@ class _Player:
         self._config, self._job, self._ways, self._sessions = config, job, ways, sessions
 
     def play(self, turn: Turn) -> tuple[Sequence[Request], Played | None]:
-        way, block = self._ways[turn.way], self._block(turn)
-        session = self._sessions[way.placement]
-        if way.hybrid and self._job.rank == 0:
-            self._tell_costs(session, turn)
-        return block.requests, session.play(block)
+        block = self._block(turn)
+        return block.requests, self._session(turn).play(block)
 
     def warm_up(self, turn: Turn) -> None:
         """A short block without rows."""
-        way, (block,) = self._ways[turn.way], warm_up_blocks([self._block(turn)])
-        session = self._sessions[way.placement]
-        if way.hybrid and self._job.rank == 0:
-            self._tell_costs(session, turn)
-        session.play(block)
+        (block,) = warm_up_blocks([self._block(turn)])
+        self._session(turn).play(block)
 
     def _block(self, turn: Turn) -> Block:
         way = self._ways[turn.way]
@@ -115,11 +108,19 @@ class _Player:
         requests = self._config.workload_at(turn.rate_rps).build(turn.repeat)
         return Block(turn.number, turn.repeat, arm, requests, transfer=self._config.serve(way).transfer)
 
-    def _tell_costs(self, session: Session, turn: Turn) -> None:
-        """Give the client of a hybrid way what the plan routed by."""
-        costs: dict[str, Any] = json.loads((self._job.run_dir.path / PLAN).read_text())["costs"]
-        compute, link = ComputeModel(**costs["compute"]), LinkModel(**costs["link"])
+    def _session(self, turn: Turn) -> Session:
+        """That of the turn's way; at the client of a hybrid one with what the plan routed by."""
         way, config = self._ways[turn.way], self._config
-        asked = replace(config.serve(way), workload=config.workload_at(turn.rate_rps))
-        scenario = scenario_of(asked, 1, session.spec, config.scheduler)
-        session.hybrid = HybridConfig("cost"), Calibration(ComputeFit(compute, EXACT), LinkFit(link, EXACT)), scenario
+        session = self._sessions[way.placement]
+        if way.hybrid and self._job.rank == 0:
+            asked = replace(config.serve(way), workload=config.workload_at(turn.rate_rps))
+            scenario = scenario_of(asked, 1, session.spec, config.scheduler)
+            session.hybrid = HybridConfig("cost"), self._calibration, scenario
+        return session
+
+    @cached_property
+    def _calibration(self) -> Calibration:
+        """The plan's costs, where its copy is: at rank 0."""
+        costs = self._job.run_dir.read_json(PLAN)["costs"]
+        compute, link = ComputeModel(**costs["compute"]), LinkModel(**costs["link"])
+        return Calibration(ComputeFit(compute, EXACT), LinkFit(link, EXACT))
