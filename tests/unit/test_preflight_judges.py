@@ -173,6 +173,7 @@ def test_worlds_of_one_rank(num_tasks: int, world_size: int | None, words: list[
 
 def test_clocks_beyond_their_bound_are_named() -> None:
     expect(judge_clocks(ranks(), 1e-3), OK, "rank 1 1 us ± 20 us")
+    expect(judge_clocks([rank(1, clock_offset_ns=0, clock_error_ns=0)], 1e-3), OK, "rank 1 0 (one clock)")
     found = judge_clocks([rank(1), rank(2, clock_error_ns=2_000_000)], 1e-3)
     expect(found, WARNING, "rank 2", "± 2 ms on n2", "check.max_clock_error_s=0.001")
     assert [finding.level for finding in found] == [OK, WARNING]

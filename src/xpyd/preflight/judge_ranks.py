@@ -87,6 +87,8 @@ def split_remedy(message: str, otherwise: str = "") -> tuple[str, str]:
 
 
 def _offset(rank: RankFacts) -> str:
+    if rank.clock_offset_ns == rank.clock_error_ns == 0:
+        return "0 (one clock)"
     return f"{format_s(rank.clock_offset_ns / NS_PER_S)} ± {format_s(rank.clock_error_ns / NS_PER_S)}"
 
 
