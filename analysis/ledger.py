@@ -104,6 +104,7 @@ class Comparison:
         self.run = run
         self.tokens = order_tokens(run)
         self.requests = request_frame(run, self.tokens)
+        self._sides: dict[tuple[str, str, str], Sides] = {}  # several tables ask for the same
         played = set(run.tables["blocks"]["arm"])
         self.rivals = [arm for arm in (COLOCATED, COLOCATED_TUNED) if arm in played] or [COLOCATED]
         split, null = ([*self.rivals, DISAGGREGATED], [self.rivals[-1], NULL])
@@ -148,6 +149,12 @@ class Comparison:
 
     def sides_of(self, length: str, base: str, other: str) -> Sides:
         """The same for any two arms; the pairs are those of ``sides``."""
+        asked = length, base, other
+        if asked not in self._sides:
+            self._sides[asked] = self._find_sides(length, base, other)
+        return self._sides[asked]
+
+    def _find_sides(self, length: str, base: str, other: str) -> Sides:
         chosen = self.requests[self.requests["pair"].isin(self.pairs[other if other in self.pairs else DISAGGREGATED])]
         if length != OVERALL:
             chosen = chosen[chosen["length"] == length]

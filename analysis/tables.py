@@ -79,7 +79,11 @@ def checks_table(run: Run, frame: pd.DataFrame) -> Table:
         rows.append((str(arm), *map(str, numbers), late, delivery, residual, str(int(requests["residual_flag"].sum()))))
     blocks = run.tables["blocks"]
     clock_error_s = float(blocks["clock_error_ns"].max()) / NS_PER_S if len(blocks) else float("nan")
-    notes = [f"Every latency across ranks is uncertain by the clock error, at most {number(clock_error_s, 's')}."]
+    notes = [
+        f"Every latency across ranks is uncertain by the clock error, at most {number(clock_error_s, 's')}."
+        if clock_error_s
+        else "All ranks shared one clock: latencies across them have no clock error."
+    ]
     notes.append(
         "Delivery: token 0 from its worker to the client. Residual: TTFT that no stage explains; above 2 % a defect."
     )

@@ -12,6 +12,7 @@ import pytest
 from analysis.compare_tables import ledger_table
 from analysis.ledger import OVERALL, Comparison
 from analysis.load import RunError, load_run
+from analysis.tables import checks_table
 from tests.analysis.synthetic import CONFIG, Way, block_rows, write_run
 from xpyd.economics.verdict import Answer
 
@@ -219,3 +220,10 @@ def test_what_the_cost_model_does_not_know_is_said_in_the_table(tmp_path: Path) 
     )
     assert "instances of one rank" in notes("wide", placement={**CONFIG["placement"], "decode_tp": 2})
     assert "Modeled" not in notes("chunked")
+
+
+@pytest.mark.parametrize(("error_ns", "words"), [(0, "shared one clock"), (2000, "at most 2 us")])
+def test_the_error_of_the_clocks_is_printed(tmp_path: Path, error_ns: int, words: str) -> None:
+    found = comparison(tmp_path, 1, both(COLOCATED), both(SPLIT))
+    found.run.tables["blocks"]["clock_error_ns"] = error_ns
+    assert words in checks_table(found.run, found.requests).notes[0]
