@@ -77,7 +77,7 @@ class Held:
     def scored(self) -> Scored:
         costs = self.content["costs"]
         where = {"placement": self.placement, **{axis: self.cell[axis] for axis in AXES}}
-        return Scored(self.name, where, self.cell["figures"], self.sides, self.run, costs, self.cell.get("spread", {}))
+        return Scored(self.name, where, self.cell["figures"], self.sides, self.run, costs, self.cell.get("ranges", {}))
 
     @property
     def outcome(self) -> str:

@@ -29,7 +29,7 @@ def step_table(scored: Sequence[Scored], labels: Sequence[str]) -> Table:
     rows = []
     for each in scored:
         ratios = step_ratios(each.run, each.costs)
-        slowness = each.costs.get("slowness") or [np.nan]
+        slowness = [value for group in each.costs.get("slowness", []) for value in group] or [np.nan]
         medians = ratios.groupby("kind")["ratio"].median()
         blocks = ratios[ratios["kind"] == "colocated"].groupby("block")["ratio"].median()
         rows.append(

@@ -21,7 +21,7 @@ from analysis.results import Table, titled
 from xpyd.records import COLOCATED, DISAGGREGATED
 
 SIMULATOR = "simulator"
-RANGE = ("simulator, fast", "simulator, slow")  # where the machine is as fast, or as slow, as the calibration allows
+RANGE = ("simulator, fast", "simulator, slow")  # the machine as fast, or as slow, as it may be: ends of intervals
 PAIRED = "split over colocated"  # not an arm: one divided by the other, in every pair
 # Figures of a frozen cell, and what the tables of a run call them.
 FIGURES = {
@@ -33,6 +33,7 @@ FIGURES = {
 }
 TARGETS_PCT = {"ttft_p50_s": 10, "itl_p50_s": 10, "ttft_p99_s": 15, "itl_p99_s": 15, "goodput_rps": 10}
 NUM_WORST = 5
+COVERED = 0.95  # of the figures should lie in their intervals
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,15 @@ class Scored:
     sides: Sides
     run: Run
     costs: Mapping[str, Any]  # that the map reckons with, as frozen
-    spread: Mapping[str, Mapping[str, float]]  # arm -> figure: how far the mean of a few pairs may be off by chance
+    ranges: Mapping[str, Mapping[str, tuple[float, float]]]  # arm, or ``PAIRED`` -> figure -> interval, as frozen
 
 
 def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
     """One row per cell, predictor, arm (and ``PAIRED``) and figure: modeled, measured, and the error.
 
     Arms: means over block pairs; ``PAIRED``: the geometric mean of the pairs' ratios. ``error_pct`` is signed, in
-    percent of what was measured; NaN where nothing was. ``low`` and ``high``: the simulator's interval, from the
-    machine's speeds while it was calibrated and from chance among a few blocks, where the map has one.
+    percent of what was measured; NaN where nothing was. ``low`` and ``high``: the simulator's interval, as it was
+    frozen, where the map has one.
     """
     rows = []
     for each in scored:
@@ -65,8 +66,8 @@ def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
             for arm, figures in arms.items():
                 for figure in FIGURES:
                     seen, said = measured[arm][figure], figures[figure]
-                    ends = [every[end][arm][figure] for end in RANGE if predictor == SIMULATOR and end in every]
-                    chance = each.spread.get(arm, {}).get(figure, 0.0)
+                    ranges = each.ranges.get(arm, {}) if predictor == SIMULATOR else {}
+                    low, high = ranges.get(figure, (np.nan, np.nan))
                     rows.append(
                         {
                             "cell": each.name,
@@ -75,8 +76,8 @@ def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
                             "arm": arm,
                             "figure": figure,
                             "modeled": said,
-                            "low": min([said, *ends]) - chance if ends else np.nan,
-                            "high": max([said, *ends]) + chance if ends else np.nan,
+                            "low": low,
+                            "high": high,
                             "measured": seen,
                             "error_pct": 100 * (said - seen) / abs(seen) if seen else np.nan,
                         }
@@ -106,7 +107,8 @@ def with_ratios(arms: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[st
 
 def error_tables(errors: pd.DataFrame, labels: Sequence[str]) -> list[Table]:
     own = errors[errors["predictor"] == SIMULATOR]
-    return [mean_table(errors, labels), cell_table(own, labels), worst_table(own, labels)]
+    covered = [coverage_table(own, labels)] if own["low"].notna().any() else []
+    return [mean_table(errors, labels), *covered, cell_table(own, labels), worst_table(own, labels)]
 
 
 def mean_table(errors: pd.DataFrame, labels: Sequence[str]) -> Table:
@@ -122,26 +124,34 @@ def mean_table(errors: pd.DataFrame, labels: Sequence[str]) -> Table:
         "bytes over bandwidth: no latency, no descriptors, the nominal rate. free transfer: KV moves in no time. no "
         "interference: prompts never share a rank with decodes. In the first two KV that moves keeps no step up. All "
         "else is the simulator's.",
-        *_inside(errors),
     ]
     return Table(titled("Mean absolute error", labels), ("predictor", "arm", *_words()), rows, notes, num_left=2)
 
 
-def _inside(errors: pd.DataFrame) -> list[str]:
-    """How many measured figures lie in the interval that was frozen for them."""
-    ranged = errors[errors["low"].notna() & errors["measured"].notna()]
-    if ranged.empty:
-        return []
-    inside = ranged["measured"].between(ranged["low"], ranged["high"])
-    counts = [
-        f"{int(inside[own].sum())} of {own.sum()} ({arm})"
-        for arm in ranged["arm"].unique()
-        if (own := ranged["arm"] == arm).any()
+def coverage_table(own: pd.DataFrame, labels: Sequence[str]) -> Table:
+    """How many measured figures lie in the intervals that were frozen for them, and how wide those are."""
+    ranged = own[own["low"].notna() & own["measured"].notna()]
+    ranged = ranged.assign(
+        inside=ranged["measured"].between(ranged["low"], ranged["high"]),
+        width=50 * (ranged["high"] - ranged["low"]) / ranged["modeled"].abs(),
+    )
+    rows = [
+        (str(arm), *_inside(each), f"{each['width'].median():.0f} %") for arm, each in ranged.groupby("arm", sort=False)
     ]
-    return [
-        "In the simulator's 95 % interval (the machine's speeds while it was calibrated, and chance among a few "
-        f"blocks) lie {', '.join(counts)} of the measured figures."
+    notes = [
+        f"Of figures in {ranged['cell'].nunique()} of {own['cell'].nunique()} cells: a map has intervals where its "
+        f"calibrations show how the machine drifts, from two on. {COVERED:.0%} should lie inside.",
+        "In an interval are the machine's speed in a run, going by how calibrations minutes apart differ, and chance "
+        "among a few blocks; what the simulator leaves out is not. Half width: median, of what is modeled.",
     ]
+    columns = ("arm", *_words(), "all", "half width")
+    return Table(titled("Measured inside the frozen interval", labels), columns, rows, notes)
+
+
+def _inside(ranged: pd.DataFrame) -> list[str]:
+    """``7 of 9``, for each figure and for all."""
+    parts = [ranged[ranged["figure"] == figure] for figure in FIGURES]
+    return [f"{int(part['inside'].sum())} of {len(part)}" for part in (*parts, ranged)]
 
 
 def cell_table(own: pd.DataFrame, labels: Sequence[str]) -> Table:

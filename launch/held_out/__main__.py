@@ -1,13 +1,14 @@
 """Predict cells of a break-even map, freeze each, measure it as a real Slurm job, and hold both together.
 
 make held-out
-python -m launch.held_out --placements 1p1d --links 0.2 1 --input-lens 256 512 --rates-rps 2 3
-python -m launch.held_out --links 0.5 --also runs/break_even/OTHER-* runs/compare/OTHER-*
+python -m launch.held_out --cells 1p1d-{0.2,1}-256-24-3 2p1d-0.5-256-24-4
+python -m launch.held_out --cells 1p1d-0.5-128-24-5 --calibrated runs/calibrate/OTHER-* --also runs/*/OTHER-*p*d-*
 
-Brings a virtual cluster of its own up, and takes it down again however it ends. For each cell in turn: calibrates on
-links of a rate that no cell has, freezes the cell's prediction, and submits its comparison with the links at its own
-rate. A prediction rests on the last ``--pool`` calibrations, and a last one follows the last cell, so that what the
-machine did meanwhile is known. The run folders stay; a sweep may be done in parts, whose results ``--also`` joins.
+Brings a virtual cluster of its own up, and takes it down again however it ends. For each cell in turn: calibrates as
+many workers as it has, where there is one in another ratio, on links of a rate that no cell has, freezes the cell's
+prediction, and submits its comparison with the links at its own rate. A prediction rests on the last ``--pool``
+calibrations, so the first of a placement has some made before it. The run folders stay; a sweep may be done in parts,
+which ``--calibrated`` and ``--also`` join.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.held_out.cells import Cell, Grid, tc_rate
+from launch.held_out.cells import Cell, Plan, placement_of, tc_rate
 from launch.slurm_demo import front
 from launch.slurm_demo.jobs import Demo, JobError
 from launch.slurm_demo.show import following, say
 from launch.virtual_cluster.spec import ClusterError
 
 MAP_TIMEOUT_S = 600
+MIN_POOL = 3  # calibrations below which an interval says little: Student's t is 12.7 for two, 4.3 for three
+DEFAULT_CELLS = ("1p1d-0.2-256-24-3", "1p1d-1-256-24-3", "2p1d-0.5-256-24-4")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,18 +39,24 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = front.parser("held_out", __doc__)
-    made.add_argument("--placements", nargs="+", default=["1p1d", "2p1d"], metavar="xPyD")
-    made.add_argument("--links", type=float, nargs="+", default=[0.2, 1], metavar="GBPS", help="rates of the links")
-    made.add_argument("--input-lens", type=int, nargs="+", default=[256], metavar="TOKENS")
-    made.add_argument("--output-lens", type=int, nargs="+", default=[24], metavar="TOKENS")
-    made.add_argument("--rates-rps", type=float, nargs="+", default=[3], metavar="RPS", help="of arrivals")
+    made.add_argument(
+        "--cells", nargs="+", default=DEFAULT_CELLS, metavar="xPyD-GBPS-IN-OUT-RATE", help="default: %(default)s"
+    )
     made.add_argument("--num-pairs", type=int, default=5, help="of blocks, in every cell (default: %(default)s)")
     made.add_argument(
         "--calibration-gbps", type=float, default=0.35, metavar="GBPS", help="the link that is calibrated on"
     )
     made.add_argument("--rounds", type=int, default=1, help="of every calibration (default: %(default)s)")
     made.add_argument(
-        "--pool", type=int, default=3, help="calibrations that a prediction rests on (default: %(default)s)"
+        "--pool", type=int, default=5, help="calibrations that a prediction rests on (default: %(default)s)"
+    )
+    made.add_argument(
+        "--calibrated",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="calibrations of earlier parts, oldest first",
     )
     made.add_argument("--also", type=Path, nargs="+", default=[], metavar="RUN", help="maps and runs of earlier parts")
     return made
@@ -63,37 +73,35 @@ def run(options: argparse.Namespace) -> int:
 
 def measure(options: argparse.Namespace) -> list[Path]:
     """The run folders of the maps, then of the comparisons. Raises ClusterError, JobError."""
+    calibrations: defaultdict[str, list[Path]] = defaultdict(list)  # by placement
     try:
-        grid = Grid(
-            placements=tuple(options.placements),
-            links_gbps=tuple(options.links),
-            input_lens=tuple(options.input_lens),
-            output_lens=tuple(options.output_lens),
-            rates_rps=tuple(options.rates_rps),
-            calibration_gbps=options.calibration_gbps,
-        )
+        plan = Plan(tuple(map(Cell.parse, options.cells)), options.calibration_gbps)
+        for path in options.calibrated:
+            calibrations[placement_of(path)].append(path.absolute())
     except ValueError as error:
         raise ClusterError(str(error)) from None
     maps: list[Path] = []
     runs: list[Path] = []
-    calibrations: list[Path] = []
-    num_nodes = max(cell.num_nodes for cell in grid.cells)
-    slow = tc_rate(options.calibration_gbps)
+    num_nodes = max(cell.num_nodes for cell in plan.cells)
+    slow = tc_rate(plan.calibration_gbps)
     with front.own_cluster(options, "held-out", slow, num_nodes) as demo, following() as show:
 
-        def calibrate() -> Path:
-            name = f"{demo.name}-{len(calibrations)}"
-            pool = calibrations[max(0, len(calibrations) - options.pool + 1) :] if options.pool > 1 else []
-            overrides = grid.calibration_overrides(options.rounds, pool)
-            calibrations.append(demo.play("calibrate", slow, name, overrides, show, front.NUM_NODES))
-            return calibrations[-1]
+        def calibrate(cell: Cell) -> Path:
+            """One more of the cell's placement, fitted together with those before it."""
+            known = calibrations[cell.calibrated_on]
+            name = f"{demo.name}-{cell.calibrated_on}-{len(known)}"
+            pool = known[max(0, len(known) - options.pool + 1) :] if options.pool > 1 else []
+            overrides = plan.calibration_overrides(cell.calibrated_on, options.rounds, pool)
+            known.append(demo.play("calibrate", slow, name, overrides, show, cell.num_nodes))
+            return known[-1]
 
-        for cell in grid.cells:
-            maps.append(predict(demo, cell, calibrate(), options.num_pairs))
+        for cell in plan.cells:
+            while len(calibrations[cell.calibrated_on]) < min(options.pool, MIN_POOL) - 1:
+                calibrate(cell)
+            maps.append(predict(demo, cell, calibrate(cell), options.num_pairs))
             overrides = cell.run_overrides(options.num_pairs)
             name = f"{demo.name}-{cell.name}"
             runs.append(demo.play("compare", tc_rate(cell.link_gbps), name, overrides, show, cell.num_nodes))
-        calibrate()
     return [*maps, *runs]
 
 

@@ -11,17 +11,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, replace
+from math import exp
 from statistics import fmean
 from typing import Any
 
 from xpyd.compose import ROOT
 from xpyd.config.load import dump_config
 from xpyd.config.modeled import BreakEven
-from xpyd.economics.break_even import Cell, Judged, judge, prediction_half_width
+from xpyd.economics.break_even import Cell, Judged, judge
 from xpyd.economics.cost import LinkModel
+from xpyd.economics.drift import Drift, drift_of
 from xpyd.economics.frozen import HASH, sealed
 from xpyd.economics.ledger import ArmTimes, make_ledger
 from xpyd.economics.moving import UNKNOWN
+from xpyd.economics.ranges import Modeled, arm_range, ratio_range
 from xpyd.entry import Job
 from xpyd.environment import lone_environment
 from xpyd.placement import PlacementConfig
@@ -39,7 +42,7 @@ from xpyd.units import format_s, gbps_to_bytes_per_s
 PREDICTION = "prediction.json"
 # Who says what a block takes. The last three are what people reckon with instead, for comparison.
 SIMULATOR, NOMINAL, FREE, UNDISTURBED = "simulator", "bytes over bandwidth", "free transfer", "no interference"
-# The simulator at both ends of how fast the machine may be in the blocks of a run, going by those of its calibration.
+# The simulator at both ends of how fast the machine may be in a run, going by how it drifts between calibrations.
 FAST, SLOW = "simulator, fast", "simulator, slow"
 RATIO = "split over colocated"  # per pair
 NO_TIME = LinkModel(0.0, 0.0, 1e18)
@@ -84,6 +87,7 @@ def prediction(config: BreakEven, rows: Sequence[BreakEvenRow], costs: Costs) ->
     by_cell: dict[Cell, list[BreakEvenRow]] = {}
     for row in rows:
         by_cell.setdefault(cell_of(row), []).append(row)
+    drift = drift_of(costs.slowness, config.num_pairs)
     return {
         **origin(config, costs),
         "source": "modeled",
@@ -91,8 +95,9 @@ def prediction(config: BreakEven, rows: Sequence[BreakEvenRow], costs: Costs) ->
         "band": config.break_even.band,
         "num_pairs": config.num_pairs,
         "conditions": conditions(config),
+        "drift": None if drift is None else asdict(drift),
         "cells": [
-            {**asdict(cell), **_frozen(judged(config, own)), "figures": _figures(own), "spread": _spread(own)}
+            {**asdict(cell), **_frozen(judged(config, own)), "figures": _figures(own), "ranges": _ranges(own, drift)}
             for cell, own in sorted(by_cell.items())
         ],
     }
@@ -154,10 +159,9 @@ class _Player:
         costs = on_link(self._config, self._costs, cell.link_gbps)
         stays, moves = self._stay(cell, pair, costs), self._move(cell, pair, costs)
         found = {SIMULATOR: (stays, moves)}
-        if len(costs.slowness) > 1:
-            off = prediction_half_width(costs.slowness, self._config.num_pairs)
-            for name, factor in ((FAST, max(0.1, 1 - off)), (SLOW, 1 + off)):
-                other = costs.slower(factor)
+        if (drift := drift_of(costs.slowness, self._config.num_pairs)) is not None:
+            for name, sign in ((FAST, -1), (SLOW, 1)):
+                other = costs.slower(exp(sign * drift.off))
                 found[name] = self._stay(cell, pair, other, name), self._move(cell, pair, other)
         if self._config.break_even.naive:
             nominal = LinkModel(0.0, 0.0, gbps_to_bytes_per_s(cell.link_gbps))
@@ -220,19 +224,19 @@ def _figures(rows: Sequence[BreakEvenRow]) -> dict[str, dict[str, dict[str, floa
     return found
 
 
-def _spread(rows: Sequence[BreakEvenRow]) -> dict[str, dict[str, float]]:
-    """arm, or RATIO of both -> figure -> how far the mean of as many real pairs may be off: from the simulated ones."""
-    by_arm: dict[str, list[BreakEvenRow]] = {}
-    for row in rows:
-        if row.predictor == SIMULATOR:
-            by_arm.setdefault(row.arm, []).append(row)
-    found: dict[str, dict[str, float]] = {}
+def _ranges(rows: Sequence[BreakEvenRow], drift: Drift | None) -> dict[str, dict[str, tuple[float, float]]]:
+    """arm, or RATIO of both -> figure -> its 95 % interval; empty where no drift of the machine is known."""
+    if drift is None:
+        return {}
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    means = _figures(rows)
     for name in FIGURES:
-        values = {arm: [getattr(row, name) for row in own] for arm, own in by_arm.items()}
-        pairs = zip(values[DISAGGREGATED], values[COLOCATED], strict=True)
-        values[RATIO] = [split / together if together else 0.0 for split, together in pairs]
-        for arm, own in values.items():
-            found.setdefault(arm, {})[name] = prediction_half_width(own, len(own))
+        arms = {}
+        for arm in (COLOCATED, DISAGGREGATED):
+            blocks = [getattr(row, name) for row in rows if (row.predictor, row.arm) == (SIMULATOR, arm)]
+            arms[arm] = Modeled(blocks, *(means[predictor][arm][name] for predictor in (SIMULATOR, FAST, SLOW)))
+            found.setdefault(arm, {})[name] = arm_range(arms[arm])
+        found.setdefault(RATIO, {})[name] = ratio_range(arms[DISAGGREGATED], arms[COLOCATED], drift)
     return found
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from xpyd.calibration_points import FILE, Points, read_points
+from xpyd.calibration_points import FILE, Points, pooled, read_points
 from xpyd.config.base import ConfigError
 from xpyd.config.serve import Calibrate
 from xpyd.economics.cost import ComputeModel, ComputePoint, LinkPoint, fit_compute, fit_link, score_compute
@@ -32,7 +32,9 @@ from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, played_poin
 from xpyd.worker.session import warm_up_blocks
 
 CALIBRATION = "calibration.yaml"
-VERSION = 2  # 1 had no `moving`, `engine`, `scatter` and `slowness`, and said no version
+# 1 had no `moving`, `engine`, `scatter` and `slowness`, and said no version; 2 did not say which blocks were played
+# within seconds of each other.
+VERSION = 3
 NUM_RESAMPLES = 200
 LEVEL = 0.95
 
@@ -46,7 +48,7 @@ def run_calibration(config: Calibrate, job: Job) -> None:
     """
     holds_for = conditions(config)
     try:
-        points = read_points(config.pool, holds_for)
+        earlier = read_points(config.pool, holds_for)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     own = Points()
@@ -64,20 +66,21 @@ def run_calibration(config: Calibrate, job: Job) -> None:
         own.beside += measure_beside(session, config.num_rounds) or []
     if job.rank == 0:
         own.played = played_points(merge(job.run_dir.path, "steps").to_pylist(), config.num_rounds * BLOCKS_PER_ROUND)
-        points.extend(own)
-        content = {"version": VERSION, "conditions": {**holds_for, **circumstances(config, job)}, **fitted(points)}
+        content = {"version": VERSION, "conditions": {**holds_for, **circumstances(config, job)}}
+        content |= fitted([*earlier, own])
         job.run_dir.write_json(FILE, own.content(holds_for))
         job.run_dir.write_text(CALIBRATION, yaml.safe_dump(content, sort_keys=False))
         job.say(f"calibration: {job.run_dir.path / CALIBRATION}")
 
 
-def fitted(points: Points) -> dict[str, Any]:
+def fitted(calibrations: Sequence[Points]) -> dict[str, Any]:
     """All models with intervals, how well they hold, and how well the sum of parts says what a mixed step takes.
 
     ``compute`` is of steps alone, ``engine`` makes steps of a role in a run of them, ``scatter`` says how these lie
-    about that. ``slowness``: of the steps of each block, relative to the fit of all. Raises ValueError where transfers
-    show no bandwidth (``fit_link``).
+    about that. ``slowness``: of the steps of each block, relative to the fit of all, by calibration; of a lone one by
+    round. Raises ValueError where transfers show no bandwidth (``fit_link``).
     """
+    points = pooled(calibrations)
     steps, transfers, beside = points.steps, points.transfers, points.beside
     compute, link = fit_compute(steps), fit_link(transfers)
     mixed = [point for point in steps if point.num_prefill_tokens and point.num_decode_seqs]
@@ -89,25 +92,25 @@ def fitted(points: Points) -> dict[str, Any]:
         "compute": with_intervals(asdict(compute.model), steps, lambda drawn: asdict(fit_compute(drawn).model)),
         "link": with_intervals(asdict(link.model), transfers, lambda drawn: asdict(fit_link(drawn).model)),
         "moving": moving if beside else None,
-        **fitted_engine(compute.model, points),
+        **fitted_engine(compute.model, calibrations),
         "scores": {"compute": asdict(compute.score), "link": asdict(link.score)},
         # Of steps with a chunk beside decodes, predicted by a fit that has seen neither beside the other.
         "interference": asdict(score_compute(apart.model, mixed)) if mixed else None,
     }
 
 
-def fitted_engine(alone: ComputeModel, points: Points) -> dict[str, Any]:
-    """What the steps that were played say: engine and scatter by role, and the slowness of every block."""
-    if not any(points.played):
-        rounds = [[(alone, point) for point in own] for own in points.rounds]
-        return {"engine": {}, "scatter": {}, "slowness": [slowness(own) for own in rounds]}
+def fitted_engine(alone: ComputeModel, calibrations: Sequence[Points]) -> dict[str, Any]:
+    """What the steps that were played say: engine and scatter by role, and the slowness of every block, in groups."""
+    played = [each for points in calibrations for each in points.played]
+    if not any(played):
+        rounds = [[(alone, point) for point in own] for points in calibrations for own in points.rounds]
+        return {"engine": {}, "scatter": {}, "slowness": [[slowness(own)] for own in rounds]}
     by_role: defaultdict[str, list[ComputePoint]] = defaultdict(list)
-    for each in points.played:
+    for each in played:
         for role, own in each.items():
             by_role[role] += own
     models = {role: fit_engine(alone, own) for role, own in by_role.items()}
     in_run = {role: model.of(alone) for role, model in models.items()}
-    rounds = [[(in_run[role], point) for role, own in each.items() for point in own] for each in points.played]
     return {
         "engine": {
             role: with_intervals(asdict(models[role]), own, lambda drawn: asdict(fit_engine(alone, drawn)), size_of)
@@ -117,8 +120,20 @@ def fitted_engine(alone: ComputeModel, points: Points) -> dict[str, Any]:
             role: {name: np.round(each, 4).tolist() for name, each in asdict(scatter(in_run[role], own)).items()}
             for role, own in by_role.items()
         },
-        "slowness": [slowness(own) for own in rounds if own],
+        "slowness": [
+            [slowness([(in_run[role], point) for role, own in each.items() for point in own]) for each in group if each]
+            for group in block_groups(calibrations)
+        ],
     }
+
+
+def block_groups(calibrations: Sequence[Points]) -> list[list[dict[str, list[ComputePoint]]]]:
+    """The blocks that were played within seconds of each other: of one calibration; of a lone one, of one round."""
+    if len(calibrations) > 1:
+        return [points.played for points in calibrations]
+    (points,) = calibrations
+    size = len(points.played) // len(points.rounds)
+    return [points.played[i : i + size] for i in range(0, len(points.played), size)]
 
 
 def slowness(steps: Sequence[tuple[ComputeModel, ComputePoint]]) -> float:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,19 @@ class Points:
     def steps(self) -> list[ComputePoint]:
         return [point for own in self.rounds for point in own]
 
-    def extend(self, other: Points) -> None:
-        self.rounds += other.rounds
-        self.played += other.played
-        self.transfers += other.transfers
-        self.beside += other.beside
-
     def content(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
         """As it is written, with what the points hold for."""
         return {"conditions": {key: conditions[key] for key in SHARED}, **asdict(self)}
 
 
-def read_points(folders: Sequence[str], conditions: Mapping[str, Any]) -> Points:
-    """The points of earlier calibration runs. Raises ValueError where one has none, or was made of something else."""
-    found = Points()
+def pooled(calibrations: Sequence[Points]) -> Points:
+    """The points of all of them, as if they were one."""
+    return Points(*(list(chain(*(getattr(each, part.name) for each in calibrations))) for part in fields(Points)))
+
+
+def read_points(folders: Sequence[str], conditions: Mapping[str, Any]) -> list[Points]:
+    """The points of each earlier calibration run. Raises ValueError where one has none, or is of something else."""
+    found = []
     for folder in folders:
         path = Path(folder) / FILE
         try:
@@ -61,7 +61,7 @@ def read_points(folders: Sequence[str], conditions: Mapping[str, Any]) -> Points
                     f"pool: {folder} was made with {key}={value}, here {conditions[key]}; leave it out, or calibrate "
                     "with the same"
                 )
-        found.extend(
+        found.append(
             Points(
                 [_steps(own) for own in content["rounds"]],
                 [{role: _steps(own) for role, own in each.items()} for each in content["played"]],

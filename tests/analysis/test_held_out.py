@@ -98,7 +98,10 @@ def test_errors_are_signed_and_the_worst_cell_is_first(tmp_path: Path) -> None:
 
 
 def test_what_both_arms_have_in_common_cancels_in_their_ratio(tmp_path: Path) -> None:
-    """The machine is half as fast as predicted: the arms are 50 % off, one over the other is not, and is in range."""
+    """The machine is half as fast as predicted: the arms are 50 % off, one over the other is not, and is in range.
+
+    Of the interval that was frozen for TTFT p50, 30 ms lie inside in one arm, and just outside in the other.
+    """
     # ITL of the planted arms: 15 and 10 ms.
     true = {"colocated": {**TRUE, "itl_p50_s": 0.015, "itl_p99_s": 0.015}, "disaggregated": TRUE}
     timed = [name for name in FIGURES if name != "goodput_rps"]
@@ -107,10 +110,14 @@ def test_what_both_arms_have_in_common_cancels_in_their_ratio(tmp_path: Path) ->
         return {arm: own | {name: factor * own[name] for name in timed} for arm, own in true.items()}
 
     figures = {SIMULATOR: said(0.5), FAST: said(0.4), SLOW: said(0.6)}
-    spread = {"colocated": {"ttft_p50_s": 0.0119}, "disaggregated": {"ttft_p50_s": 0.0121}}
-    path = frozen_map(tmp_path, {**cell(1.0, SPLIT), "figures": figures, "spread": spread})
+    ranges = {
+        "colocated": {"ttft_p50_s": (0.009, 0.0299), "goodput_rps": (1.9, 2.1)},
+        "disaggregated": {"ttft_p50_s": (0.009, 0.0301)},
+        "split over colocated": dict.fromkeys(FIGURES, (0.5, 1.5)),
+    }
+    path = frozen_map(tmp_path, {**cell(1.0, SPLIT), "figures": figures, "ranges": ranges})
     results = held_out.analyse({path: break_even.read_map(path)}, [load_run(measured(tmp_path / "run", 1.0, 15.0))])
-    means = results.tables[1]
+    means, covered = results.tables[1:3]
     assert [row[:2] for row in means.rows] == [
         ("simulator", "colocated"),
         ("simulator", "disaggregated"),
@@ -121,9 +128,11 @@ def test_what_both_arms_have_in_common_cancels_in_their_ratio(tmp_path: Path) ->
     assert (errors.loc[["colocated", "disaggregated"], timed] == -50).all(axis=None)
     assert (errors["goodput_rps"] == 0).all()
     assert (errors.loc["split over colocated"] == 0).all()
-    assert means.notes[-1].endswith(
-        "1 of 5 (colocated), 2 of 5 (disaggregated), 5 of 5 (split over colocated) of the measured figures."
-    )
+    assert covered.rows == [
+        ("colocated", "0 of 1", *["0 of 0"] * 3, "1 of 1", "1 of 2", "37 %"),
+        ("disaggregated", "1 of 1", *["0 of 0"] * 4, "1 of 1", "70 %"),
+        ("split over colocated", *["1 of 1"] * 5, "5 of 5", "50 %"),
+    ]
 
 
 def test_each_run_is_held_against_the_last_map_before_it(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ def test_a_calibration_knows_steps_link_runs_and_what_moving_costs(
     assert done.returncode == 0, done.stderr
     folder = run_folder(tmp_path, "calibrate")
     content = yaml.safe_load((folder / "calibration.yaml").read_text())
-    assert content["version"] == 2
+    assert content["version"] == 3
     assert set(content["engine"]) == set(content["scatter"]) == {"colocated", "prefill", "decode"}
-    assert len(content["slowness"]) == 4, "one for each short block"
+    assert [len(group) for group in content["slowness"]] == [4], "one for each short block of the round"
     for part in (content["compute"], content["link"], content["moving"], *content["engine"].values()):
         assert all(each["low"] <= each["high"] and each["value"] >= 0 for each in part.values())
     costs = read_calibration(folder / "calibration.yaml", MICRO)

@@ -13,7 +13,7 @@ from analysis import compare, simulate
 from analysis.load import load_run
 from xpyd.calibration import fitted
 from xpyd.calibration_points import FILE as POINTS_FILE
-from xpyd.calibration_points import SHARED, Points, read_points
+from xpyd.calibration_points import SHARED, Points, pooled, read_points
 from xpyd.compose import ROOT
 from xpyd.config.base import ConfigError
 from xpyd.config.load import dump_config, load_config
@@ -132,7 +132,7 @@ def points() -> Points:
 
 
 def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path: Path) -> None:
-    content = {"conditions": {"model": "tiny"}, **fitted(points())}
+    content = {"conditions": {"model": "tiny"}, **fitted([points()])}
     for name, expected in asdict(COMPUTE).items():
         found = content["compute"][name]
         assert found["value"] == pytest.approx(expected, rel=0.02)
@@ -144,7 +144,7 @@ def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path:
     assert costs.link.bytes_per_s == pytest.approx(1e9, rel=0.02)
     assert costs.moving.receive_byte_s == pytest.approx(2e-9, rel=0.02)
     assert content["moving"]["receive_byte_s"]["low"] < 2e-9 < content["moving"]["receive_byte_s"]["high"]
-    assert costs.slowness == pytest.approx((0.99, 1.01), rel=1e-3)
+    assert [each[0] for each in costs.slowness] == pytest.approx([0.99, 1.01], rel=1e-3), "a round is a group"
     assert costs.label == "calibrated"
     alone = ComputeModel(**{name: each["value"] for name, each in content["compute"].items()})
     assert costs.compute == alone
@@ -163,7 +163,7 @@ def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path:
 
 
 def test_a_file_of_before_moving_was_measured_still_loads(tmp_path: Path) -> None:
-    content = fitted(points())
+    content = fitted([points()])
     old = {"conditions": {"model": "tiny"}, **{key: content[key] for key in ("compute", "link", "scores")}}
     path = tmp_path / "calibration.yaml"
     path.write_text(yaml.safe_dump(old))
@@ -172,17 +172,19 @@ def test_a_file_of_before_moving_was_measured_still_loads(tmp_path: Path) -> Non
     assert costs.label == "calibrated, but for what moving KV costs the steps beside it"
     with pytest.raises(ConfigError, match="does not say how steps scatter; calibrate anew"):
         costs_of(load_config(composed(simulate={"calibration": str(path), "scatter": True})))
-    path.write_text(yaml.safe_dump({**old, "moving": None, "slowness": [1.0]}))  # the pool had no room for a hand-off
-    assert read_calibration(path, TINY).moving == UNKNOWN
+    path.write_text(yaml.safe_dump({**old, "moving": None, "slowness": [1.0]}))  # version 2, no room for a hand-off
+    assert (read_calibration(path, TINY).moving, read_calibration(path, TINY).slowness) == (UNKNOWN, ())
 
 
 def test_points_of_earlier_calibrations_come_back_where_they_were_made_of_the_same(tmp_path: Path) -> None:
     holds_for = dict.fromkeys(SHARED, "same")
     RunDir(tmp_path).write_json(POINTS_FILE, points().content(holds_for))
-    pooled = read_points([str(tmp_path), str(tmp_path)], holds_for)
-    assert len(pooled.rounds) == 4
-    assert (pooled.rounds[:2], pooled.played[2:]) == (points().rounds, points().played)
-    assert (pooled.transfers[:12], pooled.beside[:6]) == (points().transfers, points().beside)
+    earlier = read_points([str(tmp_path), str(tmp_path)], holds_for)
+    assert earlier == [points(), points()]
+    assert pooled(earlier).rounds == [*points().rounds, *points().rounds]
+    assert pooled(earlier).beside == [*points().beside, *points().beside]
+    slowness = fitted([points(), *earlier])["slowness"]
+    assert [len(group) for group in slowness] == [2, 2, 2], "of several calibrations each is a group"
     with pytest.raises(ValueError, match=r"was made with rate_gbps=same, here 0\.5; leave it out"):
         read_points([str(tmp_path)], {**holds_for, "rate_gbps": 0.5})
     with pytest.raises(ValueError, match="give run folders of"):

@@ -27,7 +27,8 @@ DECODES = tuple(product((1, 4, 16, 64, 256), (256, 2048, 8192)))  # (sequences, 
 class Costs:
     """What a simulation reckons with, and where it is from: a label for its tables.
 
-    ``slowness``: of each of the calibration's short blocks, relative to all of them: how even the machine was.
+    ``slowness``: of each of the calibration's short blocks, relative to all of them, in groups that were played within
+    seconds of each other: how even the machine was.
     ``engines``: what a step of each role takes in a run, from what it takes alone (``compute``); ``scatters``: how such
     steps lay about that. Both empty where nothing was played.
     ``calibrated_gbps``: the rate of the emulated wire that the link was calibrated on, if it was one.
@@ -37,7 +38,7 @@ class Costs:
     link: LinkModel
     label: str
     moving: MovingModel = UNKNOWN
-    slowness: tuple[float, ...] = ()
+    slowness: tuple[tuple[float, ...], ...] = ()
     calibrated_gbps: float | None = None
     engines: Mapping[str, EngineModel] = field(default_factory=dict)
     scatters: Mapping[str, Scatter] = field(default_factory=dict)
@@ -92,7 +93,8 @@ def read_calibration(path: Path, spec: ModelSpec) -> Costs:
             role: Scatter(tuple(each["prefill"]), tuple(each["decode"]))
             for role, each in content.get("scatter", {}).items()
         }
-        rounds = [float(each) for each in content.get("slowness", [])]
+        # Version 2 had one list of all blocks, from which no drift can be told.
+        groups = [tuple(map(float, each)) for each in content.get("slowness", []) if isinstance(each, list)]
         moving = MovingModel(**{name: float(found["value"]) for name, found in (measured or {}).items()})
     except OSError as error:
         raise ValueError(
@@ -109,4 +111,4 @@ def read_calibration(path: Path, spec: ModelSpec) -> Costs:
             f"simulate.calibration={path}: made for model {made_for}, here {spec.name}; calibrate this one"
         )
     label = "calibrated" if measured else "calibrated, but for what moving KV costs the steps beside it"
-    return Costs(compute, link, label, moving, tuple(rounds), wire_gbps, engines, scatters)
+    return Costs(compute, link, label, moving, tuple(groups), wire_gbps, engines, scatters)
