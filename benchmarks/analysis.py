@@ -20,11 +20,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from xpyd.records import COLOCATED, DISAGGREGATED
-from xpyd.streams import arrow_schema
+from xpyd.streams import arrow_schema, write_parquet
 
 OUTPUT_LEN = 250
 NUM_PAIRS = 5
@@ -41,7 +40,7 @@ def write_run(folder: Path, num_tokens: int) -> None:
     for name, parts in tables.items():
         schema = arrow_schema(name)
         whole = pa.concat_tables([_table(part, schema) for part in parts])
-        pq.write_table(whole, folder / f"{name}.parquet")
+        write_parquet(whole, folder / f"{name}.parquet")
     config = {
         "experiment": "compare",
         "model": {"name": "made-up"},

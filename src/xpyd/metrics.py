@@ -6,7 +6,10 @@ reached a stage; what follows from a NaN is NaN, never 0. ``docs/metrics.md`` co
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -209,22 +212,22 @@ def max_gap_by_request(gaps: Gaps) -> NDArray[np.float64]:
 def tbt_tail_by_request(gaps: Gaps, share: float = TAIL_SHARE) -> NDArray[np.float64]:
     """:func:`tbt_tail_s` of every request at once, shape [num_requests]; NaN for one without gaps."""
     counts = np.diff(gaps.starts)
-    request = np.repeat(np.arange(len(counts)), counts)
-    ordered = _sorted_within(request, gaps.seconds)
-    num_tail = np.minimum(_num_tail(counts, share), counts)
-    tails = Gaps(np.concatenate(([0], np.cumsum(num_tail))), ordered[places(gaps.starts[1:] - num_tail, num_tail)])
-    return mean_gap_by_request(tails)
+    found = np.full(len(counts), np.nan)
+    alike = np.argsort(counts, kind="stable")  # requests with as many gaps are a matrix: no loop over millions
+    for count, first, last in _runs(counts[alike]):
+        if count:
+            requests, num_tail = alike[first:last], _num_tail(count, share)
+            seconds = gaps.of(requests).reshape(-1, count)
+            found[requests] = np.partition(seconds, count - num_tail, axis=1)[:, count - num_tail :].mean(axis=1)
+    return found
 
 
-def _sorted_within(request: NDArray[np.int64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``seconds`` sorted inside each request; ``request`` is sorted. One sort of one key where the two fit in it."""
-    nanoseconds = np.rint(seconds * NS_PER_S)
-    exact = np.array_equal(nanoseconds / NS_PER_S, seconds) and nanoseconds.min(initial=0) >= 0  # NaN equals nothing
-    bits = int(nanoseconds.max(initial=0)).bit_length() if exact else 0
-    if not exact or bits + int(request.max(initial=0)).bit_length() > 62:
-        return seconds[np.lexsort((seconds, request))]
-    keys = np.sort(request << bits | nanoseconds.astype(np.int64))
-    return np.asarray((keys & (1 << bits) - 1) / NS_PER_S, dtype=np.float64)
+def _runs(values: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+    """(value, first, one after the last) of every stretch of equal ones."""
+    bounds = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    for first, last in pairwise(bounds):
+        if first < last:
+            yield int(values[first]), first, last
 
 
 def _over_requests(reduce: np.ufunc, gaps: Gaps) -> NDArray[np.float64]:
@@ -235,6 +238,6 @@ def _over_requests(reduce: np.ufunc, gaps: Gaps) -> NDArray[np.float64]:
     return found
 
 
-def _num_tail(num_gaps: Any, share: float) -> Any:
+def _num_tail(num_gaps: int, share: float) -> int:
     """How many gaps are the longest ``share``, rounded up; the small step back keeps 0.1 * 30 at 3."""
-    return np.maximum(1, np.ceil(np.asarray(num_gaps) * share - 1e-9)).astype(np.int64)
+    return min(num_gaps, max(1, math.ceil(num_gaps * share - 1e-9)))

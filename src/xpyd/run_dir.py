@@ -18,12 +18,11 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from xpyd.lock import hold
 from xpyd.records import SCHEMA_VERSION, TABLES
-from xpyd.streams import FOLDER, arrow_schema, attempts, completed_blocks, merge, stream_name
+from xpyd.streams import FOLDER, arrow_schema, attempts, completed_blocks, merge, stream_name, write_parquet
 
 FLUSH_INTERVAL_S = 2.0
 
@@ -94,7 +93,7 @@ class RunDir:
         for table in TABLES:
             merged = merge(self.path, table)
             if len(merged):
-                pq.write_table(merged, self.path / f".{table}.parquet.tmp")
+                write_parquet(merged, self.path / f".{table}.parquet.tmp")
                 os.replace(self.path / f".{table}.parquet.tmp", self.path / f"{table}.parquet")
         self.write_json("DONE", {"schema_version": SCHEMA_VERSION, "ended_at": datetime.now().isoformat()})
         for stream in (self.path / FOLDER).iterdir():

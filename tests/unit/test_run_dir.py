@@ -13,6 +13,7 @@ import pytest
 from xpyd.lock import InUseError
 from xpyd.records import StageRow
 from xpyd.run_dir import RowWriter, RunDir
+from xpyd.streams import write_parquet
 
 
 def stage(request_id: int) -> StageRow:
@@ -72,3 +73,11 @@ def test_a_folder_in_use_is_refused_until_its_process_is_gone(tmp_path: Path) ->
     child.communicate()
     with RunDir(tmp_path).lock():
         pass
+
+
+def test_stamps_are_kept_by_their_differences(tmp_path: Path) -> None:
+    stamps = [10**18 + 5_000_000 * index for index in range(10_000)]
+    rows = pa.table({"t_ns": stamps, "rank": [1] * len(stamps)})
+    write_parquet(rows, tmp_path / "x.parquet")
+    assert pq.read_table(tmp_path / "x.parquet").equals(rows)
+    assert (tmp_path / "x.parquet").stat().st_size < 8 * len(stamps) / 4
