@@ -155,7 +155,7 @@ def test_a_slow_link_makes_splitting_lose_and_where_it_turns_is_told(tmp_path: P
 def test_a_calibrated_link_is_varied_too(tmp_path: Path) -> None:
     """The calibrated link moves 8 Gbit/s: a slower wire counts, a faster one leaves the software's speed."""
     path = tmp_path / "calibration.yaml"
-    path.write_text(yaml.safe_dump({"conditions": {"model": "tiny"}, **fitted(points())}))
+    path.write_text(yaml.safe_dump({"conditions": {"model": "tiny"}, **fitted([points()])}))
     config = planned(f"simulate.calibration={path}", "plan.link_gbps=[0.02,1000]", "workload.input_len=256")
     run_dir = RunDir.create(tmp_path, "plan", "run")
     run_plan(config, Job(config, run_dir))
