@@ -3,6 +3,7 @@
 make bench-engine                                  everything on a CPU, under 5 minutes
 python -m benchmarks.engine --quick                tiny and wide, fewer steps, about a minute
 python -m benchmarks.engine --models small --dtype bfloat16
+python -m benchmarks.engine --models qwen3_0_6b --quick   a published shape, random weights; minutes, see points.MODELS
 python -m benchmarks.engine --device cuda          an 8B model's steps on a GPU, beside bandwidth and matrix rate
 
 Arms take turns, and every ratio is the median of ratios inside one repeat.
@@ -25,7 +26,7 @@ import torch
 
 from benchmarks.engine import gpu, overhead, ratios
 from benchmarks.engine.arms import EngineArm, Products, Step, TransformersArm, save_checkpoint
-from benchmarks.engine.points import MODELS, Point, points, spec_of
+from benchmarks.engine.points import DEFAULT, MODELS, Point, points, spec_of
 from benchmarks.engine.report import draw, overhead_table, steps_table, write_json
 from benchmarks.tables import print_tables, write_csv
 from xpyd import native
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = options.out or Path("runs/bench-engine") / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     if options.device == "cuda":
         return gpu.main(folder, options.model)
-    models = options.models or (["tiny", "wide"] if options.quick else list(MODELS))
+    models = options.models or (["tiny", "wide"] if options.quick else list(DEFAULT))
     specs = [spec_of(model, options.dtype) for model in models]
     folder.mkdir(parents=True)
     torch.set_num_threads(options.threads)
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--models", nargs="+", metavar="MODEL", help=f"of {', '.join(MODELS)} (default: all)")
+    made.add_argument("--models", nargs="+", metavar="MODEL", help=f"of {', '.join(MODELS)} (default: the first three)")
     made.add_argument("--quick", action="store_true", help="tiny and wide, fewer steps and repeats")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     made.add_argument("--threads", type=int, default=1, help="of every arm (default: 1, as a worker with one core)")

@@ -1,14 +1,16 @@
 """What a real worker's step costs beside the model: schedule, segments, packing, commit, rows, and the token message.
 
-A ``ServingWorker`` with a real scheduler, mailbox (MPI, to itself) and row writer decodes a batch; the model's time,
-sampling included, is taken inside it, and the rest of the step is the overhead.
+A ``ServingWorker`` with a real scheduler, mailbox (MPI, to itself) and row writer decodes a batch. The model's time,
+sampling included, is taken inside it without what the worker does between layers; the rest of a turn of the worker's
+loop is the overhead. What the worker tells goes to itself in place of a client. To take it in is the client's work: it
+is done while the model runs, where it leaves caches as the model leaves them, and its time is taken off.
 """
 
 from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -31,6 +33,7 @@ from xpyd.streams import FOLDER
 from xpyd.worker.base import Desk
 from xpyd.worker.engine import Engine
 from xpyd.worker.mailbox import Mailbox
+from xpyd.worker.messages import Message
 from xpyd.worker.serving import ServingWorker
 
 WARM_UP = 5
@@ -49,17 +52,32 @@ class Overhead:
     share: float
 
 
-class _Stopwatch:
-    """Sums the time of calls."""
+class _Post(Mailbox):
+    """What the worker sends is for its client to poll, not for itself."""
 
     def __init__(self) -> None:
+        super().__init__(MPI.COMM_SELF)
+        self.client = Mailbox(MPI.COMM_SELF)
+
+    def send_all(self, ranks: Iterable[int], message: Message) -> None:
+        self.client.send_all(ranks, message)
+
+
+class _Stopwatch:
+    """Sums the time of calls, without that of ``other`` calls within them."""
+
+    def __init__(self, other: _Stopwatch | None = None) -> None:
         self.total_ns = 0
+        self._other = other
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:
+            other = self._other.total_ns if self._other is not None else 0
             begin = perf_counter_ns()
             result = call(*arguments)
             self.total_ns += perf_counter_ns() - begin
+            if self._other is not None:
+                self.total_ns -= self._other.total_ns - other
             return result
 
         return timed
@@ -68,12 +86,14 @@ class _Stopwatch:
 def measure(runner: ModelRunner, batch: int, context: int, num_steps: int) -> Overhead:
     """Decode ``batch`` requests of ``context`` tokens for ``num_steps`` steps in a worker of one rank."""
     config = SchedulerConfig("chunked", batch, 4096, runner.cache.block_size, runner.cache.layout.num_blocks)
-    mailbox, model = Mailbox(MPI.COMM_SELF), _Stopwatch()
+    mailbox, hooks, client = _Post(), _Stopwatch(), _Stopwatch()
+    model = _Stopwatch(hooks)
     steps: list[tuple[int, int]] = []  # ns of the whole, of the model in it
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(runner, "_forward", model.around(runner._forward)),
-        patch.object(CompiledSteps, "run", model.around(CompiledSteps.run)),
+        patch.object(CompiledSteps, "_advance_all", model.around(CompiledSteps._advance_all)),
+        patch.object(CompiledSteps, "largest", model.around(CompiledSteps.largest)),
         patch("xpyd.model.runner.sample", model.around(sample)),
     ):
         (Path(folder) / FOLDER).mkdir()
@@ -90,16 +110,19 @@ def measure(runner: ModelRunner, batch: int, context: int, num_steps: int) -> Ov
         for i in range(batch):
             prompt = [(i + j) % runner.spec.vocab_size for j in range(context)]
             worker.add(Sequence(i, prompt, max_output_tokens=2 * (WARM_UP + num_steps) + batch))
+        _take_in_between(worker, mailbox.client, client, hooks)
         scheduler = worker.engine.scheduler
         while scheduler.num_running < batch or not all(sequence.decoding for sequence in scheduler.running):
-            _step(worker, mailbox)
+            _turn(worker)
         gc.disable()
         for _ in range(WARM_UP + num_steps):
-            begin, model_ns = perf_counter_ns(), model.total_ns
-            _step(worker, mailbox)
-            steps.append((perf_counter_ns() - begin, model.total_ns - model_ns))
+            begin, model_ns, client_ns = perf_counter_ns(), model.total_ns, client.total_ns
+            _turn(worker)
+            whole = perf_counter_ns() - begin - (client.total_ns - client_ns)
+            steps.append((whole, model.total_ns - model_ns))
         gc.enable()
-        mailbox.drain()
+        mailbox.client.drain()
+    mailbox.client.close()
     mailbox.close()
     del steps[:WARM_UP]
     return Overhead(
@@ -113,7 +136,25 @@ def measure(runner: ModelRunner, batch: int, context: int, num_steps: int) -> Ov
     )
 
 
-def _step(worker: ServingWorker, mailbox: Mailbox) -> None:
-    for _ in mailbox.poll():  # the tokens that it told itself, in place of messages from a client
-        pass
+def _turn(worker: ServingWorker) -> None:
+    """What the worker's loop does while there are steps to run."""
+    worker.receive()
+    worker.move()
     worker.step()
+
+
+def _take_in_between(worker: ServingWorker, mailbox: Mailbox, client: _Stopwatch, hooks: _Stopwatch) -> None:
+    """Behind the first layer of each step the client takes in what the step before told it."""
+
+    def take(layer: int) -> None:
+        if layer == 0:
+            for _ in mailbox.poll():
+                pass
+
+    taken, on_layer = client.around(take), worker.on_layer
+
+    def both(layer: int) -> None:
+        taken(layer)
+        on_layer(layer)
+
+    worker.on_layer = hooks.around(both)  # type: ignore[method-assign]

@@ -15,7 +15,8 @@ CONF = Path(__file__).parents[2] / "conf/model"
 BLOCK_SIZE = 16
 # Of the width of a real model, and so few layers that a CPU runs it: products outweigh everything else, as they should.
 WIDE = ModelSpec("wide", 4, 1024, 16, 8, 64, 2816, 8192)
-MODELS = ("tiny", "small", "wide")
+DEFAULT = ("tiny", "small", "wide")
+MODELS = (*DEFAULT, "qwen3_0_6b")  # the last takes minutes, and 14 GB of memory beside transformers
 
 
 @dataclass(frozen=True)

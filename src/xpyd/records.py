@@ -146,7 +146,7 @@ class TierRow:
     num_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(unsafe_hash=True, slots=True)  # made in every step: frozen, that takes three times as long
 class StepRow:
     """One engine step of one rank."""
 

@@ -166,3 +166,23 @@ def test_an_instance_of_one_rank_can_be_held_against_one_of_several() -> None:
     torchs = instance.runner_of(None, Division(), None, PLAIN, 8, BLOCK_SIZE, in_c=False)
     assert torchs._compiled is None
     assert instance.runner_of(None, Division(), None, PLAIN, 8, BLOCK_SIZE, in_c=True)._compiled is not None
+
+
+def test_a_table_that_changes_between_steps_is_read_anew() -> None:
+    """As long as before, and the same list: what a sequence gave back and took again may be another block."""
+    mine, fresh = runner_of(PLAIN), runner_of(PLAIN)
+    words, table = [(7 * i + 3) % 67 for i in range(12)], [4, 9, 2]
+    other = [Segment(words[:7], 0, [30, 31], 0, 0, True), Segment([5], 7, [30, 31], 0, 1, True)]
+    for runner in (mine, fresh):
+        runner.run([Segment(words, 0, table, 0, 0, True)])
+        runner.run([Segment(words, 0, [4, 9, 7], 0, 0, True)])
+        runner.run([other[0]])
+    mine.run([Segment([1], 12, table, 0, 1, True), other[1]])
+    table[2] = 7
+    step = [Segment([1], 12, table, 0, 1, True), other[1]]
+    assert torch.equal(mine.logits(step), fresh.logits(step))
+    wider = [Segment([2], 13, [4, 9, 7, 50, 51, 52], 0, 2, True), step[1], Segment([3], 7, [30, 31], 0, 1, True)]
+    assert torch.equal(mine.logits(wider), fresh.logits(wider))
+    assert mine.run(step) == fresh.run(step)
+    fewer = [Segment([3], 12, table, 0, 1, False), step[1]]
+    assert torch.equal(mine.logits(fewer), fresh.logits(fewer))

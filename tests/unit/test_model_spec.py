@@ -31,6 +31,7 @@ KV_BYTES = {
     "llama3_70b": 327_680,  # 2 * 80 * 8 * 128 * 2
     "mistral_7b": 131_072,  # 2 * 32 * 8 * 128 * 2
     "mixtral_8x7b": 131_072,  # the same: experts cache nothing
+    "qwen3_0_6b": 114_688,  # 2 * 28 * 8 * 128 * 2
     "qwen3_8b": 147_456,  # 2 * 36 * 8 * 128 * 2
     "qwen3_32b": 262_144,  # 2 * 64 * 8 * 128 * 2
     "qwen3_30b_a3b": 98_304,  # 2 * 48 * 4 * 128 * 2
@@ -53,6 +54,7 @@ def test_kv_bytes_per_token(name: str, expected: int) -> None:
     ("name", "total", "active"),
     [  # billions, as their makers publish them
         ("mixtral_8x7b", 46.7, 12.9),
+        ("qwen3_0_6b", 0.596, 0.596),  # of them 0.44 without the embedding, which is the head too
         ("qwen3_32b", 32.8, 32.8),
         ("qwen3_30b_a3b", 30.5, 3.35),
         ("deepseek_v3", 671.0, 37.6),

@@ -27,13 +27,42 @@ from xpyd.model.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """The segments of a step one behind the other."""
+class Room:
+    """What steps of so many rows and samples write to, and the struct that says where; kept while they are so many."""
 
-    tokens: array[int]
-    bounds: array[int]  # four numbers of each segment, see native.Step
-    tables: array[int]
-    sampled: array[int]  # rows whose logits are wanted
+    step: native.Step
+    logits: torch.Tensor  # [num_samples, vocab_size]
+    tokens: array[int]  # of each sample: the place of its largest logit
+    margins: array[float]  # and what that exceeds the second by
+
+
+class BlockTables:
+    """The block tables of a step's segments as C reads them: rows of ``width`` numbers.
+
+    Most are those of the step before, and such rows stay: to compare two lists of the same objects reads the lists,
+    while to copy one reads every number in it, each from somewhere else in memory.
+    """
+
+    def __init__(self) -> None:
+        self.width = 0
+        self.rows: array[int] = array("q")
+        self._held: list[list[int]] = []  # copies of the tables in the rows
+
+    def hold(self, tables: list[list[int]]) -> None:
+        """Make row i say what ``tables[i]`` says."""
+        if tables == self._held:
+            return
+        widest = max(map(len, tables))
+        if widest > self.width or len(tables) * self.width > len(self.rows):
+            self.width = max(self.width, 1 << (widest - 1).bit_length())
+            self.rows = array("q", bytes(8 * self.width * len(tables)))
+            self._held = []
+        for row, table in enumerate(tables):
+            if row >= len(self._held) or self._held[row] != table:
+                begin = row * self.width
+                self.rows[begin : begin + len(table)] = array("q", table)
+                self._held[row : row + 1] = [table[:]]
+        del self._held[len(tables) :]
 
 
 class CompiledSteps:
@@ -60,41 +89,64 @@ class CompiledSteps:
             magnitude=rope.magnitude,
             num_threads=torch.get_num_threads(),
         )
+        self._largest = kernels.xpyd_largest
+        self._tables = BlockTables()
         self._scratch = torch.empty(0)
+        self._room = self._make_room(0, 0)
+        self._packed = array("q")  # of the running step: tokens, four numbers of each segment, rows that sample
 
-    def pack(self, segments: Sequence[Segment]) -> Packed:
-        """``segments`` as C reads them."""
-        tokens, bounds, tables, sampled = array("q"), array("q"), array("q"), array("q")
-        block_size = self._cache.block_size
-        for segment in segments:
-            end = segment.end
-            bounds.extend((len(tokens), len(segment.tokens), segment.start, len(tables)))
-            tokens.extend(segment.tokens)
-            tables.extend(segment.block_table[: -(-end // block_size)])
+    def run(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None) -> torch.Tensor:
+        """Logits of the segments that sample, [num_samples, vocab_size], in their order; KV goes into the pool.
+
+        The next step writes over them.
+        """
+        self._advance_all(self._pack(segments), on_layer)
+        return self._room.logits
+
+    def _pack(self, segments: Sequence[Segment]) -> native.Step:
+        """``segments`` as C reads them, until the next step, and where it writes to."""
+        self._tables.hold([segment.block_table for segment in segments])
+        width = self._tables.width
+        tokens: list[int] = []
+        bounds: list[int] = []
+        sampled: list[int] = []
+        for number, segment in enumerate(segments):
+            bounds += (len(tokens), len(segment.tokens), segment.start, number * width)
+            tokens += segment.tokens
             if segment.samples:
                 sampled.append(len(tokens) - 1)
-        return Packed(tokens, bounds, tables, sampled)
+        self._packed = packed = array("q", tokens + bounds + sampled)
+        num_rows, num_samples = len(tokens), len(sampled)
+        step = self._room.step
+        if num_rows != step.num_rows or num_samples != step.num_samples:
+            self._room = self._make_room(num_rows, num_samples)
+            step = self._room.step
+        step.num_segments = len(segments)
+        step.tokens = begin = _address(packed)
+        step.segments = begin = begin + num_rows * packed.itemsize
+        step.sampled = begin + len(bounds) * packed.itemsize
+        step.tables = _address(self._tables.rows)
+        return step
 
-    def run(self, packed: Packed, on_layer: Callable[[int], None] | None) -> torch.Tensor:
-        """Logits of the segments that sample, [num_samples, vocab_size], in their order; KV goes into the pool."""
-        logits = torch.empty((len(packed.sampled), self._spec.vocab_size))
-        step = native.Step(
-            num_rows=len(packed.tokens),
-            num_segments=len(packed.bounds) // 4,
-            num_samples=len(packed.sampled),
-            tokens=_address(packed.tokens),
-            tables=_address(packed.tables),
-            sampled=_address(packed.sampled),
-            segments=_address(packed.bounds),
-            logits=logits.data_ptr(),
-        )
-        self._lend(step)
-        for layer in range(self._spec.num_layers + 1):
-            if self._advance(ctypes.addressof(self._decoder), ctypes.addressof(step), layer):
-                raise MemoryError(f"no memory for attention in a step of {len(packed.tokens)} tokens")
-            if on_layer is not None and layer < self._spec.num_layers:
+    def _advance_all(self, step: native.Step, on_layer: Callable[[int], None] | None) -> None:
+        decoder, at, num_layers = ctypes.addressof(self._decoder), ctypes.addressof(step), self._spec.num_layers
+        for layer in range(num_layers + 1):
+            if self._advance(decoder, at, layer):
+                raise MemoryError(f"no memory for attention in a step of {step.num_rows} tokens")
+            if on_layer is not None and layer < num_layers:
                 on_layer(layer)
-        return logits
+
+    def largest(self) -> tuple[list[int], list[float]]:
+        """Of the last step's logits: the token of each row's largest, and what it exceeds the second by."""
+        step, tokens, margins = self._room.step, self._room.tokens, self._room.margins
+        self._largest(step.logits, len(tokens), self._spec.vocab_size, _address(tokens), _address(margins))
+        return tokens.tolist(), margins.tolist()
+
+    def _make_room(self, num_rows: int, num_samples: int) -> Room:
+        logits = torch.empty((num_samples, self._spec.vocab_size))
+        step = native.Step(num_rows=num_rows, num_samples=num_samples, logits=logits.data_ptr())
+        self._lend(step)
+        return Room(step, logits, array("q", bytes(8 * num_samples)), array("f", bytes(4 * num_samples)))
 
     def _lend(self, step: native.Step) -> None:
         """Scratch memory for the activations of a step."""
@@ -155,5 +207,5 @@ def _pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _address(numbers: array[int]) -> int:
+def _address(numbers: array[int] | array[float]) -> int:
     return numbers.buffer_info()[0]

@@ -94,14 +94,13 @@ class ModelRunner:
 
         ``on_layer(layer)`` is called as soon as that layer's KV of all segments is in the pool. Followers get no token.
         """
+        if self._compiled is not None:
+            return self._run_compiled(self._compiled, segments, on_layer)
         logits = self.logits(segments, on_layer)
         if not self.draws:
             return [None] * len(segments)
-        seeds = [(segment.seed, segment.index) for segment in segments if segment.samples]
-        drawn = iter(sample(logits, self._sampling, seeds) if seeds else ())
-        return [next(drawn) if segment.samples else None for segment in segments]
+        return _spread(segments, sample(logits, self._sampling, _seeds(segments)))
 
-    @torch.inference_mode()
     def logits(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """Run one step; the logits of the segments that sample, in the order given, [num_samples, vocab_size].
 
@@ -109,7 +108,26 @@ class ModelRunner:
         """
         assert segments, "a step without segments"
         if self._compiled is not None:
-            return self._compiled.run(self._compiled.pack(segments), on_layer)
+            return self._compiled.run(segments, on_layer).clone()
+        return self._torch_logits(segments, on_layer)
+
+    @property
+    def draws(self) -> bool:
+        """Whether this rank has the logits, and so draws the tokens."""
+        return self.shard.rank == 0
+
+    def _run_compiled(
+        self, compiled: CompiledSteps, segments: Sequence[Segment], on_layer: Callable[[int], None] | None
+    ) -> list[Sampled | None]:
+        """A step without torch, unless tokens are drawn: entering inference mode alone costs what a scheduler does."""
+        assert segments, "a step without segments"
+        logits = compiled.run(segments, on_layer)
+        if self._sampling.temperature:
+            return _spread(segments, sample(logits, self._sampling, _seeds(segments)))
+        return _spread(segments, [Sampled(*each) for each in zip(*compiled.largest(), strict=True)])
+
+    @torch.inference_mode()
+    def _torch_logits(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None) -> torch.Tensor:
         # Decodes first, by length: sequences that attend together should be of similar length.
         order = sorted(range(len(segments)), key=lambda i: (not segments[i].is_decode, segments[i].end))
         batch = self._pack([segments[i] for i in order])
@@ -124,11 +142,6 @@ class ModelRunner:
         if sampled == sorted(sampled):
             return logits
         return logits[self._tensor(sorted(range(len(sampled)), key=sampled.__getitem__))]
-
-    @property
-    def draws(self) -> bool:
-        """Whether this rank has the logits, and so draws the tokens."""
-        return self.shard.rank == 0
 
     def _recordings(self, recorder: Recorder | None) -> DecodeGraphs | None:
         """None where steps are not recorded: on CPUs, among several ranks, and of experts, whose sizes vary."""
@@ -225,3 +238,15 @@ class ModelRunner:
 
 def _member(reducer: Reducer | None) -> Member:
     return Member() if reducer is None else Member(reducer.shard.rank, Division("tp", reducer.shard.width))
+
+
+def _seeds(segments: Sequence[Segment]) -> list[tuple[int, int]]:
+    return [(segment.seed, segment.index) for segment in segments if segment.samples]
+
+
+def _spread(segments: Sequence[Segment], drawn: list[Sampled]) -> list[Sampled | None]:
+    """The tokens ``drawn`` at the places of the segments that sample."""
+    if len(drawn) == len(segments):
+        return [*drawn]
+    following = iter(drawn)
+    return [next(following) if segment.samples else None for segment in segments]

@@ -176,13 +176,13 @@ class Scheduler(ABC):
         """
         finished = []
         for chunk in (*plan.decodes, *plan.prefills):
-            sequence, samples = chunk.sequence, chunk.samples
+            sequence = chunk.sequence
             sequence.num_computed += chunk.num_tokens
             if self._cache is not None:
                 self._publish(sequence)
-            if samples:
+            if sequence.num_computed == len(sequence.prompt) + len(sequence.outputs):  # the chunk samples
                 sequence.outputs.append(new_tokens[sequence.request_id])
-            if sequence.finished:
+            if len(sequence.outputs) >= sequence.max_output_tokens:
                 self._running.remove(sequence)
                 finished.append(sequence)
         return finished
@@ -283,10 +283,11 @@ class Scheduler(ABC):
         """One token for every decoding sequence, oldest first, and the sequences preempted to make room."""
         decodes: list[Chunk] = []
         preempted: list[Sequence] = []
-        todo = deque(sequence for sequence in self._running if sequence.decoding)
+        todo = deque([sequence for sequence in self._running if sequence.decoding])
+        block_size = self._blocks.block_size
         while todo:
             sequence = todo.popleft()
-            while not self._grow(sequence):
+            while sequence.num_computed == len(sequence.block_table) * block_size and not self._grow(sequence):
                 victim = self._preempt_youngest()
                 preempted.append(victim)
                 if victim is sequence:

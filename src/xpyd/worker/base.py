@@ -91,6 +91,7 @@ class Worker(ABC):
         self._cancels: dict[int, int] = {}  # attempts to drop by request, once no step runs
         self._num_quarantined = engine.scheduler.num_quarantined  # when ``fail_stranded`` was last called
         self._pulse = Pulse(desk.mailbox, desk.rank, desk.faults)
+        self._columns = (desk.block, desk.rank, desk.role.value)  # the first ones of every StepRow
 
     def run(self) -> None:
         """Serve until the client ends the block and nothing is left in flight; followers end with their leader."""
@@ -157,8 +158,9 @@ class Worker(ABC):
         if plan.empty:
             return False
         begin_ns = self.desk.clock.now_ns()
-        self._stamp_begins(plan, begin_ns)
-        self._write_placed(begin_ns)
+        if plan.prefills:  # else nobody begins, and nobody was given a place
+            self._stamp_begins(plan, begin_ns)
+            self._write_placed(begin_ns)
         self.before_run(plan)
         tell = self._tell if self.desk.followers else None
         outputs = self.engine.run(plan, self.on_layer, tell, self.between_layers)
@@ -303,25 +305,23 @@ class Worker(ABC):
 
     def _write_step(self, plan: StepPlan, begin_ns: int, end_ns: int) -> None:
         scheduler = self.engine.scheduler
-        self.desk.rows.write(
-            StepRow(
-                block=self.desk.block,
-                rank=self.desk.rank,
-                role=self.desk.role.value,
-                begin_ns=begin_ns,
-                end_ns=end_ns,
-                num_prefill_tokens=sum(chunk.num_tokens for chunk in plan.prefills),
-                num_prefill_seqs=len(plan.prefills),
-                num_decode_seqs=len(plan.decodes),
-                num_context_tokens=sum(chunk.sequence.num_tokens for chunk in plan.decodes),
-                num_free_kv_blocks=scheduler.num_free_blocks,
-                num_reserved_kv_blocks=scheduler.num_reserved_blocks,
-                num_waiting=scheduler.num_waiting,
-                num_preempted=self._num_preempted,
-            )
+        prefills, decodes = plan.prefills, plan.decodes
+        row = StepRow(
+            *self._columns,
+            begin_ns,
+            end_ns,
+            sum([chunk.num_tokens for chunk in prefills]),
+            len(prefills),
+            len(decodes),
+            sum([chunk.start for chunk in decodes]) + len(decodes),
+            scheduler.num_free_blocks,
+            scheduler.num_reserved_blocks,
+            scheduler.num_waiting,
+            self._num_preempted,
         )
+        self.desk.rows.write(row)
+        self._num_preempted = 0
         speculator = self.engine.speculator
         guessed = speculator.row(self.desk.block, self.desk.rank, begin_ns) if speculator is not None else None
         if guessed is not None:
             self.desk.rows.write(guessed)
-        self._num_preempted = 0

@@ -47,7 +47,8 @@ class Engine:
     def settle(self) -> None:
         """Copy the blocks that must be copied before anything is written into those handed out since the last time."""
         self.moves = self.scheduler.take_moves()
-        self.arenas.move(self.moves)
+        if self.moves:
+            self.arenas.move(self.moves)
 
     def run(
         self,
@@ -64,7 +65,7 @@ class Engine:
         chunks = [*plan.decodes, *plan.prefills]
         if self.speculator is not None:
             return self._run_guesses(self.speculator, plan, chunks, on_layer, tell, on_draft)
-        segments = [_segment(chunk) for chunk in chunks]
+        segments = [*map(_decode_segment, plan.decodes), *map(_segment, plan.prefills)]
         results = self._run_segments(plan, segments, on_layer, tell)
         return [
             Output(chunk.sequence, len(chunk.sequence.outputs), sampled)
@@ -127,6 +128,13 @@ def _segments(chunk: Chunk, guesses: list[int]) -> list[Segment]:
             for i, guess in enumerate(guesses)
         ),
     ]
+
+
+def _decode_segment(chunk: Chunk) -> Segment:
+    """As ``_segment``, of a decode, which runs and follows on its sequence's newest token: they are most segments."""
+    sequence = chunk.sequence
+    outputs = sequence.outputs
+    return Segment(outputs[-1:], chunk.start, sequence.block_table, sequence.seed, len(outputs), True)
 
 
 def _segment(chunk: Chunk) -> Segment:

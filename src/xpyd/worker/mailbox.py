@@ -41,9 +41,12 @@ class Mailbox:
             if rank in self.ended:
                 continue
             try:
-                self._sending.append((self._comm.Isend([data, MPI.BYTE], dest=rank, tag=TAG), data, rank))
+                request = self._comm.Isend([data, MPI.BYTE], dest=rank, tag=TAG)
             except MPI.Exception as error:
                 self._note(error)
+            else:
+                if not self._sent(request):  # a short message mostly has left by now
+                    self._sending.append((request, data, rank))
 
     def poll(self) -> Iterator[tuple[int, AnyMessage]]:
         """Every message that is here now, with its sender, in the order of arrival."""
