@@ -25,7 +25,7 @@ from xpyd.kv.prefix import BlockMove
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.mpi import MPI, leave_together
-from xpyd.placement import CLIENT_RANK, Placement, PlacementConfig
+from xpyd.placement import CLIENT_RANK, Instance, PlacementConfig
 from xpyd.records import DISAGGREGATED
 from xpyd.request import Request
 from xpyd.router import RouterConfig
@@ -33,7 +33,9 @@ from xpyd.run_dir import RunDir
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
-from xpyd.worker.session import Block, Session, Setup
+from xpyd.worker.block import Block, Setup
+from xpyd.worker.runners import Runners
+from xpyd.worker.session import Session
 from xpyd.worker.transfer_config import TransferConfig
 
 MODEL = ModelSpec("stand-in", 4, 32, 4, 2, 32, 64, 1000)
@@ -53,22 +55,25 @@ class NoTiers:
         assert not list(moves), "a block moved to another tier"
 
 
+class StandInRunners(Runners):
+    """No weights and no torch: what a request's KV must be is a pattern."""
+
+    def _make(self, instance: Instance) -> Any:
+        scheduler = self._setup.scheduler
+        pool = PatternPool(self._spec.num_layers, scheduler.num_kv_blocks, scheduler.block_size, BLOCK_BYTES)
+        poison_what_is_freed(pool)
+        return PatternRunner(pool)
+
+
 class StandInSession(Session):
-    """A session whose runner needs no weights and no torch."""
+    """A session of such runners."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._tiers.arenas = lambda runner, scheduler: NoTiers()  # type: ignore[method-assign, assignment, return-value]
 
-    def _runner_in(self, placement: Placement) -> Any:
-        instance = placement.instance_of(self.rank)
-        key = instance.kind, instance.ranks
-        if key not in self._runners:
-            blocks, size = self.setup.scheduler.num_kv_blocks, self.setup.scheduler.block_size
-            runner: Any = PatternRunner(PatternPool(self.spec.num_layers, blocks, size, BLOCK_BYTES))
-            poison_what_is_freed(runner.cache)
-            self._runners[key] = runner
-        return self._runners[key]
+    def _make_runners(self) -> Runners:
+        return StandInRunners(self.setup, self.comm, self.spec, 1, 0)
 
 
 def requests_of(order: Order, block: int) -> list[Request]:

@@ -10,7 +10,8 @@ from benchmarks.soak.trial import Outcome, Strike, fault_file, lost_file
 from xpyd.records import LossRow, StageRow
 from xpyd.request import Stage
 from xpyd.units import NS_PER_S
-from xpyd.worker.session import Block, Session
+from xpyd.worker.block import Block
+from xpyd.worker.session import Session
 
 
 class Stamps:

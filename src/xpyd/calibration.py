@@ -27,9 +27,9 @@ from xpyd.entry import Job
 from xpyd.streams import merge
 from xpyd.trial import open_session
 from xpyd.worker.beside import measure_beside
+from xpyd.worker.block import warm_up_blocks
 from xpyd.worker.calibrate import calibrate
 from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, played_points
-from xpyd.worker.session import warm_up_blocks
 
 CALIBRATION = "calibration.yaml"
 # 1 had no `moving`, `engine`, `scatter` and `slowness`, and said no version; 2 did not say which blocks were played

@@ -21,7 +21,8 @@ from xpyd.rival import GROUP, PRESET
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.score import Score, mean_score, score
 from xpyd.trial import open_session
-from xpyd.worker.session import Block, Session, warm_up_blocks
+from xpyd.worker.block import Block, warm_up_blocks
+from xpyd.worker.session import Session
 
 FIRST_PAIR = 10_000  # of the workload's draws: the requests that compare scores on stay unseen
 

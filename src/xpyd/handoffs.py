@@ -16,8 +16,9 @@ from xpyd.entry import Job
 from xpyd.records import DISAGGREGATED
 from xpyd.request import Request
 from xpyd.trial import fit_points, open_session, play_all
+from xpyd.worker.block import Block
 from xpyd.worker.calibrate import calibrate
-from xpyd.worker.session import Block, Session
+from xpyd.worker.session import Session
 
 
 def run_handoffs(job: Job) -> None:

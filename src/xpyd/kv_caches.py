@@ -13,7 +13,7 @@ import numpy as np
 from xpyd.config.serve import KvCache
 from xpyd.entry import Job
 from xpyd.trial import open_session, play_all
-from xpyd.worker.session import Block
+from xpyd.worker.block import Block
 
 
 def run_kv_caches(job: Job) -> None:

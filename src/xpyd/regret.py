@@ -27,8 +27,9 @@ from xpyd.records import COLOCATED, DISAGGREGATED, HYBRID
 from xpyd.request import Request
 from xpyd.run_dir import RowWriter
 from xpyd.trial import build_session, describe, scenario_of, write_environment
+from xpyd.worker.block import Block, warm_up_blocks
 from xpyd.worker.client import Played
-from xpyd.worker.session import Block, Session, warm_up_blocks
+from xpyd.worker.session import Session
 
 EXACT = Score(0, 0.0, 0.0, 1.0)  # a hybrid way is routed by the costs that the plan reckoned with
 

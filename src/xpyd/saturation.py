@@ -13,8 +13,8 @@ from xpyd.entry import Job
 from xpyd.rate_sweep import RateSweep, Turn, played_before
 from xpyd.request import Request
 from xpyd.trial import open_session, plan_hybrid, write_prediction
+from xpyd.worker.block import Block, warm_up_blocks
 from xpyd.worker.client import Played
-from xpyd.worker.session import Block, warm_up_blocks
 
 
 def run_saturation(config: Saturation, job: Job) -> None:

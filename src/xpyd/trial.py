@@ -27,8 +27,9 @@ from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, HYBRID
 from xpyd.run_dir import RowWriter
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
+from xpyd.worker.block import Block, Setup, warm_up_blocks
 from xpyd.worker.calibrate import calibrate
-from xpyd.worker.session import Block, Session, Setup, warm_up_blocks
+from xpyd.worker.session import Session
 
 ENVIRONMENT, PREDICTED = "environment.json", "predicted.json"
 MAX_RATE_RPS = 1e6  # a trace whose rows share one time stamp has no rate

@@ -17,7 +17,7 @@ from xpyd.economics.cost import ComputePoint
 from xpyd.records import COLOCATED, DISAGGREGATED
 from xpyd.request import Request
 from xpyd.units import NS_PER_S
-from xpyd.worker.session import Block
+from xpyd.worker.block import Block
 
 INPUT_LENS = (48, 112, 176)  # no step has to part one where scheduler.max_num_batched_tokens is 180 or more
 OUTPUT_LEN = 16

@@ -11,36 +11,27 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from xpyd.clock import Clock, synchronise
 from xpyd.dispatch import Dispatch, HybridDispatch, KvMap, PoolDispatch
 from xpyd.economics.scenario import Calibration, Scenario
-from xpyd.faults import EXIT_RANKS_LOST, FaultConfig, RanksLost
+from xpyd.faults import EXIT_RANKS_LOST, RanksLost
 from xpyd.hybrid import HybridConfig, HybridPolicy
 from xpyd.kv.coalesce import PieceCosts
 from xpyd.model.checkpoint_config import resolve_spec
-from xpyd.model.instance import group_of, runner_of
-from xpyd.model.runner import ModelRunner
-from xpyd.model.sampling_config import SamplingConfig
-from xpyd.model.spec import ModelSpec
-from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.mpi import leave_job, survives_ends
-from xpyd.placement import CLIENT_RANK, Kind, Placement, PlacementConfig, Role, make_hybrid, node_names, place
+from xpyd.placement import CLIENT_RANK, Placement, Role, make_hybrid, node_names, place
 from xpyd.records import HYBRID, SPLIT_ARMS, BlockRow, LossRow, RequestRow
-from xpyd.request import Request
-from xpyd.router import RouterConfig
 from xpyd.run_dir import RowWriter, RunDir
-from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.registry import build_scheduler
-from xpyd.transport.fabric import FabricConfig
-from xpyd.transport.registry import TransportConfig
 from xpyd.worker.affinity import pin_cores, sharpen_sleeps
 from xpyd.worker.base import Desk, Worker, WorkerError
+from xpyd.worker.block import Block, Setup
 from xpyd.worker.client import Client, Played
 from xpyd.worker.crew import Crew
 from xpyd.worker.destination import DestinationEnd
@@ -51,48 +42,13 @@ from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.mover import Mover
 from xpyd.worker.piece_costs import measure_piece_costs
 from xpyd.worker.pulse import Outcast
+from xpyd.worker.runners import Runners
 from xpyd.worker.serving import ServingWorker
 from xpyd.worker.sharded import ShardedDestination, ShardedSource
 from xpyd.worker.shards import Shapes, instance_blocks
 from xpyd.worker.source import SourceEnd
-from xpyd.worker.speculation import Speculator, build_speculator, draft_runner
+from xpyd.worker.speculation import build_speculator
 from xpyd.worker.tiers import Tiers, tier_rows
-from xpyd.worker.transfer_config import TransferConfig
-
-
-@dataclass(frozen=True)
-class Setup:
-    """The parts of the configuration that a session reads; the arms share them all."""
-
-    model: ModelSpec
-    placement: PlacementConfig
-    scheduler: SchedulerConfig
-    transport: TransportConfig
-    transfer: TransferConfig
-    fabric: FabricConfig
-    sampling: SamplingConfig
-    router: RouterConfig
-    drain_timeout_s: float
-    faults: FaultConfig = field(default_factory=FaultConfig)
-    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
-
-
-@dataclass(frozen=True)
-class Block:
-    """One stretch of one arm: ``requests`` are the same in all blocks of a ``pair``. ``number`` < 0: warm-up.
-
-    ``transfer`` and ``scheduler`` replace the session's for this block, all but what the pool was built with; without
-    ``speculates`` nothing is guessed, whatever the session's draft is.
-    """
-
-    number: int
-    pair: int
-    arm: str
-    requests: Sequence[Request]
-    concurrency: int | None = None
-    transfer: TransferConfig | None = None
-    scheduler: SchedulerConfig | None = None
-    speculates: bool = True
 
 
 class Session:
@@ -127,9 +83,9 @@ class Session:
         self._block, self._roles = -1, self.placement.roles  # of the block that is played, or was
         self._tiers = Tiers(setup.scheduler, setup.transfer, self.spec)
         self._quarantine: dict[tuple[int, ...], frozenset[int]] = {}  # blocks by the ranks of the instance
-        self._runners: dict[tuple[Kind, tuple[int, ...]], ModelRunner] = {}  # by the ranks of the instance
-        self._drafts: dict[ModelRunner, ModelRunner | None] = {}  # by the model that they guess for
-        self.runner = self._runner_in(self.placement) if self.rank != CLIENT_RANK else None
+        self._runners = self._make_runners()
+        here = None if self.rank == CLIENT_RANK else self.placement.instance_of(self.rank)
+        self.runner = self._runners.of(here) if here is not None else None
         cache = self.runner.cache if self.runner is not None else None
         self.links: Links | None = None
         shares = setup.scheduler.num_remote_blocks > 0
@@ -145,6 +101,10 @@ class Session:
             )
         gc.freeze()  # libraries and weights stay: walking them again takes 0.3 s before each block
 
+    def _make_runners(self) -> Runners:
+        num_threads, tier_bytes = self.cores.num_threads, self._tiers.registered_bytes
+        return Runners(self.setup, self.comm, self.spec, num_threads, tier_bytes)
+
     def play(self, block: Block) -> Played | None:
         """Play one block on every rank; the client's rank gets what it saw. Collective.
 
@@ -158,8 +118,10 @@ class Session:
     def _play(self, block: Block) -> Played | None:
         placement = self.placement_of(block.arm)
         if self.rank != CLIENT_RANK:
-            runner = self._runner_in(placement)  # an arm's first block may have to load it, before any clock runs
-            self._draft_in(placement, block)
+            instance = placement.instance_of(self.rank)
+            runner = self._runners.of(instance)  # an arm's first block may have to load it, before any clock runs
+            if block.speculates:
+                self._runners.draft_of(instance)
             self._tiers.prepare(runner, block.scheduler or self.setup.scheduler)
         kind = block.arm, block.speculates, block.scheduler
         self.crew.wait(patient=kind not in self._begun)  # a model may have been loaded
@@ -242,46 +204,10 @@ class Session:
         if num_held and not worker.aborted:
             raise WorkerError(f"{worker.desk.who}: {num_held} KV blocks were not returned by the block")
 
-    def _runner_in(self, placement: Placement) -> ModelRunner:
-        """This rank's runner in its instance of ``placement``, made when it is first asked for: by all of its ranks."""
-        setup, instance = self.setup, placement.instance_of(self.rank)
-        key = instance.kind, instance.ranks
-        if key not in self._runners:
-            self._runners[key] = runner_of(
-                group_of(self.comm, instance.ranks, setup.placement.collectives),
-                instance.division,
-                setup.placement.decode_micro_batches,
-                self.spec,
-                instance_blocks(self.spec, instance.division, setup.scheduler.num_kv_blocks),
-                setup.scheduler.block_size,
-                in_c=setup.placement.alone,
-                sampling=setup.sampling,
-                num_threads=self.cores.num_threads,
-                order=setup.transfer.order,
-                staging_bytes=setup.transfer.registered_staging_bytes + self._tiers.registered_bytes,
-            )
-        return self._runners[key]
-
-    def _draft_in(self, placement: Placement, block: Block) -> ModelRunner | None:
-        """The draft that this rank guesses with in its instance of ``placement``, made likewise; by leaders alone."""
-        setup, instance = self.setup, placement.instance_of(self.rank)
-        if not block.speculates or self.rank != instance.leader or instance.role is Role.PREFILL:
-            return None
-        runner = self._runner_in(placement)
-        if runner not in self._drafts:
-            self._drafts[runner] = draft_runner(setup.speculation, runner, self.cores.num_threads)
-        return self._drafts[runner]
-
-    def _speculator(self, placement: Placement, block: Block, scheduler: Scheduler) -> Speculator | None:
-        """None for a prompt's instance: its only token comes with the prompt."""
-        if not block.speculates or placement.instance_of(self.rank).role is Role.PREFILL:
-            return None
-        return build_speculator(self.setup.speculation, self._draft_in(placement, block), scheduler)
-
     def _worker(self, placement: Placement, block: Block) -> Worker | Follower:
         """What this rank does in a block: lead its instance of one or several ranks, or follow."""
         setup, instance = self.setup, placement.instance_of(self.rank)
-        runner, role, timeout_s = self._runner_in(placement), instance.role, setup.drain_timeout_s
+        runner, role, timeout_s = self._runners.of(instance), instance.role, setup.drain_timeout_s
         scheduler = block.scheduler or setup.scheduler
         moves = role is not Role.COLOCATED or scheduler.num_remote_blocks
         transport = self.links.transport if self.links is not None and moves else None
@@ -291,8 +217,10 @@ class Session:
         num_blocks = instance_blocks(self.spec, instance.division, setup.scheduler.num_kv_blocks)
         fetch = self._tiers.fetch(runner, scheduler)
         policy = build_scheduler(replace(scheduler, num_kv_blocks=num_blocks), role, fetch)
-        speculator, arenas = self._speculator(placement, block, policy), self._tiers.arenas(runner, scheduler)
-        engine = Engine(runner, policy, speculator, arenas)
+        speculator = None
+        if block.speculates and role is not Role.PREFILL:  # a prompt's only token comes with it
+            speculator = build_speculator(setup.speculation, self._runners.draft_of(instance), policy)
+        engine = Engine(runner, policy, speculator, self._tiers.arenas(runner, scheduler))
         engine.scheduler.withhold(self._quarantine.get(instance.ranks, frozenset()))
         desk = self._desk(block, role, instance.ranks[1:])
         if transport is None:
@@ -420,13 +348,3 @@ def _ends(
     if role in (Role.DECODE, Role.HYBRID):
         destination = DestinationEnd(engine, mover) if shapes is None else ShardedDestination(engine, mover, shapes)
     return source, destination
-
-
-def warm_up_blocks(blocks: Sequence[Block], num_requests: int = 3) -> list[Block]:
-    """A short unrecorded block for each arm: caches, connections and code paths are warm before the first stamp."""
-    seen: dict[str, Block] = {}
-    for block in blocks:
-        seen.setdefault(block.arm, block)
-    return [
-        replace(block, number=-1 - i, requests=block.requests[:num_requests]) for i, block in enumerate(seen.values())
-    ]

@@ -24,7 +24,8 @@ from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.sequence import Sequence
 from xpyd.transport.fabric import FabricConfig
-from xpyd.worker.session import Block, Session
+from xpyd.worker.block import Block
+from xpyd.worker.session import Session
 from xpyd.worker.transfer_config import Mode, TransferConfig
 
 MODEL = ModelSpec("test", 3, 32, 4, 2, 8, 64, 128)

@@ -21,7 +21,8 @@ from xpyd.placement import Placement, PlacementConfig, Role
 from xpyd.records import COLOCATED, HYBRID
 from xpyd.request import Request
 from xpyd.scheduler.config import SchedulerConfig
-from xpyd.worker.session import Block, Session
+from xpyd.worker.block import Block
+from xpyd.worker.session import Session
 from xpyd.worker.transfer_config import TransferConfig
 
 MODEL = ModelSpec("test", 3, 32, 4, 2, 8, 64, 160)

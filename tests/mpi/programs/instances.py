@@ -26,7 +26,8 @@ from xpyd.run_dir import RunDir
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
-from xpyd.worker.session import Block, Session, Setup
+from xpyd.worker.block import Block, Setup
+from xpyd.worker.session import Session
 from xpyd.worker.transfer_config import TransferConfig
 
 SPEC = ModelSpec("micro", 2, 64, 8, 2, 16, 128, 256)  # 2 KV heads: 4 ranks hold two copies of each

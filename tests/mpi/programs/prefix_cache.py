@@ -18,7 +18,7 @@ from xpyd.placement import PlacementConfig
 from xpyd.records import COLOCATED, DISAGGREGATED
 from xpyd.request import Request
 from xpyd.scheduler.config import SchedulerConfig
-from xpyd.worker.session import Block
+from xpyd.worker.block import Block
 from xpyd.worker.transfer_config import TransferConfig
 
 MODEL = ModelSpec("test", 3, 32, 4, 2, 8, 64, 128)
