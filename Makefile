@@ -9,7 +9,7 @@ PY_M = $(BIN)/python -m
 TEST_JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate bench-simulate break-even regret soak fuzz claims check-cluster codecs cluster slurm-demo held-out test test-long test-rdma lint types check format report clean
+.PHONY: help setup demo economics transfer bench-transfer bench-engine handoff interference tune-colocated bench-analysis simulate compile-simulator bench-simulate break-even regret soak fuzz claims check-cluster codecs cluster slurm-demo held-out test test-long test-rdma lint types check format report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ break-even: $(SETUP) ## a map of where splitting pays, no ranks: link x prompt x
 
 regret: $(SETUP) ## what following a frozen plan costs: its ways on real ranks, paired: ARGS=regret.plan=runs/plan/RUN
 	$(PY_M) experiments.regret placement.allow_shared_node=true $(ARGS)
+
+compile-simulator: $(SETUP_DEV) ## machine code of the simulator, for runs of a million requests; a minute, kept outside the sources
+	$(PY_M) xpyd.compiling
 
 bench-simulate: $(SETUP) ## CPU time per simulated request, and memory, over instances and requests: ARGS=...
 	$(PY_M) benchmarks.simulate $(ARGS)

@@ -6,11 +6,13 @@ python -m experiments.break_even simulate.calibration=runs/calibrate/RUN/calibra
 
 from __future__ import annotations
 
+from xpyd import compiled
 from xpyd.config.modeled import BreakEven
 from xpyd.entry import Job, main
 
 
 def run(job: Job) -> None:
+    compiled.use()
     from xpyd.break_even import run_break_even
 
     config: BreakEven = job.config

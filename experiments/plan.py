@@ -6,11 +6,13 @@ python -m experiments.plan simulate.calibration=runs/calibrate/RUN/calibration.y
 
 from __future__ import annotations
 
+from xpyd import compiled
 from xpyd.config.modeled import Plan
 from xpyd.entry import Job, main
 
 
 def run(job: Job) -> None:
+    compiled.use()
     from xpyd.planning import run_plan
 
     config: Plan = job.config

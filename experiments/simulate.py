@@ -6,11 +6,13 @@ python -m experiments.simulate simulate.calibration=runs/calibrate/RUN/calibrati
 
 from __future__ import annotations
 
+from xpyd import compiled
 from xpyd.config.modeled import Simulate
 from xpyd.entry import Job, main
 
 
 def run(job: Job) -> None:
+    compiled.use()
     from xpyd.simulation import run_simulation
 
     config: Simulate = job.config

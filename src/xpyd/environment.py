@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from xpyd import native
+from xpyd import compiled, native
 from xpyd.placement import Placement
 from xpyd.transport.counters import is_software
 
@@ -116,6 +116,7 @@ def environment(
 
 def lone_environment(root: Path, more_labels: list[str]) -> dict[str, Any]:
     """The content of environment.json for an experiment that measures in one process, without ranks."""
+    simulates = {"simulator": compiled.how()} if "xpyd.simulate.cluster" in sys.modules else {}
     return {
         "commit": commit(root),
         "started_at": datetime.now().isoformat(),
@@ -123,5 +124,6 @@ def lone_environment(root: Path, more_labels: list[str]) -> dict[str, Any]:
         "hosts": [platform.node()],
         "machines": {platform.node(): machine()},
         "versions": versions(),
+        **simulates,
         "settings": settings(),
     }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from math import inf
 from pathlib import Path
 from typing import Any
 
+from xpyd import compiled
 from xpyd.compose import ROOT
 from xpyd.config.base import ConfigError
 from xpyd.config.modeled import Simulate
@@ -42,6 +43,7 @@ def run_simulation(config: Simulate, job: Job) -> None:
     if options.rows == "sample":
         labels.append(f"rows of every {options.sample_every}th request")
     job.run_dir.write_json("environment.json", {**lone_environment(ROOT, []), "labels": labels})
+    job.say(f"simulator: {compiled.how()}")
     blocks, begin_ns = [], 0
     with RowWriter(job.run_dir, rank=0) as rows:
         for number, (pair, arm) in enumerate(interleave(config.num_pairs, arms)):
@@ -118,7 +120,7 @@ def setup_of(config: Simulate, arm: str, costs: Costs, seed: int = 0) -> Setup:
 def summary(totals: Totals, end_ps: int) -> dict[str, Any]:
     """A block in figures: counts, rates and quantiles, in seconds."""
     found: dict[str, Any] = {}
-    for name, value in vars(totals).items():
+    for name, value in ((each.name, getattr(totals, each.name)) for each in fields(totals)):
         if isinstance(value, Histogram):
             found |= {f"{name}_p{share * 100:g}_s": value.quantile_s(share) for share in QUANTILES}
             found |= {f"{name}_mean_s": value.mean_s, f"{name}_max_s": value.max_ps / PS_PER_S}

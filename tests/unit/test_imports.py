@@ -21,6 +21,8 @@ FLOORS = {
     "xpyd.model.shard": 1,
     "xpyd.model.spec": 0,
     "xpyd.native": 0,
+    "xpyd.compiled": 1,
+    "xpyd.compiling": 2,
     "xpyd.records": 1,
     "xpyd.metrics": 1,
     "xpyd.faults": 1,

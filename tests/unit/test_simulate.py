@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,8 @@ def hybrid(setup: Setup, requests: list[Request], num_kv_blocks: int = 96, polic
 
 
 def in_full(totals: Totals) -> dict[str, Any]:
-    return {k: vars(each) if isinstance(each, Histogram) else each for k, each in vars(totals).items()}
+    found = {each.name: getattr(totals, each.name) for each in fields(totals)}
+    return {name: each.state() if isinstance(each, Histogram) else each for name, each in found.items()}
 
 
 @pytest.mark.parametrize("case", [*CASES, "hybrid", "hybrid, tight"])

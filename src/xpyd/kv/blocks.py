@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 
 
-class OutOfBlocks(RuntimeError):
+class OutOfBlocks(Exception):
     """More blocks were asked for than are free. Callers look at ``num_free`` first, and wait or preempt."""
 
 

@@ -34,7 +34,7 @@ class Scheduler(ABC):
         """``fetch`` decides on blocks of the host tier; without it they always come back."""
         self.config = config
         self._cache = _prefix_cache(config, fetch) if config.prefix_cache else None
-        self._blocks = self._cache or BlockAllocator(config.num_kv_blocks, config.block_size)
+        self._blocks: BlockAllocator = self._cache or BlockAllocator(config.num_kv_blocks, config.block_size)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._known: dict[int, Sequence] = {}  # every sequence that waits, runs or holds blocks
@@ -342,7 +342,7 @@ class Scheduler(ABC):
         return sequence.num_to_compute - self._cache.cached_tokens(self._wanted(sequence))
 
     def _wanted(self, sequence: Sequence) -> Wanted:
-        tokens = sequence.prompt + sequence.outputs
+        tokens = [*sequence.prompt, *sequence.outputs]
         return Wanted(tokens, block_keys(tokens, self.config.block_size, sequence.keys), sequence.priority)
 
     def _publish(self, sequence: Sequence) -> None:

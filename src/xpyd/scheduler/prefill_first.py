@@ -9,22 +9,29 @@ from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.sequence import Chunk, StepPlan
 
 
+def fill_prefill_first(scheduler: Scheduler) -> StepPlan:
+    """One step of ``scheduler``."""
+    prefills = _prompts(scheduler)
+    if prefills:
+        return StepPlan(prefills, [], [])
+    decodes, preempted = scheduler._plan_decodes()
+    return StepPlan([], decodes, preempted)
+
+
 class PrefillFirstScheduler(Scheduler):
     def schedule(self) -> StepPlan:
-        prefills = self._plan_prompts()
-        if prefills:
-            return StepPlan(prefills, [], [])
-        decodes, preempted = self._plan_decodes()
-        return StepPlan([], decodes, preempted)
+        return fill_prefill_first(self)
 
-    def _plan_prompts(self) -> list[Chunk]:
-        """Whole prompts up to the token budget; the first one even where it is longer."""
-        prefills: list[Chunk] = []
-        budget = self.config.max_num_batched_tokens
-        while self._waiting and (not prefills or self._num_uncached(self._waiting[0]) <= budget):
-            sequence = self._next_admitted()
-            if sequence is None:
-                break
-            prefills.append(Chunk(sequence, sequence.num_computed, sequence.num_to_compute))
-            budget -= sequence.num_to_compute
-        return prefills
+
+def _prompts(scheduler: Scheduler) -> list[Chunk]:
+    """Whole prompts up to the token budget; the first one even where it is longer."""
+    prefills: list[Chunk] = []
+    budget = scheduler.config.max_num_batched_tokens
+    waiting = scheduler._waiting
+    while waiting and (not prefills or scheduler._num_uncached(waiting[0]) <= budget):
+        sequence = scheduler._next_admitted()
+        if sequence is None:
+            break
+        prefills.append(Chunk(sequence, sequence.num_computed, sequence.num_to_compute))
+        budget -= sequence.num_to_compute
+    return prefills

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from xpyd.kv.prefix import Fetch
 from xpyd.placement import Role
 from xpyd.scheduler.base import Scheduler
-from xpyd.scheduler.chunked import ChunkedScheduler
+from xpyd.scheduler.chunked import ChunkedScheduler, fill_chunked
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.decode_only import DecodeOnlyScheduler
-from xpyd.scheduler.prefill_first import PrefillFirstScheduler
-from xpyd.scheduler.static import StaticScheduler
+from xpyd.scheduler.prefill_first import PrefillFirstScheduler, fill_prefill_first
+from xpyd.scheduler.sequence import StepPlan
+from xpyd.scheduler.static import StaticScheduler, fill_static
 
+Fill = Callable[[Scheduler], StepPlan]
+
+FILLS: dict[str, Fill] = {
+    "chunked": fill_chunked,
+    "prefill_first": fill_prefill_first,
+    "static": fill_static,
+}
 SCHEDULERS: dict[str, type[Scheduler]] = {
     "chunked": ChunkedScheduler,
     "prefill_first": PrefillFirstScheduler,

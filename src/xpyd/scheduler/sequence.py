@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import abc
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,7 +17,7 @@ class Sequence:
     """
 
     request_id: int
-    prompt: list[int]
+    prompt: abc.Sequence[int]
     max_output_tokens: int
     outputs: list[int] = field(default_factory=list)
     num_computed: int = 0

@@ -6,26 +6,36 @@ costs no padding here: a step runs only those that still decode, so that static 
 
 from __future__ import annotations
 
-from xpyd.scheduler.prefill_first import PrefillFirstScheduler
+from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.sequence import Chunk, StepPlan
 
 
-class StaticScheduler(PrefillFirstScheduler):
-    def schedule(self) -> StepPlan:
-        if not self.num_running:
-            while self._next_admitted() is not None:
-                pass
-        return super().schedule()
+def fill_static(scheduler: Scheduler) -> StepPlan:
+    """One step of ``scheduler``: prompts of its batch, or else the decodes."""
+    if not scheduler.num_running:
+        while scheduler._next_admitted() is not None:
+            pass
+    prefills = _prompts(scheduler)
+    if prefills:
+        return StepPlan(prefills, [], [])
+    decodes, preempted = scheduler._plan_decodes()
+    return StepPlan([], decodes, preempted)
 
-    def _plan_prompts(self) -> list[Chunk]:
-        """Whole prompts of the batch up to the token budget; the first one even where it is longer."""
-        prefills: list[Chunk] = []
-        budget = self.config.max_num_batched_tokens
-        for sequence in self._running:
-            if sequence.decoding:
-                continue
-            if prefills and sequence.num_to_compute > budget:
-                break
-            prefills.append(Chunk(sequence, sequence.num_computed, sequence.num_to_compute))
-            budget -= sequence.num_to_compute
-        return prefills
+
+class StaticScheduler(Scheduler):
+    def schedule(self) -> StepPlan:
+        return fill_static(self)
+
+
+def _prompts(scheduler: Scheduler) -> list[Chunk]:
+    """Whole prompts of the batch up to the token budget; the first one even where it is longer."""
+    prefills: list[Chunk] = []
+    budget = scheduler.config.max_num_batched_tokens
+    for sequence in scheduler._running:
+        if sequence.decoding:
+            continue
+        if prefills and sequence.num_to_compute > budget:
+            break
+        prefills.append(Chunk(sequence, sequence.num_computed, sequence.num_to_compute))
+        budget -= sequence.num_to_compute
+    return prefills

@@ -9,12 +9,15 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from math import log
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from xpyd.records import StageRow, StepRow, TokenRow
-from xpyd.request import Request, Stage
+from xpyd.request import Stage
 from xpyd.simulate.costs import PS_PER_S, Stretch, to_ns
 from xpyd.workload.slo import SloConfig
+
+if TYPE_CHECKING:
+    from xpyd.simulate.handoff import Moving
 
 BUCKET_WIDTH = math.log(1.01)  # a quantile is right to one per cent
 
@@ -23,7 +26,9 @@ BUCKET_WIDTH = math.log(1.01)  # a quantile is right to one per cent
 class Flight:
     """A request under way. Times in ps; ``max_gap_ps`` is the longest gap so far that ``peaks`` does not hold."""
 
-    request: Request
+    request_id: int
+    input_len: int
+    output_len: int
     due_ps: int
     recorded: bool
     prefill: int = -1  # instance numbers
@@ -37,7 +42,7 @@ class Flight:
     since_step: int = 0  # the peaks of its decode instance count from this step on
     begun: bool = False  # prefill, in this attempt
     in_batch: bool = False  # of a decode or colocated instance
-    moving: Any = None  # its hand-off
+    moving: Moving | None = None  # its hand-off
 
 
 class Histogram:
@@ -75,6 +80,10 @@ class Histogram:
         self.sum_ps += num * ((shortest + longest) * steps // 2)
         if longest > self.max_ps:
             self.max_ps = longest
+
+    def state(self) -> tuple[dict[int, int], int, int, int]:
+        """All of it, to be compared: counts by bucket, number, sum and maximum."""
+        return dict(self._counts), self.num, self.sum_ps, self.max_ps
 
     def quantile_s(self, share: float) -> float:
         """The value that ``share`` of all do not exceed, to one per cent; NaN of none."""
@@ -163,7 +172,7 @@ class Account:
 
     def stamp(self, flight: Flight, stage: Stage, rank: int, time_ps: int, reason: str = "") -> None:
         if flight.recorded:
-            number = flight.request.request_id
+            number = flight.request_id
             self.write(StageRow(self.block, number, stage.value, rank, self.ns(time_ps), reason))
 
     def step(self, rank: int, role: str, begin_ps: int, end_ps: int, counts: tuple[int, ...]) -> None:
@@ -177,7 +186,7 @@ class Account:
             return False
         if flight.recorded:
             t_ns = self.ns(time_ps)
-            number, index = flight.request.request_id, flight.num_tokens
+            number, index = flight.request_id, flight.num_tokens
             self.write(TokenRow(self.block, number, index, 0, t_ns, t_ns, rank, 1.0))
         flight.num_tokens += 1
         return True
@@ -203,11 +212,11 @@ class Account:
     def finished(self, flight: Flight, rank: int, time_ps: int) -> None:
         totals = self.totals
         totals.num_finished += 1
-        totals.num_tokens += flight.request.output_len
+        totals.num_tokens += flight.output_len
         totals.e2e.add(time_ps - flight.due_ps)
         if flight.first_ps - flight.due_ps <= self._ttft_ps and flight.max_gap_ps <= self._itl_ps:
             totals.num_met += 1
-            totals.num_met_tokens += flight.request.output_len
+            totals.num_met_tokens += flight.output_len
         if flight.recorded:
             self.stamp(flight, Stage.FINISHED, 0, time_ps)
 

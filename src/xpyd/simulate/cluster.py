@@ -7,10 +7,9 @@ step that begins at t sees everything that came until t, as a worker does that r
 from __future__ import annotations
 
 import gc
-import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
 from xpyd.economics.moving import UNKNOWN
 from xpyd.request import Request, Stage
@@ -18,20 +17,17 @@ from xpyd.router import RouterConfig
 from xpyd.scheduler.base import NeverFits, Scheduler
 from xpyd.scheduler.sequence import Sequence
 from xpyd.simulate.account import Account, Flight
+from xpyd.simulate.agenda import STEP_END, Agenda, Event
 from xpyd.simulate.beside import Beside
 from xpyd.simulate.costs import PS_PER_NS, StepCosts
 from xpyd.simulate.fast import simulated_scheduler
 from xpyd.simulate.handoff import Handoffs
 from xpyd.simulate.hybrid import HybridRouting
 from xpyd.simulate.instance import Instance
-from xpyd.simulate.links import Call
 from xpyd.simulate.loads import Loads
 from xpyd.simulate.outages import Outages
-from xpyd.simulate.pool import tally
 from xpyd.simulate.scattered import Scattered
 from xpyd.simulate.setup import Setup
-
-MESSAGE, STEP_END = 0, 1
 
 
 class Cluster:
@@ -42,8 +38,7 @@ class Cluster:
         self.account = account
         self.flights: dict[int, Flight] = {}
         self._recorded = recorded
-        self._events: list[tuple[int, int, int, Call, Any, int]] = []
-        self._num_events = 0
+        self.agenda = Agenda()
         self._parked: deque[Flight] = deque()  # no instance is up to take them
         self._requests: Iterator[Request] = iter(())
         self._concurrency: int | None = None
@@ -84,25 +79,19 @@ class Cluster:
         if concurrency is None:
             upcoming = next(requests, None)
         else:
-            self._refill(None, 0, 0)
-        events, flights, last_ps = self._events, self.flights, 0
+            self.refill(0)
+        agenda, flights, last_ps = self.agenda, self.flights, 0
         due_ps = upcoming.arrival_offset_ns * PS_PER_NS if upcoming is not None else 0
         while upcoming is not None or flights:
-            if upcoming is not None and (not events or due_ps <= events[0][0]):
+            if upcoming is not None and (not agenda or due_ps <= agenda.next_ps()):
                 self._arrive(upcoming, due_ps)
                 upcoming = next(requests, None)
                 if upcoming is not None:
                     due_ps = upcoming.arrival_offset_ns * PS_PER_NS
                 continue
-            assert events, f"requests {list(flights)[:8]} wait for something that never comes"
-            last_ps, _, _, call, subject, version = heapq.heappop(events)
-            call(subject, version, last_ps)
+            assert agenda, f"requests {list(flights)[:8]} wait for something that never comes"
+            last_ps = agenda.happen()
         return last_ps
-
-    def at(self, time_ps: int, call: Call, subject: Any, version: int = 0, priority: int = MESSAGE) -> None:
-        """Call ``call(subject, version, time_ps)`` at that time; a subject that has a newer version then ignores it."""
-        self._num_events += 1
-        heapq.heappush(self._events, (time_ps, priority, self._num_events, call, subject, version))
 
     def route(self, flight: Flight, now_ps: int) -> None:
         """Give a request to the instances that the routers pick; it waits where a whole pool is down."""
@@ -117,9 +106,8 @@ class Cluster:
             source, last = self.pools[0][first], self.pools[-1][second]
         flight.prefill, flight.decode = source.number, last.number
         flight.num_seen, flight.begun = 0, False
-        request = flight.request
-        self.loads[0].add(source.index, request.input_len)
-        self.loads[-1].add(last.index, request.output_len)
+        self.loads[0].add(source.index, flight.input_len)
+        self.loads[-1].add(last.index, flight.output_len)
         self._submit(flight, source, now_ps)
 
     def unpark(self, now_ps: int) -> None:
@@ -132,8 +120,8 @@ class Cluster:
         """Take what was still expected of an attempt off the loads."""
         source, last = self.instances[flight.prefill], self.instances[flight.decode]
         if not flight.num_seen:
-            self.loads[0].add(source.index, -flight.request.input_len)
-        self.loads[-1].add(last.index, flight.num_seen - flight.request.output_len)
+            self.loads[0].add(source.index, -flight.input_len)
+        self.loads[-1].add(last.index, flight.num_seen - flight.output_len)
 
     def kick(self, instance: Instance, now_ps: int) -> None:
         """Let an idle instance take its next step, if there is one to take."""
@@ -159,7 +147,7 @@ class Cluster:
         instance.version += 1
         if instance.batch:
             self.loads[-1].run(instance.index, instance.stretch, instance.batch)
-        self.at(instance.stretch.end_ps, self._step_ends, instance, instance.version, STEP_END)
+        self.agenda.plan(instance.stretch.end_ps, _StepEnds(self, instance, instance.version), STEP_END)
 
     def fail(self, flight: Flight, now_ps: int, reason: str) -> None:
         """The request ends here; it is no longer anywhere."""
@@ -171,7 +159,7 @@ class Cluster:
         if flight.num_seen == 0:
             if self.hybrid is not None:
                 self.hybrid.first_token(flight, now_ps)
-            self.loads[0].add(self.instances[flight.prefill].index, -flight.request.input_len)
+            self.loads[0].add(self.instances[flight.prefill].index, -flight.input_len)
         self.loads[-1].add(self.instances[flight.decode].index, -1)
         self.account.first(flight, instance.rank, now_ps)
 
@@ -192,15 +180,16 @@ class Cluster:
         return simulated_scheduler(self.setup.scheduler, instance.role, num_kv_blocks, self.setup.fast)
 
     def _arrive(self, request: Request, now_ps: int) -> None:
-        flight = Flight(request, now_ps, self._recorded(request.request_id))
-        self.flights[request.request_id] = flight
+        number = request.request_id
+        flight = Flight(number, request.input_len, request.output_len, now_ps, self._recorded(number))
+        self.flights[number] = flight
         self.account.totals.num_requests += 1
         if flight.recorded:
             self.account.stamp(flight, Stage.ARRIVED, 0, now_ps)
             self.account.stamp(flight, Stage.ROUTED, 0, now_ps)
         self.route(flight, now_ps)
 
-    def _refill(self, _subject: None, _version: int, now_ps: int) -> None:
+    def refill(self, now_ps: int) -> None:
         """Closed loop: the next request is due when one ends."""
         while self._concurrency is not None and len(self.flights) < self._concurrency:
             request = next(self._requests, None)
@@ -209,27 +198,26 @@ class Cluster:
             self._arrive(request, now_ps)
 
     def _submit(self, flight: Flight, instance: Instance, now_ps: int) -> None:
-        request, stays = flight.request, flight.prefill == flight.decode
-        num_output = request.output_len if stays else 1
-        prompt: Any = range(request.input_len)  # of a prompt only its length matters
+        request_id, stays = flight.request_id, flight.prefill == flight.decode
+        num_output = flight.output_len if stays else 1
+        prompt = range(flight.input_len)  # of a prompt only its length matters
         try:
-            self.pools[-1][0].scheduler.check_fits(request.request_id, request.input_len, request.output_len)
+            self.pools[-1][0].scheduler.check_fits(request_id, flight.input_len, flight.output_len)
             if instance.cut(now_ps):
                 self.expect_end(instance)
-            instance.scheduler.add(Sequence(request.request_id, prompt, num_output, tally()))
+            instance.scheduler.add(Sequence(request_id, prompt, num_output))
         except NeverFits as error:
             self.unload(flight)
             self.fail(flight, now_ps, str(error))
             return
-        instance.flights[request.request_id] = flight
+        instance.flights[request_id] = flight
         if not stays:
             self.handoffs.submitted(flight, now_ps)
         if instance.idle:
             self.boundary(instance, now_ps)
 
-    def _step_ends(self, instance: Instance, version: int, now_ps: int) -> None:
-        if version != instance.version:
-            return
+    def step_ends(self, instance: Instance, now_ps: int) -> None:
+        """The last step of an instance's stretch is over."""
         if self.beside is not None and self.beside.lengthens(instance, now_ps):
             return
         if instance.batch:
@@ -237,7 +225,7 @@ class Cluster:
             self.loads[-1].ended(instance.index, instance.stretch.num_steps * instance.batch)
         sampled, finished = instance.finish()
         if instance.cancels:
-            dropped = {flight.request.request_id for flight in instance.cancels}
+            dropped = {flight.request_id for flight in instance.cancels}
             sampled = [sequence for sequence in sampled if sequence.request_id not in dropped]
         plan = instance.plan
         for sequence in sampled:
@@ -256,10 +244,10 @@ class Cluster:
         """The step is over of which a prompt was part that an outage elsewhere has made void."""
         cancels, instance.cancels = instance.cancels, []
         for flight in cancels:
-            instance.scheduler.abort(flight.request.request_id)
-            del instance.flights[flight.request.request_id]
+            instance.scheduler.abort(flight.request_id)
+            del instance.flights[flight.request_id]
         for flight in cancels:  # after all have left: the first that comes back here begins a step
-            if flight.request.request_id in self.flights:
+            if flight.request_id in self.flights:
                 self.route(flight, now_ps)
 
     def _sampled(self, instance: Instance, sequence: Sequence, now_ps: int) -> None:
@@ -270,7 +258,7 @@ class Cluster:
                 self.account.stamp(flight, Stage.PREFILL_END, instance.rank, now_ps)
             if flight.prefill == flight.decode:
                 self.account.stamp(flight, Stage.DECODE_ADMIT, instance.rank, now_ps)
-            elif flight.request.output_len > 1:
+            elif flight.output_len > 1:
                 self.handoffs.computed(flight, now_ps)
                 return
         self.first_token(flight, instance, now_ps)
@@ -286,8 +274,27 @@ class Cluster:
         self._ended(flight, now_ps)
 
     def _ended(self, flight: Flight, now_ps: int) -> None:
-        del self.flights[flight.request.request_id]
+        del self.flights[flight.request_id]
         if self.hybrid is not None:
             self.hybrid.ended(flight, now_ps)
         if self._concurrency is not None:
-            self.at(now_ps, self._refill, None)
+            self.agenda.plan(now_ps, _Refill(self))
+
+
+@dataclass(slots=True, eq=False)
+class _StepEnds(Event):
+    cluster: Cluster
+    instance: Instance
+    version: int
+
+    def happen(self, now_ps: int) -> None:
+        if self.version == self.instance.version:
+            self.cluster.step_ends(self.instance, now_ps)
+
+
+@dataclass(slots=True, eq=False)
+class _Refill(Event):
+    cluster: Cluster
+
+    def happen(self, now_ps: int) -> None:
+        self.cluster.refill(now_ps)

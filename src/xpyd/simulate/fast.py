@@ -1,21 +1,20 @@
 """The real schedulers with their decode batch in a lump: the same decisions, without a turn for every token.
 
-Policy stays where it is: ``ChunkedScheduler`` and its siblings fill steps, admit and reserve. What is replaced is
-bookkeeping per decoding sequence. When blocks run out, the sequences are laid out and the real code chooses whom to
-preempt. Tests hold both against each other.
+Policy stays where it is: ``fill_chunked`` and its siblings fill steps, the real base admits and reserves. What is
+replaced is bookkeeping per decoding sequence. When blocks run out, the sequences are laid out and the real code chooses
+whom to preempt. Tests hold both against each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
 
 from xpyd.placement import Role
 from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.chunked import fill_chunked
 from xpyd.scheduler.config import SchedulerConfig
-from xpyd.scheduler.decode_only import DecodeOnlyScheduler
-from xpyd.scheduler.registry import SCHEDULERS, build_scheduler
+from xpyd.scheduler.registry import FILLS, Fill, build_scheduler
 from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 from xpyd.simulate.lump import Lump
 from xpyd.simulate.pool import CountedBlocks
@@ -24,13 +23,18 @@ NOTHING = StepPlan([], [], [])
 
 
 class CountedScheduler(Scheduler):
-    """Mixed in before a real scheduler: its blocks are a number."""
+    """A real policy, ``fill``, over blocks that are a number."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, fill: Fill) -> None:
         super().__init__(replace(config, num_kv_blocks=1))  # its own pool lists every block, and is not used
         self.config = config
-        self._blocks: CountedBlocks = CountedBlocks(config.num_kv_blocks, config.block_size)
+        self._pool = CountedBlocks(config.num_kv_blocks, config.block_size)
+        self._blocks = self._pool
+        self._fill = fill
         self._max_tokens = config.num_kv_blocks * config.block_size
+
+    def schedule(self) -> StepPlan:
+        return self._fill(self)
 
     def next_step(self) -> StepPlan:
         """As ``schedule``, without a look at what cannot have changed."""
@@ -54,10 +58,10 @@ class PrefillOnlyScheduler(CountedScheduler):
 class LumpedScheduler(CountedScheduler):
     """Of the others: the lump holds the sequences that decode, ``_running`` those that compute prompts."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: SchedulerConfig, fill: Fill) -> None:
+        super().__init__(config, fill)
         self.lump = Lump(config.block_size)
-        self._decodes_alone = StepPlan([], cast(list[Chunk], self.lump), [])
+        self._decodes_alone = StepPlan([], self.lump.chunks, [])
         self._orders: dict[int, int] = {}  # when each running sequence was admitted, in this scheduler's count
         self._num_admitted = 0
         self._prepaid: set[int] = set()  # joined with the block that their next step needs: recomputed all but a token
@@ -81,20 +85,20 @@ class LumpedScheduler(CountedScheduler):
     def spare_blocks(self, num_steps: int) -> int:
         """Blocks that are free, whatever the batch takes in all but the first of so many steps, headroom left too."""
         growth = len(self.lump.members) * ((num_steps + self.config.block_size - 2) // self.config.block_size)
-        return self._blocks.count - growth - self._headroom()
+        return self._pool.count - growth - self._headroom()
 
     def next_step(self) -> StepPlan:
         """As ``schedule``, which is not asked where nothing but the batch is here and its blocks are free."""
         lump = self.lump
         growth = lump.phases[(lump.step + 1) % self.config.block_size]
-        if self._waiting or self._running or growth > self._blocks.count or self._prepaid:
+        if self._waiting or self._running or growth > self._pool.count or self._prepaid:
             return self.schedule()
-        self._blocks.count -= growth
+        self._pool.count -= growth
         return self._decodes_alone
 
     def advance(self, num_steps: int) -> None:
         """``num_steps`` steps of a stretch have ended, and the one after them has begun, with its blocks."""
-        self._blocks.count -= self.lump.growth(2, num_steps + 1)
+        self._pool.count -= self.lump.growth(2, num_steps + 1)
         self.lump.advance(num_steps)
 
     def admit(self, sequence: Sequence) -> None:
@@ -110,7 +114,7 @@ class LumpedScheduler(CountedScheduler):
             finished = self.lump.pop_finished()
         if not plan.prefills:
             return finished
-        finished += super().commit(plan, new_tokens)  # of the lump it gets no chunks
+        finished += super().commit(StepPlan(plan.prefills, [], []), new_tokens)
         for sequence in (chunk.sequence for chunk in plan.prefills if chunk.sequence.decoding):
             order = self._orders.pop(sequence.request_id)
             if not sequence.finished:
@@ -129,12 +133,12 @@ class LumpedScheduler(CountedScheduler):
     def _plan_decodes(self) -> tuple[list[Chunk], list[Sequence]]:
         preempted: list[Sequence] = []
         growth = self.lump.growth(1, 1) - len(self._prepaid)
-        if growth > self._blocks.count:
+        if growth > self._pool.count:
             preempted = self._preempt()
         else:
-            self._blocks.count -= growth
+            self._pool.count -= growth
             self._prepaid.clear()
-        return cast(list[Chunk], self.lump), preempted  # of the decodes a scheduler reads the number only
+        return self.lump.chunks, preempted
 
     def _preempt(self) -> list[Sequence]:
         """Lay the batch out and let the real code find blocks for this step; then lump the rest again."""
@@ -168,17 +172,11 @@ class LumpedScheduler(CountedScheduler):
         return self._num_admitted
 
 
-_FAST: dict[str, type[Scheduler]] = {}
-
-
 def simulated_scheduler(config: SchedulerConfig, role: Role, num_kv_blocks: int, fast: bool) -> Scheduler:
-    """The scheduler of an instance: the real one, or with ``fast`` the real one over counted blocks and a lump."""
+    """The scheduler of an instance: the real one, or with ``fast`` the real policy over counted blocks and a lump."""
     config = replace(config, num_kv_blocks=num_kv_blocks)
     if not fast:
         return build_scheduler(config, role)
-    mixin = PrefillOnlyScheduler if role is Role.PREFILL else LumpedScheduler
-    real = DecodeOnlyScheduler if role is Role.DECODE else SCHEDULERS[config.policy]
-    name = f"{mixin.__name__}{real.__name__}"
-    if name not in _FAST:
-        _FAST[name] = type(name, (mixin, real), {})
-    return _FAST[name](config)
+    if role is Role.PREFILL:
+        return PrefillOnlyScheduler(config, FILLS[config.policy])
+    return LumpedScheduler(config, fill_chunked if role is Role.DECODE else FILLS[config.policy])

@@ -7,15 +7,15 @@ for a seat and blocks. Push: blocks are asked for when the request arrives, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xpyd.records import TransferRow
 from xpyd.request import Stage
 from xpyd.scheduler.sequence import Sequence, StepPlan
 from xpyd.simulate.account import Flight
+from xpyd.simulate.agenda import Event
 from xpyd.simulate.instance import Instance
 from xpyd.simulate.links import Flow, Links
-from xpyd.simulate.pool import tally
 
 if TYPE_CHECKING:
     from xpyd.simulate.cluster import Cluster
@@ -41,15 +41,15 @@ class Handoffs:
         self._cluster = cluster
         self._setup = setup
         self._config = setup.handover
-        self._links = Links(setup.link, cluster.at, self._landed)
+        self._links = Links(setup.link, cluster.agenda, self)
         self._push = self._config.direction == "push"
         self._sizes: dict[int, tuple[float, int]] = {}  # blocks -> bytes and descriptors of a hand-off
 
     def submitted(self, flight: Flight, now_ps: int) -> None:
         """A request has arrived at its prefill instance."""
-        if flight.request.output_len == 1:  # never moves
+        if flight.output_len == 1:  # never moves
             return
-        flight.moving = Moving(-(-flight.request.input_len // self._setup.scheduler.block_size))
+        flight.moving = Moving(-(-flight.input_len // self._setup.scheduler.block_size))
         if self._push:
             self._offer(flight, now_ps)
 
@@ -61,12 +61,13 @@ class Handoffs:
         assert stretch is not None
         for chunk in instance.plan.prefills:
             flight = instance.flights[chunk.sequence.request_id]
-            moving: Moving | None = flight.moving
+            moving = flight.moving
             if moving is None or not (chunk.samples if layerwise else chunk.start == 0):
                 continue
             self._offer(flight, now_ps)
             if layerwise and num_layers > 1:
-                self._cluster.at(now_ps + stretch.first_ps // num_layers, self._layers_final, flight, flight.attempt)
+                layer_ps, share = stretch.first_ps // num_layers, (num_layers - 1) / num_layers
+                self._cluster.agenda.plan(now_ps + layer_ps, _Final(self, flight, flight.attempt, share))
 
     def chunks_done(self, instance: Instance, plan: StepPlan, now_ps: int) -> None:
         """A step has ended: under ``chunkwise`` the full blocks of its chunks are final."""
@@ -74,20 +75,21 @@ class Handoffs:
             return
         for chunk in plan.prefills:
             flight = instance.flights.get(chunk.sequence.request_id)
-            moving: Moving | None = None if flight is None else flight.moving
+            moving = None if flight is None else flight.moving
             if flight is not None and moving is not None and not moving.computed_ps:
                 full = (chunk.start + chunk.num_tokens) // self._setup.scheduler.block_size
                 self._final(flight, full / moving.num_blocks, now_ps)
 
     def computed(self, flight: Flight, now_ps: int) -> None:
         """The prompt is computed: all of its KV may leave."""
-        moving: Moving = flight.moving
+        moving = flight.moving
+        assert moving is not None
         moving.computed_ps = now_ps
         self._offer(flight, now_ps)
         encode_ps, _ = self._setup.codec_ps(moving.num_blocks)
         if encode_ps:
             encoded_ps = self._cluster.instances[flight.prefill].spend(encode_ps, now_ps)
-            self._cluster.at(encoded_ps, self._encoded, flight, flight.attempt)
+            self._cluster.agenda.plan(encoded_ps, _Final(self, flight, flight.attempt, 1.0))
         else:
             self._final(flight, 1.0, now_ps)
         if self._config.first_token == "prefill":
@@ -100,7 +102,8 @@ class Handoffs:
         caught_up = taken = False
         while instance.offers:
             flight = instance.offers[0]
-            moving: Moving = flight.moving
+            moving = flight.moving
+            assert moving is not None
             if not caught_up and not instance.has_ample(moving.num_blocks):
                 instance.catch_up(now_ps)
                 caught_up = True
@@ -118,11 +121,10 @@ class Handoffs:
         """Let what has landed join the batch, as far as there are seats."""
         while instance.landed and instance.scheduler.can_admit:
             flight = instance.landed.popleft()
-            request, moving = flight.request, flight.moving
-            prompt: Any = range(request.input_len)
-            sequence = Sequence(
-                request.request_id, prompt, request.output_len, tally(1), request.input_len, moving.table
-            )
+            moving, num_input = flight.moving, flight.input_len
+            assert moving is not None
+            assert moving.table is not None
+            sequence = Sequence(flight.request_id, range(num_input), flight.output_len, [0], num_input, moving.table)
             instance.scheduler.admit(sequence)
             flight.moving = None
             if self._cluster.hybrid is not None:
@@ -135,7 +137,7 @@ class Handoffs:
 
     def undo(self, flight: Flight, now_ps: int) -> None:
         """Take a hand-off back at its destination, and off the wire; an instance that is down has forgotten it."""
-        moving: Moving | None = flight.moving
+        moving = flight.moving
         if moving is None:
             return
         destination = self._cluster.instances[flight.decode]
@@ -151,23 +153,25 @@ class Handoffs:
 
     def stall(self, flight: Flight, now_ps: int) -> None:
         """One of its ends is down: nothing moves any more."""
-        moving: Moving | None = flight.moving
+        moving = flight.moving
         if moving is not None and moving.flow is not None and not moving.landed:
             self._links.cancel(moving.flow, now_ps)
             self._closed(flight, moving.flow, now_ps)
 
     def _offer(self, flight: Flight, now_ps: int) -> None:
-        moving: Moving = flight.moving
+        moving = flight.moving
+        assert moving is not None
         if moving.offered:
             return
         moving.offered = True
         instance = self._cluster.instances[flight.decode]
-        instance.flights[flight.request.request_id] = flight
+        instance.flights[flight.request_id] = flight
         instance.offers.append(flight)
         self.take_offers(instance, now_ps)
 
     def _open(self, flight: Flight, instance: Instance, now_ps: int) -> None:
-        moving: Moving = flight.moving
+        moving = flight.moving
+        assert moving is not None
         source = self._cluster.instances[flight.prefill]
         num_bytes, num_descriptors = self._size(moving.num_blocks)
         moving.flow = self._links.open(flight, source.port, instance.port, num_bytes, num_descriptors)
@@ -185,31 +189,29 @@ class Handoffs:
             self._sizes[num_blocks] = found
         return found
 
-    def _layers_final(self, flight: Flight, attempt: int, now_ps: int) -> None:
-        """All layers but the last may leave, one after another: the first of them is computed."""
+    def final(self, flight: Flight, attempt: int, share: float, now_ps: int) -> None:
+        """A share of its KV may leave: all layers but the last, one after another, or what is encoded now."""
         if self._still_moves(flight, attempt):
-            num_layers = self._setup.spec.num_layers
-            self._final(flight, (num_layers - 1) / num_layers, now_ps)
-
-    def _encoded(self, flight: Flight, attempt: int, now_ps: int) -> None:
-        if self._still_moves(flight, attempt):
-            self._final(flight, 1.0, now_ps)
+            self._final(flight, share, now_ps)
 
     def _still_moves(self, flight: Flight, attempt: int) -> bool:
         return flight.attempt == attempt and flight.moving is not None and self._cluster.instances[flight.prefill].up
 
     def _final(self, flight: Flight, share: float, now_ps: int) -> None:
-        moving: Moving = flight.moving
+        moving = flight.moving
+        assert moving is not None
         if share > moving.share:
             moving.share = share
             if moving.flow is not None:
                 self._links.release(moving.flow, now_ps, share)
 
-    def _landed(self, flight: Flight, attempt: int, now_ps: int) -> None:
+    def landed(self, flight: Flight, attempt: int, now_ps: int) -> None:
+        """The last byte has arrived."""
         source, destination = self._cluster.instances[flight.prefill], self._cluster.instances[flight.decode]
         if flight.attempt != attempt or not (source.up and destination.up):
             return
-        moving: Moving = flight.moving
+        moving = flight.moving
+        assert moving is not None
         moving.landed = True
         assert moving.flow is not None
         self._closed(flight, moving.flow, now_ps)
@@ -217,7 +219,7 @@ class Handoffs:
         if decode_ps:
             destination.spend(decode_ps, now_ps)
         self._bill(flight, moving, source, destination, now_ps)
-        request_id = flight.request.request_id
+        request_id = flight.request_id
         sequence = source.scheduler.find(request_id)
         assert sequence is not None
         source.scheduler.release(sequence)
@@ -251,7 +253,7 @@ class Handoffs:
             account.write(
                 TransferRow(
                     block=account.block,
-                    request_id=flight.request.request_id,
+                    request_id=flight.request_id,
                     src_rank=source.rank,
                     dst_rank=destination.rank,
                     mode=config.mode,
@@ -266,3 +268,14 @@ class Handoffs:
                     verified=False,
                 )
             )
+
+
+@dataclass(slots=True, eq=False)
+class _Final(Event):
+    handoffs: Handoffs
+    flight: Flight
+    attempt: int
+    share: float
+
+    def happen(self, now_ps: int) -> None:
+        self.handoffs.final(self.flight, self.attempt, self.share, now_ps)

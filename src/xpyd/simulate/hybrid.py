@@ -71,28 +71,28 @@ class HybridRouting:
 
     def route(self, flight: Flight, now_ps: int) -> tuple[int, int]:
         """The instances that prefill and decode a request that comes now."""
-        request, now_s = flight.request, now_ps / PS_PER_S
-        way = self._policy.decide(request.input_len, request.output_len, self._present, now_s).chosen
-        self._policy.sent(request.request_id, request.input_len, way, now_s)
-        self._ways[request.request_id] = way
-        self._flying.add(request.request_id)
-        (self.moved if way.moves else self.stayed).append(request.input_len)
+        now_s = now_ps / PS_PER_S
+        way = self._policy.decide(flight.input_len, flight.output_len, self._present, now_s).chosen
+        self._policy.sent(flight.request_id, flight.input_len, way, now_s)
+        self._ways[flight.request_id] = way
+        self._flying.add(flight.request_id)
+        (self.moved if way.moves else self.stayed).append(flight.input_len)
         return way.prefill_rank, way.decode_rank
 
     def first_token(self, flight: Flight, now_ps: int) -> None:
-        number = flight.request.request_id
+        number = flight.request_id
         self._policy.first_token(number, self._ways[number], now_ps / PS_PER_S)
 
     def landed(self, flight: Flight) -> None:
         """Its KV is where it decodes."""
-        number = flight.request.request_id
+        number = flight.request_id
         if number in self._flying:
             self._flying.remove(number)
             self._policy.landed(self._ways[number])
 
     def ended(self, flight: Flight, now_ps: int) -> None:
         self.landed(flight)
-        number = flight.request.request_id
+        number = flight.request_id
         self._policy.ended(number, self._ways.pop(number), now_ps / PS_PER_S)
 
 

@@ -203,7 +203,7 @@ class Instance:
         if flight.num_seen < flight.num_tokens:
             self._replays.append(flight)
         if flight.recorded:
-            self._recorded[flight.request.request_id] = flight
+            self._recorded[flight.request_id] = flight
 
     def num_out(self, request_id: int) -> int:
         """Tokens that a sequence here has yielded."""
@@ -297,7 +297,7 @@ class Instance:
         if self._replays and flight in self._replays:
             self._replays.remove(flight)
         if flight.recorded:
-            self._recorded.pop(flight.request.request_id, None)
+            self._recorded.pop(flight.request_id, None)
 
     @property
     def idle(self) -> bool:

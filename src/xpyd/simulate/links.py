@@ -7,15 +7,16 @@ descriptors count as the bytes that they delay. A flow may only send what is com
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from xpyd.economics.cost import LinkModel
 from xpyd.simulate.account import Flight
+from xpyd.simulate.agenda import Agenda, Event
 from xpyd.simulate.costs import PS_PER_S, to_ps
 
-Call = Callable[[Any, int, int], None]  # (subject, its version when this was planned, time in ps)
+if TYPE_CHECKING:
+    from xpyd.simulate.handoff import Handoffs
 
 
 @dataclass(slots=True, eq=False)
@@ -51,14 +52,14 @@ class Flow:
 
 
 class Links:
-    """All flows. ``at`` is the cluster's; ``landed(flight, attempt, time)`` is called when a last byte has arrived."""
+    """All flows. ``handoffs`` hears of it when a last byte has arrived."""
 
-    def __init__(self, link: LinkModel, at: Callable[[int, Call, Any, int], None], landed: Call) -> None:
+    def __init__(self, link: LinkModel, agenda: Agenda, handoffs: Handoffs) -> None:
         self._per_ps = link.bytes_per_s / PS_PER_S
         self._alpha_ps = to_ps(link.alpha_s)
         self._bytes_per_descriptor = link.gamma_s * link.bytes_per_s
-        self._at = at
-        self._landed = landed
+        self._agenda = agenda
+        self._handoffs = handoffs
 
     def open(self, flight: Flight, source: Port, destination: Port, num_bytes: float, num_descriptors: int) -> Flow:
         """A flow of which nothing is released yet."""
@@ -117,13 +118,33 @@ class Links:
         """When it will have sent what is released, if nothing changes."""
         flow.version += 1
         left_ps = round((flow.released - flow.sent) / flow.rate)
-        self._at(flow.since_ps + left_ps, self._drained, flow, flow.version)
+        self._agenda.plan(flow.since_ps + left_ps, _Drained(self, flow, flow.version))
 
-    def _drained(self, flow: Flow, version: int, now_ps: int) -> None:
-        if version != flow.version:
-            return
+    def drained(self, flow: Flow, now_ps: int) -> None:
+        """All that was released is sent."""
         flow.sent = flow.released
         flow.since_ps = now_ps
         self._stop(flow, now_ps)
         if flow.released >= flow.total and flow.flight is not None:
-            self._at(now_ps + self._alpha_ps, self._landed, flow.flight, flow.attempt)
+            self._agenda.plan(now_ps + self._alpha_ps, _Landed(self._handoffs, flow.flight, flow.attempt))
+
+
+@dataclass(slots=True, eq=False)
+class _Drained(Event):
+    links: Links
+    flow: Flow
+    version: int
+
+    def happen(self, now_ps: int) -> None:
+        if self.version == self.flow.version:
+            self.links.drained(self.flow, now_ps)
+
+
+@dataclass(slots=True, eq=False)
+class _Landed(Event):
+    handoffs: Handoffs
+    flight: Flight
+    attempt: int
+
+    def happen(self, now_ps: int) -> None:
+        self.handoffs.landed(self.flight, self.attempt, now_ps)

@@ -8,11 +8,12 @@ top of a heap. A lump knows these and is exact; ``simulate.fast`` puts it under 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xpyd.scheduler.sequence import Chunk, Sequence
 from xpyd.simulate.pool import tally
+
+_ANY = Chunk(Sequence(-1, (), 0), 0, 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -35,15 +36,9 @@ class Lump:
         self._heap: list[tuple[int, int, Member]] = []
         self.phases = [0] * block_size  # members that need a block in every step of this number modulo the size
         self.members: dict[int, Member] = {}
+        self.chunks: list[Chunk] = []  # as many as members: of the decodes of a plan the number is read, and no more
         self.step = 0
         self.context = 0  # tokens of all members in the next step, as StepRow counts them
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        """No chunks, one by one: a real scheduler's ``commit`` passes over what is committed here."""
-        return iter(())
 
     def join(self, sequence: Sequence, order: int) -> None:
         """A sequence that decodes from the next step on; its table covers all its tokens but the newest."""
@@ -52,6 +47,7 @@ class Lump:
         phase = (2 + self.step - num_tokens) % self._block_size
         member = Member(sequence, order, self.step, num_tokens, self.step + left, phase)
         self.members[sequence.request_id] = member
+        self.chunks.append(_ANY)
         heapq.heappush(self._heap, (member.finish_step, order, member))
         self.phases[phase] += 1
         self.context += num_tokens
@@ -96,7 +92,8 @@ class Lump:
         """Take out everything, oldest first; each member's sequence is brought up to date."""
         found = sorted(self.members.values(), key=lambda member: member.order)
         for member in found:
-            self._leave(member)
+            sequence = self._leave(member)
+            sequence.outputs, sequence.block_table = [*sequence.outputs], [*sequence.block_table]  # they may grow
         self._heap.clear()
         return found
 
@@ -113,4 +110,5 @@ class Lump:
         self.phases[member.phase] -= 1
         self.context -= num_tokens
         del self.members[sequence.request_id]
+        self.chunks.pop()
         return sequence

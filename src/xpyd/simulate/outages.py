@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xpyd.request import Stage
 from xpyd.simulate.account import Flight
+from xpyd.simulate.agenda import Event
 from xpyd.simulate.costs import to_ps
 from xpyd.simulate.instance import Instance
 
 if TYPE_CHECKING:
     from xpyd.simulate.cluster import Cluster
+
+DOWN, MISSED, UP = range(3)
 
 
 class Outages:
@@ -24,29 +28,38 @@ class Outages:
             if outage.instance >= len(instances):
                 continue  # the other arm may have more
             instance = instances[outage.instance]
-            self._cluster.at(to_ps(outage.from_s), self._down, instance)
-            missed_ps = to_ps(outage.from_s + setup.detect_s)
-            self._cluster.at(missed_ps, self._missed, instance)
-            self._cluster.at(to_ps(outage.to_s), self._up, instance)
+            agenda = self._cluster.agenda
+            agenda.plan(to_ps(outage.from_s), _Turn(self, instance, DOWN))
+            agenda.plan(to_ps(outage.from_s + setup.detect_s), _Turn(self, instance, MISSED))
+            agenda.plan(to_ps(outage.to_s), _Turn(self, instance, UP))
 
-    def _down(self, instance: Instance, _version: int, now_ps: int) -> None:
+    def turn(self, instance: Instance, what: int, now_ps: int) -> None:
+        """An outage begins, is noticed, or ends."""
+        if what == DOWN:
+            self._down(instance, now_ps)
+        elif what == MISSED:
+            self._missed(instance, now_ps)
+        else:
+            self._up(instance, now_ps)
+
+    def _down(self, instance: Instance, now_ps: int) -> None:
         instance.settle(now_ps)
         for flight in self._hit(instance):
             if instance.number == flight.decode:
-                flight.num_tokens = max(flight.num_tokens, instance.num_out(flight.request.request_id))
+                flight.num_tokens = max(flight.num_tokens, instance.num_out(flight.request_id))
             self._cluster.handoffs.stall(flight, now_ps)
         num_decoded = instance.stop()
         if instance in self._cluster.pools[-1]:
             self._cluster.loads[-1].ended(instance.index, num_decoded)
 
-    def _missed(self, instance: Instance, _version: int, now_ps: int) -> None:
+    def _missed(self, instance: Instance, now_ps: int) -> None:
         loads = self._cluster.loads[0 if instance in self._cluster.pools[0] else -1]
         loads.down(instance.index)
         for flight in self._hit(instance):
             self._rescue(flight, instance, now_ps)
         loads.forget(instance.index)
 
-    def _up(self, instance: Instance, _version: int, now_ps: int) -> None:
+    def _up(self, instance: Instance, now_ps: int) -> None:
         loads = self._cluster.loads[0 if instance in self._cluster.pools[0] else -1]
         instance.up = True
         loads.back(instance.index)
@@ -59,12 +72,12 @@ class Outages:
         return [
             flight
             for flight in self._cluster.flights.values()
-            if flight.decode == number or (flight.prefill == number and flight.request.request_id in instance.flights)
+            if flight.decode == number or (flight.prefill == number and flight.request_id in instance.flights)
         ]
 
     def _rescue(self, flight: Flight, lost: Instance, now_ps: int) -> None:
         """Forget the attempt wherever it is, and route the request anew, or let it fail."""
-        cluster, request_id = self._cluster, flight.request.request_id
+        cluster, request_id = self._cluster, flight.request_id
         cluster.handoffs.undo(flight, now_ps)
         cluster.unload(flight)
         flight.attempt += 1
@@ -90,3 +103,13 @@ class Outages:
         cluster.instances[flight.decode].flights.pop(request_id, None)
         if retry:
             cluster.route(flight, now_ps)
+
+
+@dataclass(slots=True, eq=False)
+class _Turn(Event):
+    outages: Outages
+    instance: Instance
+    what: int
+
+    def happen(self, now_ps: int) -> None:
+        self.outages.turn(self.instance, self.what, now_ps)

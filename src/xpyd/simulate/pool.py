@@ -10,13 +10,16 @@ from typing import Any
 
 from xpyd.kv.blocks import BlockAllocator, OutOfBlocks
 
+MOST_SHARED = 1024  # zeros in a list: all of these lists together are 4 MiB
+_SHARED = [[0] * num for num in range(MOST_SHARED + 1)]
 
-def tally(num: int = 0) -> list[int]:
-    """``num`` zeros where the schedulers' types ask for a list: of block tables and outputs only the length matters.
 
-    A byte each, and a length that costs no turn of the interpreter.
+def tally(num: int) -> list[int]:
+    """``num`` zeros where a scheduler asks for a block table: only its length matters, so equal ones are one list.
+
+    Not to be changed; ``[*tally(num)]`` is a table that may grow.
     """
-    return bytearray(num)  # type: ignore[return-value]
+    return _SHARED[num] if num <= MOST_SHARED else [0] * num
 
 
 class CountedBlocks(BlockAllocator):

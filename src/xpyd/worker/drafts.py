@@ -158,7 +158,7 @@ class ModelDraft:
 
 
 def _known(sequence: Decoding) -> list[int]:
-    return sequence.prompt + sequence.outputs
+    return [*sequence.prompt, *sequence.outputs]
 
 
 def _segment(sequence: Decoding, tokens: list[int], start: int, samples: bool) -> Segment:

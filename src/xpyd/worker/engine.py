@@ -154,5 +154,5 @@ def _tokens(sequence: Sequence, start: int, num_tokens: int) -> list[int]:
     prompt_len = len(sequence.prompt)
     if start >= prompt_len:
         return sequence.outputs[start - prompt_len : start - prompt_len + num_tokens]
-    head = sequence.prompt[start : start + num_tokens]
+    head = [*sequence.prompt[start : start + num_tokens]]
     return head + sequence.outputs[: num_tokens - len(head)]
