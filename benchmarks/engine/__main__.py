@@ -34,7 +34,8 @@ from xpyd.environment import lone_environment
 from xpyd.model.runner import ModelRunner
 
 MIN_REPEATS, MAX_REPEATS = 3, 25
-OVERHEAD_CONTEXT, OVERHEAD_STEPS = 128, 100
+OVERHEAD_CONTEXT, OVERHEAD_STEPS, QUICK_STEPS = 128, 100, 25
+PARTS = ("decode", "prefill", "own")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,16 +49,18 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_num_threads(options.threads)
     rows, found = [], []
     for spec in specs:
-        wanted = list(points(spec.name, options.quick))
-        num_blocks = max(point.batch * point.num_blocks for point in wanted) + 64
+        every = list(points(spec.name, options.quick))
+        wanted = [point for point in every if point.kind in options.parts]
+        num_blocks = max(point.batch * point.num_blocks for point in every) + 64
         engine = EngineArm(spec, options.threads, num_blocks)
-        theirs = _transformers(engine.runner, options.dtype)
+        theirs = _transformers(engine.runner, options.dtype) if wanted else None
         for point in wanted:
             _say(f"{spec.name}: {point.name}")
             repeats = list(_measure(_steps(engine, theirs, point), options.seconds or (1.5 if options.quick else 4.0)))
             rows.append(ratios.row_of(point, repeats))
-        for batch in (1, 8, 32):
-            found.append(overhead.measure(engine.runner, batch, OVERHEAD_CONTEXT, OVERHEAD_STEPS))
+        for batch in (1, 8, 32) if "own" in options.parts else ():
+            num_steps = QUICK_STEPS if options.quick else OVERHEAD_STEPS
+            found.append(overhead.measure(engine.runner, batch, OVERHEAD_CONTEXT, num_steps))
     _report(rows, found, _conditions(options), folder)
     return 0
 
@@ -68,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--models", nargs="+", metavar="MODEL", help=f"of {', '.join(MODELS)} (default: the first three)")
     made.add_argument("--quick", action="store_true", help="tiny and wide, fewer steps and repeats")
+    made.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="own: a worker's own work (default: all)"
+    )
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     made.add_argument("--threads", type=int, default=1, help="of every arm (default: 1, as a worker with one core)")
     made.add_argument("--seconds", type=float, help="to repeat each step for (default: 4; 1.5 with --quick)")
@@ -139,10 +145,11 @@ def _report(
     rows: Sequence[ratios.Row], found: Sequence[overhead.Overhead], conditions: dict[str, Any], folder: Path
 ) -> None:
     labels = conditions["labels"]
-    print_tables([steps_table(rows, labels), overhead_table(found, labels)])
+    print_tables([steps_table(rows, labels)] * bool(rows) + [overhead_table(found, labels)] * bool(found))
     write_csv(rows, ratios.Row, folder / "rows.csv")
     write_json(rows, found, conditions, folder / "results.json")
-    draw(rows, labels, folder / "engine.png")
+    if rows:
+        draw(rows, labels, folder / "engine.png")
     print(f"results: {folder}")
 
 

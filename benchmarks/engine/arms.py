@@ -204,12 +204,13 @@ class TransformersArm:
 
 
 def save_checkpoint(runner: ModelRunner, folder: Path) -> None:
-    """Write the runner's weights as a Llama checkpoint, which transformers loads."""
+    """Write the runner's weights as a checkpoint that transformers loads: Qwen3's with norms of heads, else Llama's."""
     import transformers
     from safetensors.torch import save_file
 
     spec, weights = runner.spec, runner._weights
-    config = transformers.LlamaConfig(
+    family = "Qwen3" if spec.qk_norm else "Llama"
+    config = getattr(transformers, f"{family}Config")(
         hidden_size=spec.hidden_size,
         num_hidden_layers=spec.num_layers,
         num_attention_heads=spec.num_heads,
@@ -221,7 +222,7 @@ def save_checkpoint(runner: ModelRunner, folder: Path) -> None:
         max_position_embeddings=spec.max_position_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
         tie_word_embeddings=False,
-        architectures=["LlamaForCausalLM"],
+        architectures=[f"{family}ForCausalLM"],
     )
     config.save_pretrained(folder)
     tensors = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.norm}
@@ -234,6 +235,8 @@ def save_checkpoint(runner: ModelRunner, folder: Path) -> None:
         parts = dict(zip(names, torch.split(layer.attention.qkv.matrix, [q, kv, kv]), strict=True))
         parts |= dict(zip(("mlp.gate_proj", "mlp.up_proj"), layer.mlp.gate_up.matrix.chunk(2), strict=True))
         parts |= {"self_attn.o_proj": layer.attention.o.matrix, "mlp.down_proj": layer.mlp.down.matrix}
+        norms = {"self_attn.q_norm": layer.attention.q_norm, "self_attn.k_norm": layer.attention.k_norm}
+        parts |= {name: norm for name, norm in norms.items() if norm is not None}
         parts |= {"input_layernorm": layer.input_norm, "post_attention_layernorm": layer.post_norm}
         tensors |= {f"model.layers.{index}.{name}.weight": tensor for name, tensor in parts.items()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,14 @@ def test_products_are_those_that_the_cost_model_counts(point: Point) -> None:
     assert attention == pairs * sum((end - begin) * end for begin, end in blocks)
 
 
-def test_transformers_runs_the_same_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, qk_norm=True, tie_word_embeddings=True)], ids=["llama", "qwen3"])
+def test_transformers_runs_the_same_model(tmp_path: Path, spec: ModelSpec) -> None:
     pytest.importorskip("transformers")
-    engine = EngineArm(SPEC, 1, 128)
+    engine = EngineArm(spec, 1, 128)
+    with torch.inference_mode():
+        for attention in (layer.attention for layer in engine.runner._weights.layers if spec.qk_norm):
+            attention.q_norm.uniform_(0.5, 1.5)
+            attention.k_norm.uniform_(0.5, 1.5)
     save_checkpoint(engine.runner, tmp_path)
     theirs = TransformersArm(tmp_path, "float32")
     prompt = [(7 * i + 3) % 256 for i in range(33)]

@@ -48,21 +48,24 @@ class BlockTables:
         self.rows: array[int] = array("q")
         self._held: list[list[int]] = []  # copies of the tables in the rows
 
-    def hold(self, tables: list[list[int]]) -> None:
-        """Make row i say what ``tables[i]`` says."""
+    def hold(self, tables: list[list[int]]) -> bool:
+        """Make row i say what ``tables[i]`` says; False where rows have moved."""
         if tables == self._held:
-            return
+            return True
+        stay = True
         widest = max(map(len, tables))
         if widest > self.width or len(tables) * self.width > len(self.rows):
             self.width = max(self.width, 1 << (widest - 1).bit_length())
             self.rows = array("q", bytes(8 * self.width * len(tables)))
             self._held = []
+            stay = False
         for row, table in enumerate(tables):
             if row >= len(self._held) or self._held[row] != table:
                 begin = row * self.width
                 self.rows[begin : begin + len(table)] = array("q", table)
                 self._held[row : row + 1] = [table[:]]
         del self._held[len(tables) :]
+        return stay
 
 
 class CompiledSteps:
@@ -105,7 +108,24 @@ class CompiledSteps:
 
     def _pack(self, segments: Sequence[Segment]) -> native.Step:
         """``segments`` as C reads them, until the next step, and where it writes to."""
-        self._tables.hold([segment.block_table for segment in segments])
+        if self._tables.hold([segment.block_table for segment in segments]) and self._decode_on(segments):
+            return self._room.step
+        return self._pack_anew(segments)
+
+    def _decode_on(self, segments: Sequence[Segment]) -> bool:
+        """Pack a step like the one before, a token of every sequence; False where this is another one."""
+        packed, num_rows = self._packed, self._room.step.num_rows
+        if not len(packed) == 6 * num_rows == 6 * len(segments):
+            return False
+        at = num_rows + 2
+        for row, segment in enumerate(segments):
+            if len(segment.tokens) > 1 or not segment.samples:
+                return False
+            packed[row], packed[at] = segment.tokens[0], segment.start
+            at += 4
+        return True
+
+    def _pack_anew(self, segments: Sequence[Segment]) -> native.Step:
         width = self._tables.width
         tokens: list[int] = []
         bounds: list[int] = []

@@ -124,7 +124,7 @@ class ModelRunner:
         logits = compiled.run(segments, on_layer)
         if self._sampling.temperature:
             return _spread(segments, sample(logits, self._sampling, _seeds(segments)))
-        return _spread(segments, [Sampled(*each) for each in zip(*compiled.largest(), strict=True)])
+        return _spread(segments, list(map(Sampled, *compiled.largest())))
 
     @torch.inference_mode()
     def _torch_logits(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None) -> torch.Tensor:
