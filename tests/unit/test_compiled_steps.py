@@ -177,6 +177,8 @@ def test_a_table_that_changes_between_steps_is_read_anew() -> None:
         runner.run([Segment(words, 0, table, 0, 0, True)])
         runner.run([Segment(words, 0, [4, 9, 7], 0, 0, True)])
         runner.run([other[0]])
+    longer = [Segment([1, 5], 12, [4, 9, 7], 0, 1, True), other[1]]
+    expected = fresh.logits(longer)
     mine.run([Segment([1], 12, table, 0, 1, True), other[1]])
     table[2] = 7
     step = [Segment([1], 12, table, 0, 1, True), other[1]]
@@ -184,5 +186,8 @@ def test_a_table_that_changes_between_steps_is_read_anew() -> None:
     wider = [Segment([2], 13, [4, 9, 7, 50, 51, 52], 0, 2, True), step[1], Segment([3], 7, [30, 31], 0, 1, True)]
     assert torch.equal(mine.logits(wider), fresh.logits(wider))
     assert mine.run(step) == fresh.run(step)
-    fewer = [Segment([3], 12, table, 0, 1, False), step[1]]
-    assert torch.equal(mine.logits(fewer), fresh.logits(fewer))
+    fewer = [Segment([1], 12, table, 0, 1, False), step[1]]
+    whole = mine.logits(step)
+    assert torch.equal(mine.logits([Segment([1], 12, [4, 9, 7, *range(60, 70)], 0, 1, True), step[1]]), whole)
+    assert torch.equal(mine.logits(fewer), whole[1:])
+    assert torch.equal(mine.logits(longer), expected)
