@@ -27,6 +27,7 @@ WORDS = {
     "prefill_pair_s": "a (query, key) pair of a prompt",
     "decode_seq_s": "a decoding sequence",
     "context_token_s": "a token of its context",
+    "hidden_s": "of a step, what one with a prompt chunk is spared",
     "alpha_s": "a transfer",
     "gamma_s": "a piece of it",
     "bytes_per_s": "bytes per second",

@@ -26,7 +26,7 @@ from analysis.format import digits, interval, number
 from analysis.intervals import bootstrap_mean
 from analysis.ledger import OVERALL, Comparison, Sides
 from analysis.load import Run, RunError, flat_config, load_run, setting
-from analysis.machine_speed import step_table
+from analysis.machine_speed import colocated_slowness, step_table
 from analysis.render import FORMATS
 from analysis.results import Results, Table, titled
 from analysis.validate import Scored, error_frame, error_tables
@@ -77,7 +77,17 @@ class Held:
     def scored(self) -> Scored:
         costs = self.content["costs"]
         where = {"placement": self.placement, **{axis: self.cell[axis] for axis in AXES}}
-        return Scored(self.name, where, self.cell["figures"], self.sides, self.run, costs, self.cell.get("ranges", {}))
+        return Scored(
+            name=self.name,
+            where=where,
+            figures=self.cell["figures"],
+            sides=self.sides,
+            run=self.run,
+            costs=costs,
+            ranges=self.cell.get("ranges", {}),
+            off=(self.content.get("drift") or {}).get("off", 0.0),
+            slowness=colocated_slowness(self.run, costs),
+        )
 
     @property
     def outcome(self) -> str:

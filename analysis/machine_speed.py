@@ -50,6 +50,12 @@ def step_table(scored: Sequence[Scored], labels: Sequence[str]) -> Table:
     return Table(titled("Steps against the calibration", labels), columns, rows, notes)
 
 
+def colocated_slowness(run: Run, costs: Mapping[str, Any]) -> float:
+    """How many times longer than calibrated the colocated steps of a run took: the median; NaN where there are none."""
+    ratios = step_ratios(run, costs)
+    return float(ratios.loc[ratios["kind"] == "colocated", "ratio"].median())
+
+
 def step_ratios(run: Run, costs: Mapping[str, Any]) -> pd.DataFrame:
     """Each step's ``ratio`` of measured over modeled seconds, with its block and ``kind``; ``costs`` as frozen."""
     steps = run.tables["steps"]
@@ -71,7 +77,8 @@ def modeled(compute: ComputeModel, steps: pd.DataFrame) -> pd.Series[float]:
     tokens = steps["num_prefill_tokens"]
     pairs = tokens * (tokens / steps["num_prefill_seqs"].clip(lower=1) + 1) / 2
     decodes = compute.decode_seq_s * steps["num_decode_seqs"] + compute.context_token_s * steps["num_context_tokens"]
-    return compute.base_s + compute.prefill_token_s * tokens + compute.prefill_pair_s * pairs + decodes
+    base_s = compute.base_s - compute.hidden_s * (tokens > 0)
+    return base_s + compute.prefill_token_s * tokens + compute.prefill_pair_s * pairs + decodes
 
 
 def beside_transfers(steps: pd.DataFrame, transfers: pd.DataFrame) -> pd.Series[bool]:

@@ -22,6 +22,7 @@ from xpyd.records import COLOCATED, DISAGGREGATED
 
 SIMULATOR = "simulator"
 RANGE = ("simulator, fast", "simulator, slow")  # the machine as fast, or as slow, as it may be: ends of intervals
+AT_SPEED = "simulator at the run's speed"  # no prediction: how far off it is where the machine is not
 PAIRED = "split over colocated"  # not an arm: one divided by the other, in every pair
 # Figures of a frozen cell, and what the tables of a run call them.
 FIGURES = {
@@ -47,6 +48,8 @@ class Scored:
     run: Run
     costs: Mapping[str, Any]  # that the map reckons with, as frozen
     ranges: Mapping[str, Mapping[str, tuple[float, float]]]  # arm, or ``PAIRED`` -> figure -> interval, as frozen
+    off: float  # the natural logarithm of how much slower than usual the slow end of ``RANGE`` is
+    slowness: float  # of the colocated steps of the run, by the calibration
 
 
 def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
@@ -59,7 +62,8 @@ def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
     rows = []
     for each in scored:
         measured = measured_figures(each.sides)
-        every = {predictor: with_ratios(arms) for predictor, arms in each.figures.items()}
+        figures_by = {**each.figures, **at_speed(each)}
+        every = {predictor: with_ratios(arms) for predictor, arms in figures_by.items()}
         for predictor, arms in every.items():
             if predictor in RANGE:
                 continue
@@ -83,6 +87,25 @@ def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
                         }
                     )
     return pd.DataFrame(rows)
+
+
+def at_speed(scored: Scored) -> dict[str, dict[str, dict[str, float]]]:
+    """The frozen figures of a machine as fast as in the run, between those of a faster and of a slower one.
+
+    Empty where the map has none of these. Not beyond their ends.
+    """
+    fast, usual, slow = (scored.figures.get(name) for name in (RANGE[0], SIMULATOR, RANGE[1]))
+    if fast is None or usual is None or slow is None or not (scored.off > 0 and scored.slowness > 0):
+        return {}
+    at, ends = np.log(scored.slowness), (-scored.off, 0.0, scored.off)
+    return {
+        AT_SPEED: {
+            arm: {
+                name: float(np.interp(at, ends, [each[arm][name] for each in (fast, usual, slow)])) for name in FIGURES
+            }
+            for arm in usual
+        }
+    }
 
 
 def measured_figures(sides: Sides) -> dict[str, dict[str, float]]:
@@ -124,6 +147,8 @@ def mean_table(errors: pd.DataFrame, labels: Sequence[str]) -> Table:
         "bytes over bandwidth: no latency, no descriptors, the nominal rate. free transfer: KV moves in no time. no "
         "interference: prompts never share a rank with decodes. In the first two KV that moves keeps no step up. All "
         "else is the simulator's.",
+        f"{AT_SPEED}: no prediction, but how much of its error is the machine's: the frozen figures, at the speed that "
+        "the colocated steps of the run show.",
     ]
     return Table(titled("Mean absolute error", labels), ("predictor", "arm", *_words()), rows, notes, num_left=2)
 

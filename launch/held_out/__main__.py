@@ -28,7 +28,7 @@ from launch.virtual_cluster.spec import ClusterError
 
 MAP_TIMEOUT_S = 600
 MIN_POOL = 3  # calibrations below which an interval says little: Student's t is 12.7 for two, 4.3 for three
-DEFAULT_CELLS = ("1p1d-0.2-256-24-3", "1p1d-1-256-24-3", "2p1d-0.5-256-24-4")
+DEFAULT_CELLS = ("1p1d-0.2-256-24-3", "1p1d-1-1024-24-6", "2p1d-0.5-256-24-4")  # do not, split, more workers
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from statistics import median
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ import yaml
 from xpyd.calibration_points import FILE, Points, pooled, read_points
 from xpyd.config.base import ConfigError
 from xpyd.config.serve import Calibrate
-from xpyd.economics.cost import ComputeModel, ComputePoint, LinkPoint, fit_compute, fit_link, score_compute
+from xpyd.economics.cost import ComputeModel, ComputePoint, LinkPoint, fit_compute, fit_link, score_compute, score_link
 from xpyd.economics.engine import fit_engine, scatter, size_of, step_s
 from xpyd.economics.moving import BesidePoint, fit_moving
 from xpyd.entry import Job
@@ -39,6 +39,7 @@ NUM_RESAMPLES = 200
 LEVEL = 0.95
 
 Point = TypeVar("Point", ComputePoint, LinkPoint, BesidePoint)
+Timed = TypeVar("Timed", ComputePoint, LinkPoint)
 
 
 def run_calibration(config: Calibrate, job: Job) -> None:
@@ -82,21 +83,38 @@ def fitted(calibrations: Sequence[Points]) -> dict[str, Any]:
     """
     points = pooled(calibrations)
     steps, transfers, beside = points.steps, points.transfers, points.beside
-    compute, link = fit_compute(steps), fit_link(transfers)
+    compute, link = fit_compute(middles(steps), hides=True), fit_link(middles(transfers))
     mixed = [point for point in steps if point.num_prefill_tokens and point.num_decode_seqs]
-    apart = fit_compute([point for point in steps if not (point.num_prefill_tokens and point.num_decode_seqs)])
+    apart = fit_compute([p for p in middles(steps) if not (p.num_prefill_tokens and p.num_decode_seqs)], hides=True)
     moving = with_intervals(
         asdict(fit_moving(beside)), beside, lambda drawn: asdict(fit_moving(drawn)), lambda point: point.setting
     )
     return {
-        "compute": with_intervals(asdict(compute.model), steps, lambda drawn: asdict(fit_compute(drawn).model)),
-        "link": with_intervals(asdict(link.model), transfers, lambda drawn: asdict(fit_link(drawn).model)),
+        "compute": with_intervals(
+            asdict(compute.model), steps, lambda drawn: asdict(fit_compute(middles(drawn), hides=True).model)
+        ),
+        "link": with_intervals(asdict(link.model), transfers, lambda drawn: asdict(fit_link(middles(drawn)).model)),
         "moving": moving if beside else None,
         **fitted_engine(compute.model, calibrations),
-        "scores": {"compute": asdict(compute.score), "link": asdict(link.score)},
+        "scores": {
+            "compute": asdict(score_compute(compute.model, steps)),
+            "link": asdict(score_link(link.model, transfers)),
+        },
         # Of steps with a chunk beside decodes, predicted by a fit that has seen neither beside the other.
         "interference": asdict(score_compute(apart.model, mixed)) if mixed else None,
     }
+
+
+def middles(points: Sequence[Timed]) -> list[Timed]:
+    """One point for each setting, of the median seconds of its repeats.
+
+    A machine that is slow for a while lengthens all that is timed just then, and so some settings of a calibration more
+    than others: fitted as they are, such points tell of a cost that is none.
+    """
+    groups: defaultdict[Hashable, list[Timed]] = defaultdict(list)
+    for point in points:
+        groups[all_but_seconds(point)].append(point)
+    return [replace(own[0], seconds=median(point.seconds for point in own)) for own in groups.values()]
 
 
 def fitted_engine(alone: ComputeModel, calibrations: Sequence[Points]) -> dict[str, Any]:
@@ -143,7 +161,7 @@ def slowness(steps: Sequence[tuple[ComputeModel, ComputePoint]]) -> float:
 
 def all_but_seconds(point: ComputePoint | LinkPoint | BesidePoint) -> Hashable:
     """What repeats of a point have in common, where nothing else was measured of them."""
-    return tuple(value for name, value in asdict(point).items() if name != "seconds")
+    return tuple(value for name, value in vars(point).items() if name != "seconds")
 
 
 def with_intervals(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +116,23 @@ def test_what_both_arms_have_in_common_cancels_in_their_ratio(tmp_path: Path) ->
         "disaggregated": {"ttft_p50_s": (0.009, 0.0301)},
         "split over colocated": dict.fromkeys(FIGURES, (0.5, 1.5)),
     }
-    path = frozen_map(tmp_path, {**cell(1.0, SPLIT), "figures": figures, "ranges": ranges})
+    # Steps take 2.5 times as long as the planted costs say, and the slow end of the map is 2.5 squared.
+    drift = {"off": 2 * log(2.5)}
+    path = frozen_map(tmp_path, {**cell(1.0, SPLIT), "figures": figures, "ranges": ranges}, drift=drift)
     results = held_out.analyse({path: break_even.read_map(path)}, [load_run(measured(tmp_path / "run", 1.0, 15.0))])
     means, covered = results.tables[1:3]
     assert [row[:2] for row in means.rows] == [
         ("simulator", "colocated"),
         ("simulator", "disaggregated"),
         ("simulator", "split over colocated"),
+        ("simulator at the run's speed", "colocated"),
+        ("simulator at the run's speed", "disaggregated"),
+        ("simulator at the run's speed", "split over colocated"),
         ("target", ""),
     ]
-    errors = results.frame.pivot(index="arm", columns="figure", values="error_pct").round(6)
+    assert means.rows[3][2] == "45 %", "half way between what is said of the usual machine, 50 %, and of the slow, 40 %"
+    own = results.frame[results.frame["predictor"] == SIMULATOR]
+    errors = own.pivot(index="arm", columns="figure", values="error_pct").round(6)
     assert (errors.loc[["colocated", "disaggregated"], timed] == -50).all(axis=None)
     assert (errors["goodput_rps"] == 0).all()
     assert (errors.loc["split over colocated"] == 0).all()

@@ -75,20 +75,15 @@ def test_four_cells_from_config_to_the_frozen_map(tmp_path: Path) -> None:
 def test_the_map_says_what_a_faster_and_a_slower_machine_would_give(tmp_path: Path) -> None:
     path = tmp_path / "calibration.yaml"
     path.write_text(yaml.safe_dump({"conditions": {"model": "tiny"}, **fitted([points()])}))
-    config = configured(f"simulate.calibration={path}", "break_even.links_gbps=[1]")
+    config = configured(f"simulate.calibration={path}", "break_even.links_gbps=[1]", "break_even.rates_rps=[20]")
     (short, _) = read_sealed(played(tmp_path, config) / PREDICTION)["cells"]
     for arm in ("colocated", "disaggregated"):
         fast, usual, slow = (short["figures"][name][arm]["ttft_p50_s"] for name in (FAST, SIMULATOR, SLOW))
-        assert 0.6 < fast / usual < 0.85 < 1.15 < slow / usual < 1.7, "22 %: two rounds of 0.99 and 1.01 say little"
+        assert 0.75 < fast / usual < 0.85 < 1.2 < slow / usual < 1.3, "22 %: two rounds of 0.99 and 1.01 say little"
         low, high = short["ranges"][arm]["ttft_p50_s"]
         assert low <= fast < usual < slow <= high
     low, high = short["ranges"][RATIO]["ttft_p50_s"]
-    assert (
-        low
-        < short["figures"][SIMULATOR]["disaggregated"]["ttft_p50_s"]
-        / short["figures"][SIMULATOR]["colocated"]["ttft_p50_s"]
-        < high
-    )
+    assert low == high == 1, "of a lone prompt, whose first token does not wait for its KV, all cancels"
     content = read_sealed(tmp_path / "break_even/run" / PREDICTION)
     assert content["costs"]["moving"]["receive_byte_s"] > 0
     assert content["drift"]["off"] == pytest.approx(0.22, abs=0.01)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from math import inf
 
 import numpy as np
@@ -174,6 +174,20 @@ def test_fit_finds_the_step_model() -> None:
     assert fit.model.prefill_pair_s == pytest.approx(true.prefill_pair_s)
     assert fit.model.decode_seq_s == pytest.approx(true.decode_seq_s)
     assert fit.model.context_token_s == pytest.approx(true.context_token_s)
+
+
+def test_fit_finds_what_a_chunk_hides_of_a_step() -> None:
+    """Weights are read in 3 ms, and beside a chunk in 2 of them: else the fit would take it from tokens and pairs."""
+    true = ComputeModel(3e-3, 80e-6, 20e-9, 0.4e-3, 1e-6, 2e-3)
+    assert true.step_s(0, 0, 1, 100) == pytest.approx(3.5e-3)
+    assert true.step_s(100) == pytest.approx(1e-3 + 8e-3 + 20e-9 * 5050)
+    points = [ComputePoint(true.step_s(n), n) for n in (16, 48, 96, 192, 384)]
+    points += [ComputePoint(true.step_s(0, 0, b, b * c), 0, 0, b, b * c) for b in (1, 2, 4, 8) for c in (64, 256)]
+    points += [ComputePoint(true.step_s(32, 64, 4, 400), 32, 64, 4, 400)]
+    assert astuple(fit_compute(points, hides=True).model) == pytest.approx(astuple(true))
+    assert fit_compute(points).model.prefill_pair_s > 1.2 * true.prefill_pair_s
+    prompts = [point for point in points if not point.num_decode_seqs]
+    assert fit_compute(prompts, hides=True).model.hidden_s == 0, "steps of one kind have one base"
 
 
 def test_chunks_of_a_prompt_cost_one_base_each() -> None:

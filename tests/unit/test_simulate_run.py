@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from xpyd.simulate.config import MachineConfig
 from xpyd.simulate.model import closed_form, read_calibration
 from xpyd.simulation import costs_of, run_simulation
 
-COMPUTE = ComputeModel(2e-3, 1e-4, 3e-8, 3e-4, 1e-6)
+COMPUTE = ComputeModel(2e-3, 1e-4, 3e-8, 3e-4, 1e-6, 5e-4)
 LINK = LinkModel(2e-4, 1e-5, 1e9)
 TINY = ModelSpec("tiny", 6, 256, 8, 4, 32, 704, 2048)
 MACHINE = MachineConfig(1e12, 0.5, 100.0, 0.5, 1e-5, 1e-6)
@@ -115,7 +115,8 @@ def test_what_cannot_be_simulated_is_refused_with_a_remedy(changes: dict[str, An
 
 def points() -> Points:
     """Two rounds, the second on a machine that is two per cent slower."""
-    settings = [(16, 0, 0, 0), (320, 0, 0, 0), (96, 160, 0, 0), (0, 0, 1, 400), (0, 0, 12, 480), (40, 0, 3, 120)]
+    settings = [(16, 0, 0, 0), (320, 0, 0, 0), (96, 160, 0, 0), (40, 0, 3, 120)]
+    settings += [(0, 0, 1, 400), (0, 0, 4, 400), (0, 0, 12, 480)]
     rounds = [
         [ComputePoint(COMPUTE.step_s(*s) * f * slow, *s) for s in settings for f in (0.995, 1.0, 1.005)]
         for slow in (0.99, 1.01)
@@ -160,6 +161,20 @@ def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path:
     path.write_text("a: 1")
     with pytest.raises(ValueError, match="no calibration file"):
         read_calibration(path, TINY)
+
+
+def test_a_slow_while_of_the_machine_is_no_cost_of_context() -> None:
+    """Two of five calibrations are slow, and most so while the chunk far behind in its prompt is timed."""
+    calibrations = [points() for _ in range(5)]
+    for number in (1, 3):
+        slow = [
+            [replace(p, seconds=p.seconds * (2.5 if p.num_cached_tokens else 1.5)) for p in own]
+            for own in calibrations[number].rounds
+        ]
+        calibrations[number] = replace(calibrations[number], rounds=slow)
+    found = fitted(calibrations)["compute"]
+    assert found["prefill_pair_s"]["value"] == pytest.approx(COMPUTE.prefill_pair_s, rel=0.05)
+    assert found["prefill_token_s"]["value"] == pytest.approx(COMPUTE.prefill_token_s, rel=0.05)
 
 
 def test_a_file_of_before_moving_was_measured_still_loads(tmp_path: Path) -> None:

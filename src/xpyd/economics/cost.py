@@ -150,6 +150,8 @@ class ComputeModel:
     """Seconds of one step: linear in prompt tokens, in their (query, key) pairs, in decodes and in their context.
 
     ``base_s`` (weights read, kernels started) is paid once per step, so a chunk beside decodes pays it no second time.
+    ``hidden_s`` of it is not paid in a step with a chunk: weights are read while its rows are computed, as in a
+    roofline. Below zero: a chunk costs that before its first token.
     """
 
     base_s: float
@@ -157,6 +159,7 @@ class ComputeModel:
     prefill_pair_s: float
     decode_seq_s: float
     context_token_s: float
+    hidden_s: float = 0.0
 
     def chunk_s(self, num_tokens: float, num_cached_tokens: float = 0) -> float:
         """What a prompt chunk adds to a step, and so to the gap of every decode beside it; quadratic through pairs."""
@@ -175,12 +178,13 @@ class ComputeModel:
     ) -> float:
         """Seconds of one step; arguments as in :class:`ComputePoint`."""
         decodes = self.decode_seq_s * num_decode_seqs + self.context_token_s * num_context_tokens
-        return self.base_s + self.chunk_s(num_prefill_tokens, num_cached_tokens) + decodes
+        base_s = self.base_s - (self.hidden_s if num_prefill_tokens else 0.0)
+        return base_s + self.chunk_s(num_prefill_tokens, num_cached_tokens) + decodes
 
     def prefill_s(self, num_tokens: int, chunk_tokens: int | None = None) -> float:
-        """A whole prompt alone on a rank: one step, or steps of ``chunk_tokens``, each of which pays ``base_s``."""
+        """A whole prompt alone on a rank: one step, or steps of ``chunk_tokens``, each of which pays its base."""
         num_steps = 1 if chunk_tokens is None else -(-num_tokens // chunk_tokens)
-        return num_steps * self.base_s + self.chunk_s(num_tokens)
+        return num_steps * (self.base_s - self.hidden_s) + self.chunk_s(num_tokens)
 
 
 @dataclass(frozen=True)
@@ -191,19 +195,26 @@ class ComputeFit:
     score: Score
 
 
-def fit_compute(points: Sequence[ComputePoint]) -> ComputeFit:
-    """The step model from timed steps: relative least squares, no coefficient below zero."""
+def fit_compute(points: Sequence[ComputePoint], hides: bool = False) -> ComputeFit:
+    """The step model from timed steps: relative least squares, no coefficient below zero.
+
+    ``hides``: also ``hidden_s``, from a base of its own for steps with a chunk, where there are steps of both kinds.
+    Without it, a base that is not paid beside small chunks makes tokens look cheap, and so pairs dear.
+    """
+    hides = hides and len({p.num_prefill_tokens > 0 for p in points}) == 2
     rows = [
         [
-            1.0,
+            float(not (hides and p.num_prefill_tokens)),
             p.num_prefill_tokens,
             _pairs(p.num_prefill_tokens, p.num_cached_tokens),
             p.num_decode_seqs,
             p.num_context_tokens,
+            float(hides and p.num_prefill_tokens > 0),
         ]
         for p in points
     ]
-    model = ComputeModel(*fit_relative(np.array(rows).reshape(-1, 5), _times(points)).tolist())
+    base, token, pair, seq, context, with_chunk = fit_relative(np.array(rows).reshape(-1, 6), _times(points)).tolist()
+    model = ComputeModel(base, token, pair, seq, context, base - with_chunk if hides else 0.0)
     return ComputeFit(model, score_compute(model, points))
 
 

@@ -33,6 +33,7 @@ class EngineModel:
             self.prompt_factor * alone.prefill_pair_s,
             self.step_factor * alone.decode_seq_s,
             self.step_factor * alone.context_token_s,
+            self.step_factor * alone.hidden_s,
         )
 
 

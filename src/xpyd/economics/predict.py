@@ -78,7 +78,7 @@ def _disaggregated(compute: ComputeModel, link: LinkModel, scenario: Scenario, r
 def stolen_s(compute: ComputeModel, scenario: Scenario, cls: RequestClass) -> float:
     """Seconds that one prompt takes from the decodes of its rank. Chunks share each step's base with them."""
     added_s = compute.chunk_s(cls.input_len)
-    return added_s if scenario.policy == "chunked" else compute.base_s + added_s
+    return added_s if scenario.policy == "chunked" else compute.step_s(cls.input_len)
 
 
 def prefill_s(compute: ComputeModel, scenario: Scenario, cls: RequestClass, beside_s: float) -> float:

@@ -30,10 +30,12 @@ class StepCosts:
     base_ps: int
     seq_ps: int
     token_ps: int
+    hidden_ps: int  # of the base, not paid in a step with a prompt chunk
 
     @classmethod
     def of(cls, compute: ComputeModel, slowness: float) -> StepCosts:
-        ps = [to_ps(s * slowness) for s in (compute.base_s, compute.decode_seq_s, compute.context_token_s)]
+        parts = (compute.base_s, compute.decode_seq_s, compute.context_token_s, compute.hidden_s)
+        ps = [to_ps(s * slowness) for s in parts]
         return cls(compute, slowness, *ps)
 
     def chunk_ps(self, num_tokens: int, num_cached_tokens: int) -> int:

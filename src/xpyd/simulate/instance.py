@@ -77,6 +77,8 @@ class Instance:
             if not plan.prefills:
                 num_steps = self._lumped.num_steps()
         first_ps = costs.base_ps + costs.seq_ps * batch + costs.token_ps * self._context
+        if plan.prefills:
+            first_ps -= costs.hidden_ps
         for chunk in plan.prefills:
             first_ps += costs.chunk_ps(chunk.num_tokens, chunk.start)
         first_ps = first_ps if first_ps > 1 else 1
