@@ -1,9 +1,10 @@
 """CPU time per simulated request over the number of instances and of requests, with peak memory; on one core.
 
 Requests are in proportion to the instances, so that every instance is as busy wherever there are many of them, and the
-making of the instances is timed apart.
+making of the instances is timed apart. The simulator is compiled where it was (make compile-simulator), or plain.
 
 python -m benchmarks.simulate
+python -m benchmarks.simulate --simulators compiled plain --plot curve.png
 python -m benchmarks.simulate --num-requests 1000000 --instances 64 --trace FILE --format azure
 """
 
@@ -11,30 +12,43 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
-from benchmarks.simulate.measure import Point, measure
+from benchmarks.simulate.point import Measured, Point, measure
+from xpyd import compiled
 
 LEAST = 20_000  # requests: fewer take no time that could be measured
 
 
 def main() -> None:
     options = _parser().parse_args()
+    is_compiled = compiled.find_build(compiled.cache_folder()) is not None
     points = [
-        Point(num_instances, num_requests, router, options.trace, options.format)
+        Point(num_instances, num_requests, router, simulator, options.trace, options.format)
+        for simulator in options.simulators or ["compiled" if is_compiled else "plain"]
         for router in options.routers
         for num_instances in options.instances
         for num_requests in options.num_requests or [max(LEAST, options.per_instance * num_instances)]
     ]
-    print("router             instances  requests  making s  playing s  us/request  simulated s  peak MiB     tokens")
-    for point in points:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process each: peak memory is of this point
-            found = pool.apply(measure, (point,))
-        print(
-            f"{point.router:<17} {point.num_instances:>10} {point.num_requests:>9} {found.making_s:>9.2f} "
-            f"{found.playing_s:>10.1f} {found.playing_s / point.num_requests * 1e6:>11.1f} {found.simulated_s:>12.1f} "
-            f"{found.peak_mib:>9.0f} {found.num_tokens:>10}",
-            flush=True,
-        )
+    print("simulator router             instances  requests  making s  playing s  us/request  peak MiB     tokens")
+    measured = [_measured(point) for point in points]
+    if options.plot is not None:
+        from benchmarks.simulate.plot import plot
+
+        plot(points, measured, options.plot)
+
+
+def _measured(point: Point) -> Measured:
+    context = multiprocessing.get_context("spawn")  # a process each: peak memory is of this point
+    with ProcessPoolExecutor(1, context) as pool:
+        found = pool.submit(measure, point).result()
+    print(
+        f"{point.simulator:<9} {point.router:<17} {point.num_instances:>10} {point.num_requests:>9} "
+        f"{found.making_s:>9.2f} {found.playing_s:>10.1f} {found.us_per_request:>11.1f} {found.peak_mib:>9.0f} "
+        f"{found.num_tokens:>10}",
+        flush=True,
+    )
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--num-requests", type=int, nargs="+", help=f"in place of --per-instance (at least {LEAST})")
     made.add_argument("--per-instance", type=int, default=200, help="requests for each instance")
     made.add_argument("--routers", nargs="+", default=["round_robin", "least_outstanding"])
+    made.add_argument("--simulators", nargs="+", choices=("compiled", "plain"), help="compiled, where it was")
+    made.add_argument("--plot", metavar="FILE.png", help="draw the curve: us per request over instances")
     made.add_argument("--trace", help="a trace file, for its lengths")
     made.add_argument("--format", choices=("mooncake", "azure", "burstgpt"), default="azure")
     return made

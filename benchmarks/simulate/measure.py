@@ -1,11 +1,11 @@
-"""One point of the benchmark: a module of its own, since every point is measured in a fresh process."""
+"""One point of the benchmark: the simulator plays it."""
 
 from __future__ import annotations
 
 import resource
 import time
-from dataclasses import dataclass
 
+from benchmarks.simulate.point import Measured, Point
 from xpyd.economics.cost import ComputeModel, LinkModel
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig
@@ -27,27 +27,7 @@ RUN = 10_000  # requests that are in memory at a time
 RATE_PER_INSTANCE_RPS = 7.5  # about half of what an instance could prefill
 
 
-@dataclass(frozen=True)
-class Point:
-    num_instances: int
-    num_requests: int
-    router: str
-    trace: str | None
-    format: str
-
-
-@dataclass(frozen=True)
-class Measured:
-    """CPU seconds for making the cluster, and for drawing and playing the requests; peak memory of the process."""
-
-    making_s: float
-    playing_s: float
-    simulated_s: float
-    peak_mib: float
-    num_tokens: int
-
-
-def measure(point: Point) -> Measured:
+def play(point: Point) -> Measured:
     setup, workload = _setup(point), _workload(point)
     account = Account(0, setup.slo, None, with_steps=False, begin_ns=0)
     begin_s = time.process_time()
@@ -63,6 +43,7 @@ def measure(point: Point) -> Measured:
         simulated_s=end_ps / PS_PER_S,
         peak_mib=peak_mib,
         num_tokens=account.totals.num_tokens,
+        us_per_request=(played_s - made_s) / point.num_requests * 1e6,
     )
 
 

@@ -8,6 +8,7 @@ minute. The sources are copied first: what is compiled is what was hashed, and n
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from xpyd.compiled import GROUP, MANIFEST, MODULES, SOURCES, cache_folder, find_build, hashes, runtime
+from xpyd.native import OFF
 
 NUM_KEPT = 4  # builds: of other branches, checkouts or Pythons
 OPTIMIZATION = "3"
@@ -30,6 +32,16 @@ group, level, *files = sys.argv[1:]
 made = mypycify(["--config-file=", "--ignore-missing-imports", *files], opt_level=level, group_name=group)
 arguments = ["--quiet", "build_ext", "--build-lib", "lib", "--build-temp", "temp"]
 setup(name=group, packages=[], ext_modules=made, script_args=arguments)
+"""
+TRIAL = """
+import importlib, sys
+from pathlib import Path
+from xpyd import compiled
+
+made = Path(sys.argv[1])
+assert compiled.use(made, made), "the new build is not found"
+for name in compiled.MODULES:
+    importlib.import_module(name)
 """
 
 
@@ -63,6 +75,7 @@ def build(cache: Path, sources: Path = SOURCES) -> Path:
         _compile(folder)
         facts = {"runtime": runtime(), "mypy": metadata.version("mypy"), "sources": copied}
         (folder / "lib" / MANIFEST).write_text(json.dumps(facts, indent=1))
+        _import_all(folder, sources)
         target = cache / time.strftime(f"%Y%m%d-%H%M%S-{folder.name.rpartition('-')[2]}")
         (folder / "lib").rename(target)
     _drop_old(cache)
@@ -87,6 +100,15 @@ def _compile(folder: Path) -> None:
     if running.returncode:
         tail = "\n".join(log.read_text().splitlines()[-12:])
         raise CannotCompile(f"the compiler failed; is there a C compiler and Python's headers?\n{tail}")
+
+
+def _import_all(folder: Path, sources: Path) -> None:
+    """A build that cannot even be imported is never used."""
+    environment = {**os.environ, OFF: "1"}
+    command = [sys.executable, "-c", TRIAL, str(folder)]
+    done = subprocess.run(command, cwd=sources, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CannotCompile(f"what was compiled cannot be imported (exit code {done.returncode})\n{done.stderr}")
 
 
 def _drop_old(cache: Path) -> None:

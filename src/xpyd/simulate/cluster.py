@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from xpyd.economics.moving import UNKNOWN
 from xpyd.request import Request, Stage
@@ -281,20 +280,24 @@ class Cluster:
             self.agenda.plan(now_ps, _Refill(self))
 
 
-@dataclass(slots=True, eq=False)
 class _StepEnds(Event):
-    cluster: Cluster
-    instance: Instance
-    version: int
+    __slots__ = ("cluster", "instance", "version")
+
+    def __init__(self, cluster: Cluster, instance: Instance, version: int) -> None:
+        self.cluster = cluster
+        self.instance = instance
+        self.version = version
 
     def happen(self, now_ps: int) -> None:
         if self.version == self.instance.version:
             self.cluster.step_ends(self.instance, now_ps)
 
 
-@dataclass(slots=True, eq=False)
 class _Refill(Event):
-    cluster: Cluster
+    __slots__ = ("cluster",)
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
 
     def happen(self, now_ps: int) -> None:
         self.cluster.refill(now_ps)

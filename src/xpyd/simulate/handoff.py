@@ -270,12 +270,14 @@ class Handoffs:
             )
 
 
-@dataclass(slots=True, eq=False)
 class _Final(Event):
-    handoffs: Handoffs
-    flight: Flight
-    attempt: int
-    share: float
+    __slots__ = ("attempt", "flight", "handoffs", "share")
+
+    def __init__(self, handoffs: Handoffs, flight: Flight, attempt: int, share: float) -> None:
+        self.handoffs = handoffs
+        self.flight = flight
+        self.attempt = attempt
+        self.share = share
 
     def happen(self, now_ps: int) -> None:
         self.handoffs.final(self.flight, self.attempt, self.share, now_ps)

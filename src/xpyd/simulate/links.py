@@ -129,22 +129,26 @@ class Links:
             self._agenda.plan(now_ps + self._alpha_ps, _Landed(self._handoffs, flow.flight, flow.attempt))
 
 
-@dataclass(slots=True, eq=False)
 class _Drained(Event):
-    links: Links
-    flow: Flow
-    version: int
+    __slots__ = ("flow", "links", "version")
+
+    def __init__(self, links: Links, flow: Flow, version: int) -> None:
+        self.links = links
+        self.flow = flow
+        self.version = version
 
     def happen(self, now_ps: int) -> None:
         if self.version == self.flow.version:
             self.links.drained(self.flow, now_ps)
 
 
-@dataclass(slots=True, eq=False)
 class _Landed(Event):
-    handoffs: Handoffs
-    flight: Flight
-    attempt: int
+    __slots__ = ("attempt", "flight", "handoffs")
+
+    def __init__(self, handoffs: Handoffs, flight: Flight, attempt: int) -> None:
+        self.handoffs = handoffs
+        self.flight = flight
+        self.attempt = attempt
 
     def happen(self, now_ps: int) -> None:
         self.handoffs.landed(self.flight, self.attempt, now_ps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xpyd.request import Stage
@@ -105,11 +104,13 @@ class Outages:
             cluster.route(flight, now_ps)
 
 
-@dataclass(slots=True, eq=False)
 class _Turn(Event):
-    outages: Outages
-    instance: Instance
-    what: int
+    __slots__ = ("instance", "outages", "what")
+
+    def __init__(self, outages: Outages, instance: Instance, what: int) -> None:
+        self.outages = outages
+        self.instance = instance
+        self.what = what
 
     def happen(self, now_ps: int) -> None:
         self.outages.turn(self.instance, self.what, now_ps)
