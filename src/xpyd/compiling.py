@@ -1,8 +1,8 @@
 """Compile the simulator, for where a million requests are simulated: python -m xpyd.compiling
 
 mypyc, of the package mypy, turns the simulator's modules into C and the C compiler makes machine code of it, in two
-minutes or so. The sources are copied first: what is compiled is what was hashed, and nothing is written beside them. See
-``xpyd.compiled``, which says when a build is used.
+minutes or so. The sources are copied first: what is compiled is what was hashed, and nothing is written beside them.
+``xpyd.compiled`` says when a build is used.
 """
 
 from __future__ import annotations
