@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from analysis.machine_speed import colocated_slowness, step_table
 from analysis.render import FORMATS
 from analysis.results import Results, Table, titled
 from analysis.validate import Scored, error_frame, error_tables
-from xpyd.economics.break_even import UNDECIDED, answer
+from xpyd.economics.break_even import UNDECIDED, Cell, answer
 from xpyd.economics.frozen import HASH
 from xpyd.economics.verdict import Interval
 from xpyd.records import COLOCATED
@@ -54,6 +55,7 @@ class Held:
     run: Run
     sides: Sides
     saved: Interval
+    number: int = 1  # of the runs of its cell, in the order that they began
 
     @property
     def mapped(self) -> Mapped:
@@ -71,7 +73,8 @@ class Held:
 
     @property
     def name(self) -> str:
-        return f"{self.placement} {self.mapped.cell.name}".strip()
+        again = f", run {self.number}" if self.number > 1 else ""
+        return f"{self.placement} {self.mapped.cell.name}{again}".strip()
 
     @property
     def scored(self) -> Scored:
@@ -145,7 +148,7 @@ def hold_against(path: Path, content: Mapping[str, Any], run: Run) -> Held:
 
 def analyse(maps: Mapping[Path, Mapping[str, Any]], runs: Sequence[Run]) -> Results:
     """All runs against their maps. Raises RunError, see ``hold``."""
-    held = sorted((hold(maps, run) for run in runs), key=lambda each: (each.placement, each.mapped.cell))
+    held = numbered(hold(maps, run) for run in runs)
     scored = [each.scored for each in held]
     labels = list(dict.fromkeys(label for run in runs for label in run.labels))
     errors = error_frame(scored)
@@ -169,6 +172,18 @@ def analyse(maps: Mapping[Path, Mapping[str, Any]], runs: Sequence[Run]) -> Resu
         tables=[outcome_table(held, labels), *error_tables(errors, labels), step_table(scored, labels)],
         frame=errors.merge(outcomes, on="cell"),
     )
+
+
+def numbered(held: Iterable[Held]) -> list[Held]:
+    """By placement and cell; runs of the same cell in the order that they began, and told apart."""
+
+    def cell_of(each: Held) -> tuple[str, Cell]:
+        return each.placement, each.mapped.cell
+
+    ordered = sorted(held, key=lambda each: (cell_of(each), str(each.run.environment["started_at"])))
+    return [
+        replace(each, number=number) for _, own in groupby(ordered, cell_of) for number, each in enumerate(own, start=1)
+    ]
 
 
 def _frozen_when(contents: Sequence[Mapping[str, Any]]) -> str:

@@ -161,6 +161,17 @@ def test_each_run_is_held_against_the_last_map_before_it(tmp_path: Path) -> None
         held_out.hold(maps, early)
 
 
+def test_runs_of_one_cell_are_told_apart_in_the_order_that_they_began(tmp_path: Path) -> None:
+    path = frozen_map(tmp_path, cell(1.0, SPLIT))
+    last = load_run(measured(tmp_path / "a", 1.0, 15.0, started="2026-11-21T13:00:00.000000"))
+    first = load_run(measured(tmp_path / "b", 1.0, -15.0))
+    results = held_out.analyse({path: break_even.read_map(path)}, [last, first])
+    name = "1 Gb/s, 64 in, 4 out, 8 /s"
+    assert [row[0] for row in results.tables[0].rows] == [name, f"{name}, run 2"]
+    assert [row[3] for row in results.tables[0].rows] == ["misclassified", "agrees"]
+    assert len(results.frame) == 10
+
+
 def test_a_step_is_beside_a_transfer_of_its_own_rank_while_both_last() -> None:
     """Steps of 10 ms at 0, 10, 20, ...; KV moves from rank 1 to rank 2 from 12 to 35 ms of block 0."""
     ms = 1_000_000
