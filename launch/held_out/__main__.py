@@ -2,7 +2,7 @@
 
 make held-out
 python -m launch.held_out --cells 1p1d-{0.2,1}-256-24-3 2p1d-0.5-256-24-4
-python -m launch.held_out --cells 1p1d-0.5-128-24-5 --calibrated runs/calibrate/OTHER-* --also runs/*/OTHER-*p*d-*
+python -m launch.held_out --cells 1p1d-0.5-128-24-5 --calibrated runs/calibrate/OTHER-* --also runs/*/OTHER-*p*d-*-*-*-*
 
 Brings a virtual cluster of its own up, and takes it down again however it ends. For each cell in turn: calibrates as
 many workers as it has, where there is one in another ratio, on links of a rate that no cell has, freezes the cell's
