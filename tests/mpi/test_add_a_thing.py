@@ -135,3 +135,14 @@ def test_what_is_added_by_the_table_works(copy: Path, tmp_path: Path) -> None:
     assert len(pd.read_parquet(folder / "transfers.parquet")) == 4
     assert "over toy" in done.stderr
     assert (folder / "report.html").exists()
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.simulate",
+        *toys[1:],
+        *small[1:],
+        "num_pairs=1",
+        f"run.root={tmp_path}/runs",
+    ]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr

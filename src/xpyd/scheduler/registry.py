@@ -16,15 +16,16 @@ from xpyd.scheduler.static import StaticScheduler, fill_static
 
 Fill = Callable[[Scheduler], StepPlan]
 
-FILLS: dict[str, Fill] = {
-    "chunked": fill_chunked,
-    "prefill_first": fill_prefill_first,
-    "static": fill_static,
-}
 SCHEDULERS: dict[str, type[Scheduler]] = {
     "chunked": ChunkedScheduler,
     "prefill_first": PrefillFirstScheduler,
     "static": StaticScheduler,
+}
+# What fills the steps of those that the simulator can play over counted blocks; it plays others as they are.
+FILLS: dict[str, Fill] = {
+    "chunked": fill_chunked,
+    "prefill_first": fill_prefill_first,
+    "static": fill_static,
 }
 
 

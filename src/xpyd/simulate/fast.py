@@ -173,9 +173,12 @@ class LumpedScheduler(CountedScheduler):
 
 
 def simulated_scheduler(config: SchedulerConfig, role: Role, num_kv_blocks: int, fast: bool) -> Scheduler:
-    """The scheduler of an instance: the real one, or with ``fast`` the real policy over counted blocks and a lump."""
+    """The scheduler of an instance: the real one, or with ``fast`` the real policy over counted blocks and a lump.
+
+    A policy that is not in ``FILLS`` is always played as it is.
+    """
     config = replace(config, num_kv_blocks=num_kv_blocks)
-    if not fast:
+    if not fast or (role is not Role.DECODE and config.policy not in FILLS):
         return build_scheduler(config, role)
     if role is Role.PREFILL:
         return PrefillOnlyScheduler(config, FILLS[config.policy])
