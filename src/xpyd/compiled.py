@@ -84,7 +84,7 @@ def cache_folder() -> Path:
 
 
 def find_build(cache: Path, sources: Path = SOURCES) -> Path | None:
-    """The newest build for this Python that every source still agrees with; None where there is none."""
+    """The newest build of this user for this Python that every source still agrees with; None where there is none."""
     if os.environ.get(OFF) == "0" or not cache.is_dir():
         return None
     for manifest in sorted(cache.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True):
@@ -134,6 +134,8 @@ class _Finder(MetaPathFinder):
 
 def _agrees(manifest: Path, sources: Path) -> bool:
     try:
+        if {manifest.stat().st_uid, manifest.parent.stat().st_uid} != {os.getuid()}:
+            return False  # machine code that somebody else has put there
         content = json.loads(manifest.read_text())
         if content["runtime"] != runtime():
             return False

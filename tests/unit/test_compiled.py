@@ -78,6 +78,14 @@ def test_a_build_of_another_python_or_one_that_was_not_finished_is_not_used(tmp_
     assert find_build(tmp_path / "cache", sources) is None
 
 
+def test_machine_code_of_another_user_is_not_imported(
+    tmp_path: Path, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(tmp_path / "cache", sources)
+    monkeypatch.setattr("os.getuid", lambda: os.stat(tmp_path).st_uid + 1)
+    assert find_build(tmp_path / "cache", sources) is None
+
+
 def test_machine_code_can_be_switched_off(tmp_path: Path, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(tmp_path / "cache", sources)
     monkeypatch.setenv("XPYD_NATIVE", "0")
