@@ -7,26 +7,21 @@ Sarathi-Serve's stall-free batching, and vLLM v1's default: a decode never waits
 from __future__ import annotations
 
 from xpyd.scheduler.base import Scheduler
-from xpyd.scheduler.sequence import Chunk, StepPlan
+from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 
 
 def fill_chunked(scheduler: Scheduler) -> StepPlan:
     """One step of ``scheduler``."""
     decodes, preempted = scheduler._plan_decodes()
     budget = scheduler.config.max_num_batched_tokens - len(decodes)
+    unfinished = iter([sequence for sequence in scheduler._running if not sequence.decoding])
     prefills: list[Chunk] = []
-    for sequence in [sequence for sequence in scheduler._running if not sequence.decoding]:
-        if budget <= 0:
+    while budget > 0:
+        sequence: Sequence | None = next(unfinished, None) or scheduler._next_admitted()
+        if sequence is None:
             break
         num_tokens = min(budget, sequence.num_to_compute)
         prefills.append(Chunk(sequence, sequence.num_computed, num_tokens))
-        budget -= num_tokens
-    while budget > 0:
-        admitted = scheduler._next_admitted()
-        if admitted is None:
-            break
-        num_tokens = min(budget, admitted.num_to_compute)
-        prefills.append(Chunk(admitted, admitted.num_computed, num_tokens))
         budget -= num_tokens
     return StepPlan(prefills, decodes, preempted)
 

@@ -11,9 +11,13 @@ from xpyd.scheduler.sequence import Chunk, StepPlan
 
 def fill_prefill_first(scheduler: Scheduler) -> StepPlan:
     """One step of ``scheduler``."""
-    prefills = _prompts(scheduler)
-    if prefills:
-        return StepPlan(prefills, [], [])
+    return prompts_or_decodes(scheduler, _prompts(scheduler))
+
+
+def prompts_or_decodes(scheduler: Scheduler, prompts: list[Chunk]) -> StepPlan:
+    """A step of ``prompts``; of the decodes where there are none."""
+    if prompts:
+        return StepPlan(prompts, [], [])
     decodes, preempted = scheduler._plan_decodes()
     return StepPlan([], decodes, preempted)
 

@@ -7,6 +7,7 @@ costs no padding here: a step runs only those that still decode, so that static 
 from __future__ import annotations
 
 from xpyd.scheduler.base import Scheduler
+from xpyd.scheduler.prefill_first import prompts_or_decodes
 from xpyd.scheduler.sequence import Chunk, StepPlan
 
 
@@ -15,11 +16,7 @@ def fill_static(scheduler: Scheduler) -> StepPlan:
     if not scheduler.num_running:
         while scheduler._next_admitted() is not None:
             pass
-    prefills = _prompts(scheduler)
-    if prefills:
-        return StepPlan(prefills, [], [])
-    decodes, preempted = scheduler._plan_decodes()
-    return StepPlan([], decodes, preempted)
+    return prompts_or_decodes(scheduler, _prompts(scheduler))
 
 
 class StaticScheduler(Scheduler):
