@@ -81,9 +81,6 @@ class ServingWorker(Worker):
         return self._source.finals(plan) if self._source is not None else []
 
     def on_layer(self, layer: int) -> None:
-        if not self._ends:  # nothing moves
-            self._pulse.beat()
-            return
         if self._source is not None:
             self._source.layer_done(layer)
         self.between_layers()
