@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xpyd.calibration_points import FILE
+
 PRESET = "+preset=held_out"
 PLACEMENT = re.compile(r"[1-9]\d*p[1-9]\d*d")
-POINTS = "points.json"  # of a calibration's run folder
 MBIT_PER_GBIT = 1000
 
 
@@ -127,7 +128,7 @@ class Plan:
 def placement_of(calibration: Path) -> str:
     """Of a run folder of ``experiments.calibrate``, as overrides name it. Raises ValueError where it is none."""
     try:
-        return str(json.loads((calibration / POINTS).read_text())["conditions"]["placement"]).lower()
+        return str(json.loads((calibration / FILE).read_text())["conditions"]["placement"]).lower()
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"--calibrated {calibration}: no calibration ({error}); give run folders of python -m experiments.calibrate"
