@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xpyd.kv.entries import Wanted, block_keys
 from xpyd.kv.eviction import POLICIES, EvictionPolicy, Use
-from xpyd.kv.prefix import PrefixCache, Wanted, block_keys
+from xpyd.kv.prefix import PrefixCache
 from xpyd.placement import Role
 from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.config import Policy, SchedulerConfig

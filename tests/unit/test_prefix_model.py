@@ -10,8 +10,8 @@ import torch
 from tests.unit.test_model_runner import MICRO
 from xpyd.kv.arenas import Arenas
 from xpyd.kv.cache import KVCache
+from xpyd.kv.entries import BlockMove
 from xpyd.kv.layout import PoolOrder
-from xpyd.kv.prefix import BlockMove
 from xpyd.model.runner import ModelRunner
 from xpyd.model.spec import LatentShape, ModelSpec
 from xpyd.placement import Role

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from xpyd.economics.cost import ComputeModel, LinkModel
+from xpyd.kv.entries import Entry, block_keys
 from xpyd.kv.eviction import Use
 from xpyd.kv.layout import PoolLayout
-from xpyd.kv.prefix import Entry, PrefixCache, block_keys
+from xpyd.kv.prefix import PrefixCache
 from xpyd.kv.remote import Outbox, home_of, plan_fetch, plan_put
 from xpyd.kv.tiers import FetchCosts
 

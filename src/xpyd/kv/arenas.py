@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import torch
 
 from xpyd.kv.cache import KVCache
+from xpyd.kv.entries import BlockMove
 from xpyd.kv.layout import PoolLayout
-from xpyd.kv.prefix import BlockMove
 
 
 def block_nbytes(layout: PoolLayout) -> int:

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from xpyd.kv.entries import Entry, Tier
 from xpyd.kv.layout import PoolLayout
 from xpyd.kv.plan import Cells, Plan, merge
-from xpyd.kv.prefix import Entry, Tier
 
 
 def home_of(root: bytes, ranks: Sequence[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from xpyd.kv.prefix import Fetch
+from xpyd.kv.entries import Fetch
 from xpyd.placement import Role
 from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.chunked import ChunkedScheduler, fill_chunked

@@ -13,7 +13,7 @@ from typing import Any
 from xpyd.clock import wait_quietly
 from xpyd.economics.cost import ComputePoint, LinkModel, LinkPoint, fit_link
 from xpyd.kv.arenas import Arenas, block_nbytes
-from xpyd.kv.prefix import BlockMove
+from xpyd.kv.entries import BlockMove
 from xpyd.kv.remote import plan_fetch
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.transport.base import Transport

@@ -16,7 +16,7 @@ from xpyd.faults import FaultConfig, Loss, Watch
 from xpyd.placement import CLIENT_RANK, Instance, Placement, Role
 from xpyd.records import LossRow
 from xpyd.request import Request
-from xpyd.worker.base import Desk
+from xpyd.worker.desk import Desk
 from xpyd.worker.messages import Beat, Cancel, Cancelled, Gone
 
 TIMEOUT_LOOKS_S = 0.05
