@@ -34,7 +34,7 @@ from xpyd.environment import lone_environment
 from xpyd.model.runner import ModelRunner
 
 MIN_REPEATS, MAX_REPEATS = 3, 25
-OVERHEAD_CONTEXT, OVERHEAD_STEPS, QUICK_STEPS = 128, 100, 25
+OVERHEAD_CONTEXT, OVERHEAD_ROUNDS, QUICK_ROUNDS = 128, 7, 3
 PARTS = ("decode", "prefill", "own")
 
 
@@ -59,8 +59,8 @@ def main(arguments: Sequence[str]) -> int:
             repeats = list(_measure(_steps(engine, theirs, point), options.seconds or (1.5 if options.quick else 4.0)))
             rows.append(ratios.row_of(point, repeats))
         for batch in (1, 8, 32) if "own" in options.parts else ():
-            num_steps = QUICK_STEPS if options.quick else OVERHEAD_STEPS
-            found.append(overhead.measure(engine.runner, batch, OVERHEAD_CONTEXT, num_steps))
+            num_rounds = QUICK_ROUNDS if options.quick else OVERHEAD_ROUNDS
+            found.append(overhead.measure(engine.runner, batch, OVERHEAD_CONTEXT, num_rounds))
     _report(rows, found, _conditions(options), folder)
     return 0
 

@@ -3,7 +3,10 @@
 A ``ServingWorker`` with a real scheduler, mailbox (MPI, to itself) and row writer decodes a batch. The model's time,
 sampling included, is taken inside it without what the worker does between layers; the rest of a turn of the worker's
 loop is the overhead. What the worker tells goes to itself in place of a client. To take it in is the client's work: it
-is done while the model runs, where it leaves caches as the model leaves them, and its time is taken off.
+is done before the model runs, which leaves no trace of it in caches, and its time is taken off.
+
+A worker puts some of its work off, and does it for many steps at once. So times are taken over rounds of as many steps
+as it puts off at most: each holds its share of that, which a median over steps would leave out.
 """
 
 from __future__ import annotations
@@ -30,18 +33,21 @@ from xpyd.scheduler.chunked import ChunkedScheduler
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.sequence import Sequence
 from xpyd.streams import FOLDER
-from xpyd.worker.base import Desk
+from xpyd.worker.desk import Desk
 from xpyd.worker.engine import Engine
+from xpyd.worker.line import Line
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.messages import Message
 from xpyd.worker.serving import ServingWorker
+from xpyd.worker.steady import MAX_STEPS
 
 WARM_UP = 5
+ROUND = MAX_STEPS + 1  # steps: those of one stretch, and the one that begins it
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """Medians over steps, seconds; ``share`` is the median of the share of each step."""
+    """Seconds of a step, medians over rounds of steps; ``share`` is the median of the share of each round."""
 
     model: str
     batch: int
@@ -62,99 +68,95 @@ class _Post(Mailbox):
     def send_all(self, ranks: Iterable[int], message: Message) -> None:
         self.client.send_all(ranks, message)
 
+    def line(self, rank: int, message: Message) -> Line | None:
+        return self.client.line(rank, message)
+
 
 class _Stopwatch:
-    """Sums the time of calls, without that of ``other`` calls within them."""
+    """Sums the time of calls, and takes it off that of the calls of ``within`` in which they are made."""
 
-    def __init__(self, other: _Stopwatch | None = None) -> None:
+    def __init__(self, within: _Stopwatch | None = None) -> None:
         self.total_ns = 0
-        self._other = other
+        self._within = within
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:
-            other = self._other.total_ns if self._other is not None else 0
             begin = perf_counter_ns()
             result = call(*arguments)
-            self.total_ns += perf_counter_ns() - begin
-            if self._other is not None:
-                self.total_ns -= self._other.total_ns - other
+            taken = perf_counter_ns() - begin
+            self.total_ns += taken
+            if self._within is not None:
+                self._within.total_ns -= taken
             return result
 
         return timed
 
 
-def measure(runner: ModelRunner, batch: int, context: int, num_steps: int) -> Overhead:
-    """Decode ``batch`` requests of ``context`` tokens for ``num_steps`` steps in a worker of one rank."""
+def measure(runner: ModelRunner, batch: int, context: int, num_rounds: int) -> Overhead:
+    """Decode ``batch`` requests behind ``context`` tokens in a worker of one rank, ``num_rounds`` times anew."""
     config = SchedulerConfig("chunked", batch, 4096, runner.cache.block_size, runner.cache.layout.num_blocks)
-    mailbox, hooks, client = _Post(), _Stopwatch(), _Stopwatch()
-    model = _Stopwatch(hooks)
-    steps: list[tuple[int, int]] = []  # ns of the whole, of the model in it
+    mailbox, model = _Post(), _Stopwatch()
+    hooks, client = _Stopwatch(within=model), _Stopwatch(within=model)
+
+    def take() -> None:
+        """The client takes in what the step before told it."""
+        for _ in mailbox.client.poll():
+            pass
+
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(runner, "_forward", model.around(runner._forward)),
-        patch.object(CompiledSteps, "_advance_all", model.around(CompiledSteps._advance_all)),
-        patch.object(CompiledSteps, "largest", model.around(CompiledSteps.largest)),
+        patch.object(runner, "_forward", model.around(_after(client.around(take), runner._forward))),
+        patch.object(
+            CompiledSteps, "_advance_all", model.around(_after(client.around(take), CompiledSteps._advance_all))
+        ),
+        patch.object(CompiledSteps, "_draw", model.around(CompiledSteps._draw)),
         patch("xpyd.model.runner.sample", model.around(sample)),
     ):
         (Path(folder) / FOLDER).mkdir()
-        desk = Desk(
-            0,
-            0,
-            mailbox,
-            RowWriter(RunDir(Path(folder)), 0),
-            Clock(),
-            faults=FaultConfig(detect_s=600.0),
-            role=Role.COLOCATED,
-        )
+        rows, faults = RowWriter(RunDir(Path(folder)), 0), FaultConfig(detect_s=600.0)
+        desk = Desk(0, 0, mailbox, rows, Clock(), faults=faults, role=Role.COLOCATED)
         worker = ServingWorker(Engine(runner, ChunkedScheduler(config)), desk, drain_timeout_s=60.0)
-        for i in range(batch):
-            prompt = [(i + j) % runner.spec.vocab_size for j in range(context)]
-            worker.add(Sequence(i, prompt, max_output_tokens=2 * (WARM_UP + num_steps) + batch))
-        _take_in_between(worker, mailbox.client, client, hooks)
-        scheduler = worker.engine.scheduler
-        while scheduler.num_running < batch or not all(sequence.decoding for sequence in scheduler.running):
-            _turn(worker)
-        gc.disable()
-        for _ in range(WARM_UP + num_steps):
-            begin, model_ns, client_ns = perf_counter_ns(), model.total_ns, client.total_ns
-            _turn(worker)
-            whole = perf_counter_ns() - begin - (client.total_ns - client_ns)
-            steps.append((whole, model.total_ns - model_ns))
-        gc.enable()
+        worker.on_layer = hooks.around(worker.on_layer)  # type: ignore[method-assign]
+        rounds = [_round(worker, batch, context, model, client) for _ in range(num_rounds)]
         mailbox.client.drain()
     mailbox.client.close()
     mailbox.close()
-    del steps[:WARM_UP]
     return Overhead(
         model=runner.spec.name,
         batch=batch,
         context=context,
-        num_steps=num_steps,
-        step_s=median(whole for whole, _ in steps) / 1e9,
-        beside_s=median(whole - model for whole, model in steps) / 1e9,
-        share=median(1 - model / whole for whole, model in steps),
+        num_steps=num_rounds * ROUND,
+        step_s=median(whole for whole, _ in rounds) / ROUND / 1e9,
+        beside_s=median(whole - model for whole, model in rounds) / ROUND / 1e9,
+        share=median(1 - model / whole for whole, model in rounds),
     )
 
 
-def _turn(worker: ServingWorker) -> None:
-    """What the worker's loop does while there are steps to run."""
-    worker.receive()
-    worker.move()
-    worker.step()
+def _round(worker: ServingWorker, batch: int, context: int, model: _Stopwatch, client: _Stopwatch) -> tuple[int, int]:
+    """Ns of ``ROUND`` steps, and of the model in them. What the prompts' KV says does not matter."""
+    scheduler, size = worker.engine.scheduler, worker.engine.scheduler.config.block_size
+    for i in range(batch):
+        table = scheduler.reserve(-(-context // size))
+        assert table is not None, "the pool is too small"
+        prompt = [(i + j) % worker.engine.runner.spec.vocab_size for j in range(context)]
+        scheduler.admit(Sequence(i, prompt, WARM_UP + 2 * ROUND, [i], context, table))
+    gc.disable()
+    for _ in range(WARM_UP):
+        worker.turn()
+    begin, model_ns, client_ns = perf_counter_ns(), model.total_ns, client.total_ns
+    for _ in range(ROUND):
+        worker.turn()
+    whole = perf_counter_ns() - begin - (client.total_ns - client_ns)
+    gc.enable()
+    worker.settle()
+    for i in range(batch):
+        scheduler.abort(i)
+    return whole, model.total_ns - model_ns
 
 
-def _take_in_between(worker: ServingWorker, mailbox: Mailbox, client: _Stopwatch, hooks: _Stopwatch) -> None:
-    """Behind the first layer of each step the client takes in what the step before told it."""
+def _after(first: Callable[[], None], call: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*arguments: Any) -> Any:
+        first()
+        return call(*arguments)
 
-    def take(layer: int) -> None:
-        if layer == 0:
-            for _ in mailbox.poll():
-                pass
-
-    taken, on_layer = client.around(take), worker.on_layer
-
-    def both(layer: int) -> None:
-        taken(layer)
-        on_layer(layer)
-
-    worker.on_layer = hooks.around(both)  # type: ignore[method-assign]
+    return both

@@ -21,7 +21,7 @@ from benchmarks.soak.trap import BLOCK_BYTES, Trap, WaitCount
 from benchmarks.soak.trial import Order, Outcome, RankReport, error_file, over_file, write_outcomes
 from xpyd.entry import Terminated, leave_if_survived, leave_in_turn, wait_for_turn
 from xpyd.faults import EXIT_RANKS_LOST, EXIT_REQUESTS_FAILED, ClientLost, FaultConfig
-from xpyd.kv.prefix import BlockMove
+from xpyd.kv.entries import BlockMove
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.mpi import MPI, leave_together

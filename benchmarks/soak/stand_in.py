@@ -46,6 +46,8 @@ class PatternPool:
 class PatternRunner:
     """Writes the pattern of every block that it computes, and checks those that came before. Tokens follow the seed."""
 
+    follows = False  # every step is packed by the engine
+
     def __init__(self, cache: PatternPool) -> None:
         self.cache = cache
         self.num_checked = 0  # blocks of layers

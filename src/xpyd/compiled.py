@@ -29,6 +29,7 @@ GROUP = "xpyd_simulator"
 MODULES = (
     "xpyd.kv.blocks",
     "xpyd.kv.eviction",
+    "xpyd.kv.entries",
     "xpyd.kv.prefix",
     "xpyd.scheduler.sequence",
     "xpyd.scheduler.base",

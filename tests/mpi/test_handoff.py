@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from xpyd.lock import hold
 
 PROGRAM = Path(__file__).parent / "programs" / "hand_off_modes.py"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -22,22 +25,31 @@ SETTINGS = {
     "ucx": ("ucx", {"max_piece_bytes": 1000, **REORDERED}),
     "nixl": ("nixl", REORDERED),
 }
+TIMEOUT_S = 180
+PATIENCE_S = TIMEOUT_S + 10  # of a worker while another plays
 NUM_BLOCKS = {"mpi": 1 + 12 + 6, "ucx": 1 + 12, "nixl": 1 + 12}
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run, str], dict[str, pd.DataFrame]]:
-    """The tables of a session of each kind, played once for all tests."""
+    """The tables of a session of each kind, played once for all tests, whichever worker of xdist has them."""
     found: dict[str, dict[str, pd.DataFrame]] = {}
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
     def play(mpirun: Run, kind: str) -> dict[str, pd.DataFrame]:
         if kind not in found:
-            folder = tmp_path_factory.mktemp(kind)
             transport, settings = SETTINGS[kind]
             if transport == "nixl" and find_spec("nixl_cu12") is None:
                 pytest.skip("nixl is not installed: pip install 'xpyd[nixl]'")
-            done = mpirun(3, ["-m", "mpi4py", str(PROGRAM), str(folder), transport, json.dumps(settings)], 180)
-            assert done.returncode == 0, done.stderr
+            folder = shared / f"hand_off_{kind}"
+            with hold(shared / f"{folder.name}.lock", PATIENCE_S):
+                if not (folder / "PLAYED").exists():
+                    folder.mkdir(exist_ok=True)
+                    options = [str(PROGRAM), str(folder), transport, json.dumps(settings)]
+                    done = mpirun(3, ["-m", "mpi4py", *options], TIMEOUT_S)
+                    assert done.returncode == 0, done.stderr
+                    (folder / "PLAYED").touch()
             found[kind] = {path.stem: pd.read_parquet(path) for path in folder.glob("*.parquet")}
         return found[kind]
 

@@ -14,8 +14,8 @@ from xpyd.placement import PlacementConfig, place
 from xpyd.records import StageRow, TokenRow
 from xpyd.request import Request, Stage
 from xpyd.router import RoundRobin
-from xpyd.worker.base import Desk
 from xpyd.worker.client import Client
+from xpyd.worker.desk import Desk
 from xpyd.worker.messages import Emitted, Submit, Tokens
 
 PREFILL, DECODE = 1, 2
@@ -34,7 +34,7 @@ class Post:
         if isinstance(message, Submit):
             for source, index in self._order:
                 tokens = [Emitted(message.request_id, index, 10 + index, 1.0)]
-                self._inbox.append((source, Tokens(0, tokens)))
+                self._inbox.append((source, Tokens.of(0, tokens)))
 
     def send_all(self, ranks: object, message: object) -> None:
         pass

@@ -15,9 +15,9 @@ from xpyd.faults import ClientLost, FaultConfig
 from xpyd.placement import PlacementConfig, place
 from xpyd.records import LossRow
 from xpyd.router import RoundRobin
-from xpyd.worker.base import Desk
 from xpyd.worker.client import Client
 from xpyd.worker.crew import Crew
+from xpyd.worker.desk import Desk
 from xpyd.worker.follower import Follower
 from xpyd.worker.messages import Beat, Gone
 from xpyd.worker.pulse import Pulse
@@ -159,7 +159,7 @@ def test_a_worker_that_waits_for_the_others_is_heard_and_misses_the_client() -> 
     follower.attend()
     assert post.sent == [(0, Beat())]
     post.ended.add(0)
-    follower._pulse._due_s = 0.0
+    follower._pulse.due_s = 0.0
     with pytest.raises(ClientLost, match="its process has ended"):
         follower.attend()
 

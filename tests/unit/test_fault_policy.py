@@ -19,7 +19,7 @@ from xpyd.scheduler.chunked import ChunkedScheduler
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.decode_only import DecodeOnlyScheduler
 from xpyd.scheduler.sequence import Sequence
-from xpyd.worker.base import Desk
+from xpyd.worker.desk import Desk
 from xpyd.worker.handoff import Outgoing, Undo
 from xpyd.worker.messages import Beat, Cancel, Cancelled, Gone, Release, Submit
 from xpyd.worker.rescue import Flight, Rescue

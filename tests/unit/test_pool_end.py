@@ -10,7 +10,7 @@ import torch
 
 from tests.unit.test_model_runner import MICRO
 from xpyd.clock import Clock
-from xpyd.kv.prefix import Fetch, block_keys
+from xpyd.kv.entries import Fetch, block_keys
 from xpyd.kv.remote import home_of
 from xpyd.model.runner import ModelRunner
 from xpyd.placement import Role
@@ -18,7 +18,7 @@ from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.registry import build_scheduler
 from xpyd.scheduler.sequence import Sequence
 from xpyd.transport.loopback import Hub, LoopbackTransport
-from xpyd.worker.base import Desk
+from xpyd.worker.desk import Desk
 from xpyd.worker.engine import Engine
 from xpyd.worker.messages import Cancelled, Message
 from xpyd.worker.mover import Mover

@@ -67,11 +67,20 @@ class BlockTables:
         del self._held[len(tables) :]
         return stay
 
+    def lengthen(self, row: int, table: list[int]) -> bool:
+        """``table``, of row ``row``, ends with one more number than it did; False where there is no room for it."""
+        if len(table) > self.width:
+            return False
+        self.rows[row * self.width + len(table) - 1] = table[-1]
+        self._held[row].append(table[-1])
+        return True
+
 
 class CompiledSteps:
     """The steps of one runner of a whole model. Not for two steps at a time: its scratch memory is kept, and grows."""
 
     def __init__(self, kernels: native.Kernels, spec: ModelSpec, weights: Weights, rope: Rope, cache: KVCache) -> None:
+        self.kernels = kernels
         self._advance = kernels.xpyd_advance
         self._spec, self._weights, self._rope, self._cache = spec, weights, rope, cache  # kept: C has their addresses
         self._layers = (native.Layer * spec.num_layers)(*map(_layer, weights.layers))
@@ -93,7 +102,7 @@ class CompiledSteps:
             num_threads=torch.get_num_threads(),
         )
         self._largest = kernels.xpyd_largest
-        self._tables = BlockTables()
+        self.tables = BlockTables()
         self._scratch = torch.empty(0)
         self._room = self._make_room(0, 0)
         self._packed = array("q")  # of the running step: tokens, four numbers of each segment, rows that sample
@@ -108,7 +117,7 @@ class CompiledSteps:
 
     def _pack(self, segments: Sequence[Segment]) -> native.Step:
         """``segments`` as C reads them, until the next step, and where it writes to."""
-        if self._tables.hold([segment.block_table for segment in segments]) and self._decode_on(segments):
+        if self.tables.hold([segment.block_table for segment in segments]) and self._decode_on(segments):
             return self._room.step
         return self._pack_anew(segments)
 
@@ -126,7 +135,7 @@ class CompiledSteps:
         return True
 
     def _pack_anew(self, segments: Sequence[Segment]) -> native.Step:
-        width = self._tables.width
+        width = self.tables.width
         tokens: list[int] = []
         bounds: list[int] = []
         sampled: list[int] = []
@@ -145,22 +154,57 @@ class CompiledSteps:
         step.tokens = begin = _address(packed)
         step.segments = begin = begin + num_rows * packed.itemsize
         step.sampled = begin + len(bounds) * packed.itemsize
-        step.tables = _address(self._tables.rows)
+        step.tables = _address(self.tables.rows)
         return step
 
     def _advance_all(self, step: native.Step, on_layer: Callable[[int], None] | None) -> None:
         decoder, at, num_layers = ctypes.addressof(self._decoder), ctypes.addressof(step), self._spec.num_layers
+        if on_layer is None:
+            self._check(self.kernels.xpyd_run(decoder, at), step)
+            return
         for layer in range(num_layers + 1):
-            if self._advance(decoder, at, layer):
-                raise MemoryError(f"no memory for attention in a step of {step.num_rows} tokens")
-            if on_layer is not None and layer < num_layers:
+            self._check(self._advance(decoder, at, layer), step)
+            if layer < num_layers:
                 on_layer(layer)
+
+    @staticmethod
+    def _check(failed: int, step: native.Step) -> None:
+        if failed:
+            raise MemoryError(f"no memory for attention in a step of {step.num_rows} tokens")
 
     def largest(self) -> tuple[list[int], list[float]]:
         """Of the last step's logits: the token of each row's largest, and what it exceeds the second by."""
+        self._draw()
+        return self._room.tokens.tolist(), self._room.margins.tolist()
+
+    def run_again(self, on_layer: Callable[[int], None] | None) -> None:
+        """Run the step that lies packed in place of the last one, and draw its tokens; see ``model.follow``."""
+        self._advance_all(self._room.step, on_layer)
+        self._draw()
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether the last step was a token of each of its sequences, and drew the next one."""
+        step = self._room.step
+        return bool(step.num_rows == step.num_segments == step.num_samples > 0)
+
+    def ledger(self, history: array[int], stamps: array[int], message: int) -> native.Ledger:
+        """For the steps that follow on the last one."""
+        step, room = self._room.step, self._room
+        return native.Ledger(
+            num_rows=step.num_rows,
+            drawn=_address(room.tokens),
+            margins=_address(room.margins),
+            tokens=step.tokens,
+            segments=step.segments,
+            history=_address(history),
+            stamps=_address(stamps),
+            message=message,
+        )
+
+    def _draw(self) -> None:
         step, tokens, margins = self._room.step, self._room.tokens, self._room.margins
         self._largest(step.logits, len(tokens), self._spec.vocab_size, _address(tokens), _address(margins))
-        return tokens.tolist(), margins.tolist()
 
     def _make_room(self, num_rows: int, num_samples: int) -> Room:
         logits = torch.empty((num_samples, self._spec.vocab_size))

@@ -33,6 +33,9 @@ _ARGUMENTS = {
     "xpyd_multiply": (_ADDRESS, _NUMBER, _NUMBER, _ADDRESS, _NUMBER, _NUMBER, _ADDRESS, ctypes.c_int),
     "xpyd_largest": (_ADDRESS, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS),
     "xpyd_advance": (_ADDRESS, _ADDRESS, _NUMBER),
+    "xpyd_run": (_ADDRESS, _ADDRESS),
+    "xpyd_follow": (_ADDRESS,),
+    "xpyd_book": (_ADDRESS, _NUMBER, _NUMBER),
 }
 
 
@@ -83,6 +86,16 @@ class Step(ctypes.Structure):
         *((name, _ADDRESS) for name in ("tokens", "tables", "sampled", "segments")),
         *((name, _ADDRESS) for name in ("x", "qkv", "attended", "angles", "normed", "inner", "gated")),
         *((name, _ADDRESS) for name in ("last", "logits")),
+    )
+
+
+class Ledger(ctypes.Structure):
+    """Of steps that follow on one of decodes; addresses, but for the first and the last."""
+
+    _fields_ = (
+        ("num_rows", _NUMBER),
+        *((name, _ADDRESS) for name in ("drawn", "margins", "tokens", "segments", "history", "stamps", "message")),
+        ("num_steps", _NUMBER),
     )
 
 

@@ -173,3 +173,54 @@ int xpyd_advance(const struct decoder *d, const struct step *s, int64_t layer)
     multiply(&d->head, s->last, d->hidden, s->num_samples, s->logits, d->head.num_out, 0, d->num_threads);
     return 0;
 }
+
+/* A step all at once, for those who have nothing to do between its layers. */
+int xpyd_run(const struct decoder *d, const struct step *s)
+{
+    for (int64_t layer = 0; layer <= d->num_layers; layer++)
+        if (xpyd_advance(d, s, layer)) return 1;
+    return 0;
+}
+
+/* A token as its message has it, which may lie at any address. */
+struct emitted {
+    int32_t request_id, index, token;
+    float margin;
+};
+
+/* Steps that follow on one of decodes alone: what is kept of them, and the message that tells the last one's tokens. */
+struct ledger {
+    int64_t num_rows;
+    const int64_t *drawn; /* by the last step: [num_rows] */
+    const float *margins;
+    int64_t *tokens; /* of the step to come, and its segments */
+    struct segment *segments;
+    int64_t *history, *stamps; /* of all steps: [num_steps, num_rows]; begin and end, [num_steps, 2] */
+    char *message;             /* the last step's end, and what it drew */
+    int64_t num_steps;
+};
+
+/* Pack the step to come: it runs the tokens that the last one drew, each a position further. */
+void xpyd_follow(struct ledger *l)
+{
+    memcpy(l->tokens, l->drawn, sizeof(int64_t) * (size_t)l->num_rows);
+    for (int64_t i = 0; i < l->num_rows; i++) l->segments[i].start++;
+}
+
+/* Write down a step that was run, and pack the one to come. */
+void xpyd_book(struct ledger *l, int64_t begin_ns, int64_t end_ns)
+{
+    const int64_t n = l->num_rows;
+    int64_t *stamps = l->stamps + 2 * l->num_steps;
+    stamps[0] = begin_ns, stamps[1] = end_ns;
+    memcpy(l->history + n * l->num_steps++, l->drawn, sizeof(int64_t) * (size_t)n);
+    memcpy(l->message, &end_ns, sizeof end_ns);
+    for (int64_t i = 0; i < n; i++) {
+        struct emitted each;
+        char *at = l->message + sizeof end_ns + (size_t)i * sizeof each;
+        memcpy(&each, at, sizeof each);
+        each.index++, each.token = (int32_t)l->drawn[i], each.margin = l->margins[i];
+        memcpy(at, &each, sizeof each);
+    }
+    xpyd_follow(l);
+}

@@ -13,9 +13,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Mapping
+from typing import ClassVar
 
 from xpyd.kv.blocks import BlockAllocator
-from xpyd.kv.prefix import Below, BlockMove, Fetch, Placed, PrefixCache, Wanted, block_keys
+from xpyd.kv.entries import Below, BlockMove, Fetch, Placed, Wanted, block_keys
+from xpyd.kv.prefix import PrefixCache
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 
@@ -30,6 +32,8 @@ class Scheduler(ABC):
     A sequence ends in ``commit`` but keeps its blocks until ``release``: a prefill instance still has to send them.
     """
 
+    plans_again: ClassVar[bool] = False  # ``schedule`` plans decodes alone once more while ``num_changes`` stays
+
     def __init__(self, config: SchedulerConfig, fetch: Fetch | None = None) -> None:
         """``fetch`` decides on blocks of the host tier; without it they always come back."""
         self.config = config
@@ -42,6 +46,7 @@ class Scheduler(ABC):
         self._num_reserved_blocks = 0  # blocks in them
         self._quarantined: set[int] = set()  # blocks that a lost rank may still read or write
         self._placed: list[Sequence] = []  # looked up in the prefix cache since ``take_placed``
+        self.num_changes = 0  # sequences that came or went, and tables set aside or taken back, but by ``schedule``
 
     @abstractmethod
     def schedule(self) -> StepPlan:
@@ -115,6 +120,7 @@ class Scheduler(ABC):
             return None
         table = self._reserve(num_blocks, 0 if ahead else self._headroom(), prompt)
         if table is not None:
+            self.num_changes += 1
             self._num_reserved += 1
             self._num_reserved_blocks += num_blocks
         return table
@@ -227,6 +233,7 @@ class Scheduler(ABC):
 
     def halt(self, sequence: Sequence) -> None:
         """Take a sequence out of its queue; it keeps its blocks until ``release``, as a finished one does."""
+        self.num_changes += 1
         if sequence in self._running:
             self._running.remove(sequence)
         if sequence in self._waiting:
@@ -235,6 +242,7 @@ class Scheduler(ABC):
     def unreserve(self, table: list[int], reuse: bool = True) -> None:
         """Take back a table that ``reserve`` gave: its KV does not come. ``reuse`` as in ``release``."""
         assert self._num_reserved, "no table is reserved"
+        self.num_changes += 1
         self._num_reserved -= 1
         self._num_reserved_blocks -= len(table)
         if reuse:
@@ -359,6 +367,7 @@ class Scheduler(ABC):
         assert sequence.request_id not in self._known, f"request {sequence.request_id} is here already"
         self.check_fits(sequence.request_id, len(sequence.prompt), sequence.max_output_tokens)
         self._known[sequence.request_id] = sequence
+        self.num_changes += 1
 
     @property
     def _capacity(self) -> int:
@@ -371,9 +380,9 @@ class Scheduler(ABC):
         """Blocks to leave free: one for each sequence that will still grow, so that admitting is not soon regretted."""
         return sum(sequence.max_output_tokens > 1 for sequence in self._running) + self._num_reserved
 
-    def _grow(self, sequence: Sequence) -> bool:
-        """Make sure that the newest token has a slot; False when a block is needed and none is free."""
-        missing = self._blocks.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+    def _grow(self, sequence: Sequence, num_ahead: int = 0) -> bool:
+        """Make sure that the newest token, or the ``num_ahead``-th behind it, has a slot; False if no block is free."""
+        missing = self._blocks.blocks_for(sequence.num_tokens + num_ahead) - len(sequence.block_table)
         if missing <= 0:
             return True
         if missing > self.num_free_blocks:

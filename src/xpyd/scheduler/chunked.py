@@ -6,6 +6,8 @@ Sarathi-Serve's stall-free batching, and vLLM v1's default: a decode never waits
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 
@@ -27,5 +29,7 @@ def fill_chunked(scheduler: Scheduler) -> StepPlan:
 
 
 class ChunkedScheduler(Scheduler):
+    plans_again: ClassVar[bool] = True
+
     def schedule(self) -> StepPlan:
         return fill_chunked(self)

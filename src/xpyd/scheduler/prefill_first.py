@@ -5,6 +5,8 @@ Best time to first token, worst gaps: every admitted prompt stalls all decodes f
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.sequence import Chunk, StepPlan
 
@@ -23,6 +25,8 @@ def prompts_or_decodes(scheduler: Scheduler, prompts: list[Chunk]) -> StepPlan:
 
 
 class PrefillFirstScheduler(Scheduler):
+    plans_again: ClassVar[bool] = True
+
     def schedule(self) -> StepPlan:
         return fill_prefill_first(self)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import abc
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
+from mypy_extensions import mypyc_attr
 
 
-@dataclass(slots=True, eq=False)
+@mypyc_attr(acyclic=True)
 class Sequence:
     """A request inside one engine. Tokens known so far = prompt + outputs; ``num_computed`` of them have KV.
 
@@ -16,19 +17,46 @@ class Sequence:
     makes 1). After preemption ``num_computed`` is 0 and all known tokens are computed again.
     """
 
-    request_id: int
-    prompt: abc.Sequence[int]
-    max_output_tokens: int
-    outputs: list[int] = field(default_factory=list)
-    num_computed: int = 0
-    block_table: list[int] = field(default_factory=list)
-    seed: int = 0  # for sampling
-    priority: int = 0  # for eviction
-    keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were asked for
-    num_cached: int = 0  # tokens that had KV when it was admitted, or last admitted again
-    num_promoted: int = 0  # blocks of them that came from the host tier
-    num_remote: int = 0  # blocks that came from the remote pool before it was queued
-    num_findable: int = 0  # leading blocks of its table that the prefix cache knows by these very ids
+    __slots__ = (
+        "block_table",
+        "keys",
+        "max_output_tokens",
+        "num_cached",
+        "num_computed",
+        "num_findable",
+        "num_promoted",
+        "num_remote",
+        "outputs",
+        "priority",
+        "prompt",
+        "request_id",
+        "seed",
+    )
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt: abc.Sequence[int],
+        max_output_tokens: int,
+        outputs: list[int] | None = None,
+        num_computed: int = 0,
+        block_table: list[int] | None = None,
+        seed: int = 0,
+        priority: int = 0,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.max_output_tokens = max_output_tokens
+        self.outputs: list[int] = [] if outputs is None else outputs
+        self.num_computed = num_computed
+        self.block_table: list[int] = [] if block_table is None else block_table
+        self.seed = seed  # for sampling
+        self.priority = priority  # for eviction
+        self.keys: list[bytes] = []  # of its full blocks, as far as they were asked for
+        self.num_cached = 0  # tokens that had KV when it was admitted, or last admitted again
+        self.num_promoted = 0  # blocks of them that came from the host tier
+        self.num_remote = 0  # blocks that came from the remote pool before it was queued
+        self.num_findable = 0  # leading blocks of its table that the prefix cache knows by these very ids
 
     @property
     def num_tokens(self) -> int:

@@ -6,6 +6,8 @@ costs no padding here: a step runs only those that still decode, so that static 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.prefill_first import prompts_or_decodes
 from xpyd.scheduler.sequence import Chunk, StepPlan
@@ -20,6 +22,8 @@ def fill_static(scheduler: Scheduler) -> StepPlan:
 
 
 class StaticScheduler(Scheduler):
+    plans_again: ClassVar[bool] = True
+
     def schedule(self) -> StepPlan:
         return fill_static(self)
 

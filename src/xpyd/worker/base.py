@@ -4,76 +4,24 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
 
-from xpyd.clock import Clock
-from xpyd.faults import FaultConfig
 from xpyd.model.segment import Segment
-from xpyd.placement import CLIENT_RANK, Role
-from xpyd.records import CacheRow, StageRow, StepRow
+from xpyd.records import CacheRow, StepRow
 from xpyd.request import Stage
-from xpyd.run_dir import RowWriter
 from xpyd.scheduler.base import NeverFits
 from xpyd.scheduler.sequence import Sequence, StepPlan
+from xpyd.worker.desk import Desk
 from xpyd.worker.engine import Engine, Output
-from xpyd.worker.mailbox import Mailbox
-from xpyd.worker.messages import (
-    AnyMessage,
-    Beat,
-    Cancel,
-    Cancelled,
-    Emitted,
-    EndBlock,
-    Failed,
-    Final,
-    Gone,
-    Step,
-    Tokens,
-)
+from xpyd.worker.messages import AnyMessage, Beat, Cancel, EndBlock, Final, Gone, Step
 from xpyd.worker.pulse import Outcast, Pulse
+from xpyd.worker.steady import MAX_STEPS, Steady, begin_steady
 
+STRETCH_NS = 500_000_000  # of a stretch of steps, at most: its rows wait until it ends
 IDLE_SLEEP_S = 50e-6  # an idle worker leaves its core to others, and adds at most this to a latency
 
 
 class WorkerError(RuntimeError):
     """A worker cannot go on; the message names rank, peer, request and stage."""
-
-
-@dataclass(frozen=True)
-class Desk:
-    """What a rank needs to talk and to write: the same for every role, made once per block."""
-
-    rank: int
-    block: int
-    mailbox: Mailbox
-    rows: RowWriter
-    clock: Clock
-    followers: tuple[int, ...] = ()  # the other ranks of this rank's instance, where it leads one
-    faults: FaultConfig = field(default_factory=FaultConfig)
-    role: Role = Role.CLIENT
-
-    @property
-    def who(self) -> str:
-        """This rank in words, for messages to people."""
-        return f"rank {self.rank} ({self.role})"
-
-    def stamp(self, request_id: int, stage: Stage, t_ns: int | None = None, reason: str = "") -> None:
-        t_ns = self.clock.now_ns() if t_ns is None else t_ns
-        self.rows.write(StageRow(self.block, request_id, stage.value, self.rank, t_ns, reason))
-
-    def emit(self, outputs: list[Output], emitted_ns: int) -> None:
-        """One message to the client with all tokens of a step."""
-        tokens = [Emitted(o.sequence.request_id, o.index, o.sampled.token, o.sampled.margin) for o in outputs]
-        if tokens:
-            self.mailbox.send(CLIENT_RANK, Tokens(emitted_ns, tokens))
-
-    def fail(self, request_id: int, reason: str) -> None:
-        """Tell the client that this request will not finish."""
-        self.mailbox.send(CLIENT_RANK, Failed(request_id, f"{self.who}: {reason}"))
-
-    def confirm(self, request_id: int, attempt: int, stage: str) -> None:
-        """Tell the client that nothing is left here of a cancelled request; ``stage``: where it was."""
-        self.mailbox.send(CLIENT_RANK, Cancelled(request_id, attempt, stage))
 
 
 class Worker(ABC):
@@ -91,7 +39,9 @@ class Worker(ABC):
         self._cancels: dict[int, int] = {}  # attempts to drop by request, once no step runs
         self._num_quarantined = engine.scheduler.num_quarantined  # when ``fail_stranded`` was last called
         self._pulse = Pulse(desk.mailbox, desk.rank, desk.faults)
-        self._columns = (desk.block, desk.rank, desk.role.value)  # the first ones of every StepRow
+        self._steady: Steady | None = None  # the stretch of steps that is under way
+        self._step_ns, self._looks = 0, False  # what one of its steps takes, and whether it looks between layers
+        self._columns = desk.step_columns
 
     def run(self) -> None:
         """Serve until the client ends the block and nothing is left in flight; followers end with their leader."""
@@ -107,16 +57,7 @@ class Worker(ABC):
     def _serve(self) -> None:
         deadline: float | None = None
         while not (self._ending and (self._aborted or self.quiet)):
-            busy = self.receive()
-            self._cancel_all()
-            if self._ending:
-                self.drop_orphans()
-            busy |= self.move()
-            if self.engine.scheduler.num_quarantined > self._num_quarantined:
-                self._num_quarantined = self.engine.scheduler.num_quarantined
-                self.fail_stranded()
-            busy |= self.step()
-            if not busy:
+            if not self.turn():
                 self.desk.rows.flush_if_due()
                 time.sleep(IDLE_SLEEP_S)
             if self._ending:
@@ -124,10 +65,21 @@ class Worker(ABC):
                 if time.monotonic() > deadline:
                     raise WorkerError(f"{self.desk.who}: {self.unfinished()} after the block's end")
 
+    def turn(self) -> bool:
+        """What the loop does once; False where there was nothing to do."""
+        busy = self.receive()
+        if self._cancels:
+            self._cancel_all()
+        if self._ending:
+            self.drop_orphans()
+        busy |= self.move()
+        return self.step() or busy
+
     def attend(self) -> None:
         """The block has ended here, and not yet everywhere: be heard, and hear who is lost. Raises as ``receive``."""
         self.receive()
-        self._cancel_all()
+        if self._cancels:
+            self._cancel_all()
         self.move()
 
     def receive(self) -> bool:
@@ -147,12 +99,22 @@ class Worker(ABC):
                     self._cancels[message.request_id] = message.attempt
                 case _ if source not in self._gone:
                     self.handle(source, message)
-        self._pulse.beat()
+        if time.monotonic() >= self._pulse.due_s:
+            self._pulse.beat()
         return busy
 
     def step(self) -> bool:
         """Schedule, run, commit; False when there was nothing to run."""
+        if self._steady is not None:
+            if self._looks == self.looks_between_layers(self._step_ns) and self._steady.step():
+                if self._steady.stretch.over:
+                    self.settle()
+                return True
+            self.settle()
         scheduler = self.engine.scheduler
+        if scheduler.num_quarantined > self._num_quarantined:
+            self._num_quarantined = scheduler.num_quarantined
+            self.fail_stranded()
         plan = scheduler.schedule()
         self._num_preempted += len(plan.preempted)
         if plan.empty:
@@ -169,7 +131,21 @@ class Worker(ABC):
         finished = self.engine.commit(plan, outputs)
         self.committed(outputs, finished, end_ns)
         self.desk.rows.flush_if_due()
+        if not plan.prefills and not finished:
+            self._steady = self._follow_on(plan, outputs, end_ns - begin_ns)
         return True
+
+    def settle(self) -> None:
+        """Bring sequences and rows up to date: they are as if each step of a stretch had been committed."""
+        steady, self._steady = self._steady, None
+        if steady is None:
+            return
+        self.desk.rows.write_all(steady.rows())
+        for sequence in steady.end():
+            self.engine.scheduler.release(sequence)
+        self.desk.rows.flush_if_due()
+        if steady.renew():
+            self._steady = steady
 
     def add(self, sequence: Sequence) -> bool:
         """Queue a request; tells the client when it can never fit."""
@@ -235,6 +211,10 @@ class Worker(ABC):
         """Progress KV transfers; True when something moved."""
         return False
 
+    def looks_between_layers(self, step_ns: int) -> bool:
+        """Whether ``between_layers`` has more to do than to be heard, in steps of decodes that take so long."""
+        return False
+
     def before_run(self, plan: StepPlan) -> None:  # noqa: B027 - a hook that a role may leave as it is
         """Called between schedule and run."""
 
@@ -253,13 +233,14 @@ class Worker(ABC):
     def _lose(self, ranks: list[int]) -> None:
         if self.desk.rank in ranks:
             raise Outcast(f"{self.desk.who} was silent, and the others go on without it")
-        self.desk.rows.flush()  # whatever comes now, what was measured is kept
+        self._flush()  # whatever comes now, what was measured is kept
         self.desk.mailbox.give_up(ranks)
         for rank in set(ranks) - self._gone:
             self._gone.add(rank)
             self.drop_peer(rank)
 
     def _cancel_all(self) -> None:
+        self.settle()
         cancels, self._cancels = self._cancels, {}
         for request_id, attempt in cancels.items():
             self._begun.discard(request_id)
@@ -270,6 +251,18 @@ class Worker(ABC):
         for request_id, stage in self.stages().items():
             why = f"{self.desk.who}: {stage}; cut off: {reason}"
             self.desk.stamp(request_id, Stage.FAILED, reason=why)
+        self._flush()
+
+    def _follow_on(self, plan: StepPlan, outputs: list[Output], step_ns: int) -> Steady | None:
+        """What follows on a step of decodes that took so long."""
+        num_steps = min(MAX_STEPS, STRETCH_NS // step_ns)
+        self._step_ns, self._looks = step_ns, self.looks_between_layers(step_ns)
+        on_layer = self.on_layer if self._looks or not self._pulse.outlasts(step_ns) else None
+        return begin_steady(self.engine, self.desk, plan, outputs, num_steps, on_layer)
+
+    def _flush(self) -> None:
+        if self._steady is not None:
+            self.desk.rows.write_all(self._steady.rows())
         self.desk.rows.flush()
 
     def _tell(self, plan: StepPlan, segments: list[Segment]) -> None:

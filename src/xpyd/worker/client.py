@@ -18,7 +18,7 @@ from xpyd.placement import Placement, Role
 from xpyd.records import TokenRow
 from xpyd.request import Request, Stage
 from xpyd.units import s_to_ns
-from xpyd.worker.base import Desk
+from xpyd.worker.desk import Desk
 from xpyd.worker.messages import Beat, Cancelled, EndBlock, Failed, PeerLost, Submit, Tokens, pack_prompt
 from xpyd.worker.rescue import Flight, Rescue
 
@@ -198,7 +198,7 @@ class Client:
         self._desk.rows.flush()
 
     def _take(self, source: int, message: Tokens) -> None:
-        now_ns = self._desk.clock.now_ns()
+        now_ns, emitted_ns = self._desk.clock.now_ns(), message.emitted_ns
         for emitted in message.tokens:
             flight = self._flights.get(emitted.request_id)
             if flight is None or flight.undoing is not None:  # it was cancelled while this was under way
@@ -216,7 +216,7 @@ class Client:
                     index=emitted.index,
                     token_id=emitted.token,
                     t_ns=now_ns,
-                    emitted_ns=message.emitted_ns,
+                    emitted_ns=emitted_ns,
                     rank=source,
                     margin=emitted.margin,
                 )

@@ -9,7 +9,7 @@ from itertools import islice
 import msgspec
 
 from xpyd.kv.arenas import Arenas
-from xpyd.kv.prefix import BlockMove
+from xpyd.kv.entries import BlockMove
 from xpyd.model.runner import ModelRunner, Segment
 from xpyd.model.sampling import Sampled
 from xpyd.scheduler.base import Scheduler
@@ -43,6 +43,11 @@ class Engine:
         self.speculator = speculator
         self.arenas = arenas or Arenas(runner.cache)
         self.moves: list[BlockMove] = []  # made before the running step: followers make them too
+
+    @property
+    def repeats(self) -> bool:
+        """Whether steps of decodes can follow on one another without this engine (``ModelRunner.follow_on``)."""
+        return self.speculator is None and self.runner.follows
 
     def settle(self) -> None:
         """Copy the blocks that must be copied before anything is written into those handed out since the last time."""

@@ -8,7 +8,8 @@ from collections import defaultdict, deque
 from xpyd.kv.arenas import Arenas
 from xpyd.model.runner import ModelRunner
 from xpyd.transport.base import Transport
-from xpyd.worker.base import IDLE_SLEEP_S, Desk
+from xpyd.worker.base import IDLE_SLEEP_S
+from xpyd.worker.desk import Desk
 from xpyd.worker.messages import Beat, EndBlock, Gone, Move, Moved, Step, Sums
 from xpyd.worker.pulse import Pulse
 from xpyd.worker.shards import Shapes, ShardReceive, ShardSend

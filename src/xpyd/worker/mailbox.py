@@ -10,9 +10,11 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from xpyd.mpi import MPI, PROCESS_FAILED
+from xpyd.worker.line import Line
 from xpyd.worker.messages import AnyMessage, Message, decode, encode
 
 TAG = 7002
+ANYBODY = MPI.ANY_SOURCE
 
 
 class Mailbox:
@@ -26,6 +28,8 @@ class Mailbox:
         self._comm = comm.Dup()
         self._sending: list[tuple[Any, bytes, int]] = []  # a buffer lives until its send is complete
         self._given_up: list[tuple[Any, bytes, int]] = []  # to lost ranks: MPI may read these buffers for ever
+        self._lines: dict[tuple[int, int], Line] = {}  # by rank and size
+        self._lost_lines: list[Line] = []  # to lost ranks, likewise
         self._status = MPI.Status()
         self._lost: set[int] = set()  # so that a stopped rank which comes back, blocks later, disturbs nobody
         self.ended: set[int] = set()
@@ -48,29 +52,53 @@ class Mailbox:
                 if not self._sent(request):  # a short message mostly has left by now
                     self._sending.append((request, data, rank))
 
-    def poll(self) -> Iterator[tuple[int, AnyMessage]]:
+    def line(self, rank: int, message: Message) -> Line | None:
+        """To send ``message`` again and again, changed in place, until this is asked for a line of its size again.
+
+        None while the last one of its size is still being sent from.
+        """
+        if rank in self.ended:
+            return None
+        data = encode(message)
+        if (rank, len(data)) not in self._lines:
+            self._lines[rank, len(data)] = Line(self._comm, rank, TAG, data, self._note)
+        line = self._lines[rank, len(data)]
+        if not line.free:
+            return None
+        line.load(data)
+        return line
+
+    def poll(self) -> Iterable[tuple[int, AnyMessage]]:
         """Every message that is here now, with its sender, in the order of arrival."""
         if self._sending:
             self._sending = [each for each in self._sending if not self._sent(each[0])]
-        while (found := self._probe()) is not None:
-            source = int(self._status.Get_source())
-            data = bytearray(self._status.Get_count(MPI.BYTE))
-            if self._receive(found, data) and source not in self._lost:
-                yield source, decode(data)
+        found = self._probe()
+        return () if found is None else self._take_all(found)
 
     def give_up(self, ranks: Collection[int]) -> None:
         """These ranks are lost: nobody waits for sends to them any more, and what still comes of them is dropped."""
         self._lost |= set(ranks)
         self._given_up += [each for each in self._sending if each[2] in ranks]
         self._sending = [each for each in self._sending if each[2] not in ranks]
+        self._lost_lines += [self._lines.pop(key) for key in list(self._lines) if key[0] in ranks]
 
     def drain(self) -> None:
         """Complete every send; call it when all peers are known to receive, but those given up."""
-        while self._sending:
+        while self._sending or not all(line.free for line in self._lines.values()):
             self._sending = [each for each in self._sending if not self._sent(each[0])]
 
     def close(self) -> None:
+        for line in self._lines.values():
+            line.close()
         self._comm.Free()
+
+    def _take_all(self, found: Any) -> Iterator[tuple[int, AnyMessage]]:
+        while found is not None:
+            source = int(self._status.Get_source())
+            data = bytearray(self._status.Get_count(MPI.BYTE))
+            if self._receive(found, data) and source not in self._lost:
+                yield source, decode(data)
+            found = self._probe()
 
     def _probe(self) -> Any:
         """A message that is here, None where there is none.
@@ -79,7 +107,7 @@ class Mailbox:
         found again for ever.
         """
         try:
-            return self._comm.Improbe(source=MPI.ANY_SOURCE, tag=TAG, status=self._status)
+            return self._comm.Improbe(ANYBODY, TAG, self._status)
         except MPI.Exception as error:  # a rank has ended, which any source might have been: take note, and go on
             self._note(error)
             return self._probe()

@@ -5,10 +5,15 @@ Prompts travel as little-endian int32 bytes. Every stamp in a message is already
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import starmap
+
 import msgspec
 import numpy as np
+from msgspec.structs import astuple
 
-from xpyd.kv.prefix import BlockMove
+from xpyd.kv.entries import BlockMove
 from xpyd.model.segment import Segment
 
 
@@ -28,7 +33,7 @@ class Submit(Message, frozen=True):
     priority: int = 0  # for eviction
 
 
-class Emitted(msgspec.Struct, frozen=True, array_like=True):
+class Emitted(msgspec.Struct, frozen=True):
     """One output token of one request."""
 
     request_id: int
@@ -37,11 +42,34 @@ class Emitted(msgspec.Struct, frozen=True, array_like=True):
     margin: float
 
 
-class Tokens(Message, frozen=True):
-    """Worker to client: all tokens of one step, in one message."""
+_STAMP, _EMITTED = struct.Struct("=q"), struct.Struct("=iiif")
 
-    emitted_ns: int
-    tokens: list[Emitted]
+
+class Tokens(Message, frozen=True):
+    """Worker to client: all tokens of one step, in one message: when they were emitted, and each of them (``Emitted``).
+
+    As one run of bytes, so that steps which follow on one another write into the message of the one before, in C
+    (``struct emitted`` in native/kernels_step.h): nothing per token is made.
+    """
+
+    data: bytes
+
+    @classmethod
+    def of(cls, emitted_ns: int, tokens: Iterable[Emitted]) -> Tokens:
+        return cls(b"".join([_STAMP.pack(emitted_ns), *[_EMITTED.pack(*astuple(each)) for each in tokens]]))
+
+    @staticmethod
+    def num_bytes(num_tokens: int) -> int:
+        """How long ``data`` is."""
+        return _STAMP.size + num_tokens * _EMITTED.size
+
+    @property
+    def emitted_ns(self) -> int:
+        return int(_STAMP.unpack_from(self.data)[0])
+
+    @property
+    def tokens(self) -> Iterator[Emitted]:
+        return starmap(Emitted, _EMITTED.iter_unpack(memoryview(self.data)[_STAMP.size :]))
 
 
 class Failed(Message, frozen=True):

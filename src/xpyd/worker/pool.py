@@ -15,9 +15,10 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from xpyd.kv.arenas import block_nbytes
+from xpyd.kv.entries import BlockMove, Entry, Fetch, Placed
 from xpyd.kv.eviction import Use
 from xpyd.kv.plan import Plan
-from xpyd.kv.prefix import BlockMove, Entry, Fetch, Placed, PrefixCache
+from xpyd.kv.prefix import PrefixCache
 from xpyd.kv.remote import Outbox, home_of, plan_fetch, plan_put
 from xpyd.scheduler.sequence import Sequence
 from xpyd.transport.flow import RecvFlow, SendFlow

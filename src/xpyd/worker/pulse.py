@@ -6,6 +6,7 @@ import time
 
 from xpyd.faults import ClientLost, FaultConfig, Watch
 from xpyd.placement import CLIENT_RANK
+from xpyd.units import s_to_ns
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.messages import Beat
 
@@ -22,17 +23,21 @@ class Pulse:
         self._rank = rank
         self._interval_s = config.beat_interval_s
         self._watch = Watch([CLIENT_RANK], config, time.monotonic())
-        self._due_s = 0.0
+        self.due_s = 0.0  # when the next beat is to be sent
 
     def heard(self, source: int) -> None:
         self._watch.heard(source, time.monotonic())
 
+    def outlasts(self, duration_ns: int) -> bool:
+        """Whether the time between two beats is much longer."""
+        return duration_ns < s_to_ns(self._interval_s / 4)
+
     def beat(self) -> None:
         """Raises ClientLost."""
         now_s = time.monotonic()
-        if now_s < self._due_s:
+        if now_s < self.due_s:
             return
-        self._due_s = now_s + self._interval_s
+        self.due_s = now_s + self._interval_s
         self._mailbox.send(CLIENT_RANK, Beat())
         for loss in self._watch.look(now_s, self._mailbox.ended):
             raise ClientLost(f"rank {self._rank}: the client (rank {CLIENT_RANK}) is lost: {loss.reason}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from xpyd.placement import Role
 from xpyd.request import Stage
 from xpyd.scheduler.sequence import Sequence, StepPlan
-from xpyd.worker.base import Desk, Worker
+from xpyd.worker.base import Worker
+from xpyd.worker.desk import Desk
 from xpyd.worker.destination import DestinationEnd
 from xpyd.worker.end import End
 from xpyd.worker.engine import Engine, Output
@@ -17,6 +18,8 @@ from xpyd.worker.messages import AnyMessage, Final, Submit, unpack_prompt
 from xpyd.worker.mover import Mover
 from xpyd.worker.pool import PoolEnd
 from xpyd.worker.source import SourceEnd
+
+SHORT_STEP_NS = 5_000_000  # so long a message may wait for a step to end
 
 
 class ServingWorker(Worker):
@@ -69,9 +72,15 @@ class ServingWorker(Worker):
             self._source.take(submit, len(sequence.prompt))
 
     def move(self) -> bool:
+        if not self._ends:
+            return False
         if self._ending and self.pool is not None and super().quiet:
             self.pool.close()
         return any([end.move() for end in self._ends])  # noqa: C419 - every end, whatever the first one did
+
+    def looks_between_layers(self, step_ns: int) -> bool:
+        """While a hand-off is open; with none a message may wait for a short step, of which a look is a part."""
+        return any(step_ns > SHORT_STEP_NS or not end.quiet for end in self._ends)
 
     def before_run(self, plan: StepPlan) -> None:
         if self._source is not None:

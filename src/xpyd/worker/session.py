@@ -30,10 +30,11 @@ from xpyd.run_dir import RowWriter, RunDir
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.registry import build_scheduler
 from xpyd.worker.affinity import pin_cores, sharpen_sleeps
-from xpyd.worker.base import Desk, Worker, WorkerError
+from xpyd.worker.base import Worker, WorkerError
 from xpyd.worker.block import Block, Setup
 from xpyd.worker.client import Client, Played
 from xpyd.worker.crew import Crew
+from xpyd.worker.desk import Desk
 from xpyd.worker.destination import DestinationEnd
 from xpyd.worker.engine import Engine
 from xpyd.worker.follower import Follower

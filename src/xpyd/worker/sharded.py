@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import defaultdict
 
 from xpyd.scheduler.sequence import Sequence, StepPlan
-from xpyd.worker.base import Desk
+from xpyd.worker.desk import Desk
 from xpyd.worker.destination import DestinationEnd
 from xpyd.worker.engine import Engine
 from xpyd.worker.handoff import Incoming, Outgoing

@@ -1,0 +1,50 @@
+"""Steps that follow on a compiled one of decodes alone: each runs the tokens that the one before it drew.
+
+C packs them in place, keeps what they drew, and writes it into the message that tells it (``xpyd_book``). So a step
+touches nothing per sequence in Python: after a step of the model none of that is in a cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from functools import partial
+
+from xpyd.model.compiled import CompiledSteps
+
+
+class FollowOn:
+    """At most ``num_steps``, of ``compiled``, whose last step was one of decodes; no other step may come in between.
+
+    ``message``: the address of the stamp and the records (``struct emitted``) that are written after each step.
+    """
+
+    def __init__(self, compiled: CompiledSteps, num_rows: int, num_steps: int, message: int) -> None:
+        assert compiled.only_decodes, "the last step was none of decodes alone"
+        self._compiled = compiled
+        self._num_rows = num_rows
+        self._history = array("q", bytes(8 * num_steps * num_rows))
+        self._stamps = array("q", bytes(16 * num_steps))
+        self._ledger = compiled.ledger(self._history, self._stamps, message)
+        at = ctypes.c_void_p(ctypes.addressof(self._ledger))
+        self.run = compiled.run_again  # run(on_layer): the step to come
+        self.book = partial(compiled.kernels.xpyd_book, at)  # book(begin_ns, end_ns): keep it, and pack the next one
+        compiled.kernels.xpyd_follow(at)
+
+    def lengthen(self, row: int, table: list[int]) -> bool:
+        """The block table of a sequence has grown; False where it has become too wide to stay in its place."""
+        return self._compiled.tables.lengthen(row, table)
+
+    def restart(self) -> None:
+        """Forget the steps that were booked: ``num_steps`` more may follow."""
+        self._ledger.num_steps = 0
+
+    @property
+    def tokens(self) -> array[int]:
+        """Of all steps that were booked, [num_steps, num_rows]."""
+        return self._history[: self._num_rows * self._ledger.num_steps]
+
+    @property
+    def stamps(self) -> array[int]:
+        """Begin and end of each of them, ns."""
+        return self._stamps[: 2 * self._ledger.num_steps]
