@@ -28,26 +28,31 @@ RATE_PER_INSTANCE_RPS = 7.5  # about half of what an instance could prefill
 
 
 def play(point: Point) -> Measured:
-    setup, workload = _setup(point), _workload(point)
+    setup, workload = setup_of(point), workload_of(point)
     account = Account(0, setup.slo, None, with_steps=False, begin_ns=0)
-    begin_s = time.process_time()
-    cluster = Cluster(setup, account, lambda request_id: False)
-    made_s = time.process_time()
-    end_ps = cluster.play(stream_requests(workload, 0, point.num_requests))
-    played_s = time.process_time()
-    assert account.totals.num_finished == point.num_requests
+    making_s = playing_s = 0.0
+    end_ps = 0
+    for block in range(point.num_blocks):
+        begin_s = time.process_time()
+        cluster = Cluster(setup, account, lambda request_id: False)
+        made_s = time.process_time()
+        end_ps += cluster.play(stream_requests(workload, block, point.num_requests))
+        making_s += made_s - begin_s
+        playing_s += time.process_time() - made_s
+    num_requests = point.num_blocks * point.num_requests
+    assert account.totals.num_finished == num_requests
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return Measured(
-        making_s=made_s - begin_s,
-        playing_s=played_s - made_s,
+        making_s=making_s,
+        playing_s=playing_s,
         simulated_s=end_ps / PS_PER_S,
         peak_mib=peak_mib,
         num_tokens=account.totals.num_tokens,
-        us_per_request=(played_s - made_s) / point.num_requests * 1e6,
+        us_per_request=playing_s / num_requests * 1e6,
     )
 
 
-def _setup(point: Point) -> Setup:
+def setup_of(point: Point) -> Setup:
     """Prefill and decode instances in equal number: an 8B model on one H100-class GPU each, 200 Gb/s."""
     half = point.num_instances // 2
     return Setup(
@@ -65,7 +70,7 @@ def _setup(point: Point) -> Setup:
     )
 
 
-def _workload(point: Point) -> WorkloadConfig:
+def workload_of(point: Point) -> WorkloadConfig:
     """Prompts of 1100 and outputs of 120 tokens at the median, or the lengths of a trace; Poisson arrivals."""
     arrival = ArrivalConfig("poisson", RATE_PER_INSTANCE_RPS * point.num_instances)
     num_requests = min(RUN, point.num_requests)

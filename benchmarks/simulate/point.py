@@ -13,11 +13,12 @@ from xpyd import compiled
 @dataclass(frozen=True)
 class Point:
     num_instances: int
-    num_requests: int
+    num_requests: int  # of a block
     router: str
     simulator: str
     trace: str | None
     format: str
+    num_blocks: int = 1  # one after another, each from empty instances
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from xpyd.model.spec import ModelSpec
 from xpyd.run_dir import RunDir
 from xpyd.simulate.config import MachineConfig
 from xpyd.simulate.model import closed_form, read_calibration
-from xpyd.simulation import costs_of, run_simulation
+from xpyd.simulation import costs_of, run_simulation, setup_of
 
 COMPUTE = ComputeModel(2e-3, 1e-4, 3e-8, 3e-4, 1e-6, 5e-4)
 LINK = LinkModel(2e-4, 1e-5, 1e9)
@@ -189,6 +189,21 @@ def test_a_file_of_before_moving_was_measured_still_loads(tmp_path: Path) -> Non
         costs_of(load_config(composed(simulate={"calibration": str(path), "scatter": True})))
     path.write_text(yaml.safe_dump({**old, "moving": None, "slowness": [1.0]}))  # version 2, no room for a hand-off
     assert (read_calibration(path, TINY).moving, read_calibration(path, TINY).slowness) == (UNKNOWN, ())
+
+
+def test_steps_scatter_where_they_are_told_to_or_where_the_calibration_says_how(tmp_path: Path) -> None:
+    content = {"conditions": {"model": "tiny"}, **fitted([points()])}
+    path = tmp_path / "calibration.yaml"
+    found = []
+    for known in (content, {**content, "scatter": {}}):
+        path.write_text(yaml.safe_dump(known))
+        for scatter in (None, False):
+            config = load_config(composed(simulate={"calibration": str(path), "scatter": scatter}))
+            assert isinstance(config, Simulate)
+            found.append(set(setup_of(config, "disaggregated", costs_of(config)).scatters))
+    assert found == [{"decode"}, set(), set(), set()]
+    for name in ("plan", "break_even"):
+        assert yaml.safe_load((ROOT / f"conf/{name}.yaml").read_text())["simulate"]["scatter"] is None
 
 
 def test_points_of_earlier_calibrations_come_back_where_they_were_made_of_the_same(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from math import log
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mypy_extensions import mypyc_attr
+
 from xpyd.records import StageRow, StepRow, TokenRow
 from xpyd.request import Stage
 from xpyd.simulate.costs import PS_PER_S, Stretch, to_ns
@@ -22,27 +24,50 @@ if TYPE_CHECKING:
 BUCKET_WIDTH = math.log(1.01)  # a quantile is right to one per cent
 
 
-@dataclass(slots=True, eq=False)
+@mypyc_attr(acyclic=True)
 class Flight:
     """A request under way. Times in ps; ``max_gap_ps`` is the longest gap so far that ``peaks`` does not hold."""
 
-    request_id: int
-    input_len: int
-    output_len: int
-    due_ps: int
-    recorded: bool
-    prefill: int = -1  # instance numbers
-    decode: int = -1
-    attempt: int = 0
-    num_seen: int = 0  # tokens of this attempt
-    num_tokens: int = 0  # that the client has
-    first_ps: int = -1
-    last_ps: int = -1
-    max_gap_ps: int = 0
-    since_step: int = 0  # the peaks of its decode instance count from this step on
-    begun: bool = False  # prefill, in this attempt
-    in_batch: bool = False  # of a decode or colocated instance
-    moving: Moving | None = None  # its hand-off
+    __slots__ = (
+        "attempt",
+        "begun",
+        "decode",
+        "due_ps",
+        "first_ps",
+        "in_batch",
+        "input_len",
+        "last_ps",
+        "max_gap_ps",
+        "moving",
+        "num_seen",
+        "num_tokens",
+        "output_len",
+        "prefill",
+        "prompt",
+        "recorded",
+        "request_id",
+        "since_step",
+    )
+
+    def __init__(self, request_id: int, input_len: int, output_len: int, due_ps: int, recorded: bool) -> None:
+        self.request_id = request_id
+        self.input_len = input_len
+        self.output_len = output_len
+        self.due_ps = due_ps
+        self.recorded = recorded
+        self.prefill = -1  # instance numbers
+        self.decode = -1
+        self.attempt = 0
+        self.num_seen = 0  # tokens of this attempt
+        self.num_tokens = 0  # that the client has
+        self.first_ps = -1
+        self.last_ps = -1
+        self.max_gap_ps = 0
+        self.since_step = 0  # the peaks of its decode instance count from this step on
+        self.begun = False  # prefill, in this attempt
+        self.in_batch = False  # of a decode or colocated instance
+        self.moving: Moving | None = None  # its hand-off
+        self.prompt = range(input_len)  # of a prompt only its length matters
 
 
 class Histogram:

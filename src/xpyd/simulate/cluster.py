@@ -49,7 +49,7 @@ class Cluster:
             for index in range(num):
                 number = len(self.instances)
                 costs = StepCosts.of(setup.compute_of(role), setup.slowness(number, width))
-                pool.append(Instance(number, index, role, rank, width, costs))
+                pool.append(Instance(self, number, index, role, rank, width, costs))
                 pool[-1].begin_block(self._scheduler(pool[-1]), account)
                 self.instances.append(pool[-1])
                 rank += width
@@ -83,7 +83,7 @@ class Cluster:
         due_ps = upcoming.arrival_offset_ns * PS_PER_NS if upcoming is not None else 0
         while upcoming is not None or flights:
             if upcoming is not None and (not agenda or due_ps <= agenda.next_ps()):
-                self._arrive(upcoming, due_ps)
+                self.arrive(upcoming, due_ps)
                 upcoming = next(requests, None)
                 if upcoming is not None:
                     due_ps = upcoming.arrival_offset_ns * PS_PER_NS
@@ -143,10 +143,9 @@ class Cluster:
     def expect_end(self, instance: Instance) -> None:
         """The stretch of an instance is new, or has become shorter."""
         assert instance.stretch is not None
-        instance.version += 1
         if instance.batch:
             self.loads[-1].run(instance.index, instance.stretch, instance.batch)
-        self.agenda.plan(instance.stretch.end_ps, _StepEnds(self, instance, instance.version), STEP_END)
+        self.agenda.plan(instance.stretch.end_ps, instance, STEP_END)
 
     def fail(self, flight: Flight, now_ps: int, reason: str) -> None:
         """The request ends here; it is no longer anywhere."""
@@ -178,7 +177,8 @@ class Cluster:
         num_kv_blocks = self.setup.num_kv_blocks(instance.port.width)
         return simulated_scheduler(self.setup.scheduler, instance.role, num_kv_blocks, self.setup.fast)
 
-    def _arrive(self, request: Request, now_ps: int) -> None:
+    def arrive(self, request: Request, now_ps: int) -> None:
+        """A request comes to the client, at ``now_ps``; nothing that is planned is to happen before."""
         number = request.request_id
         flight = Flight(number, request.input_len, request.output_len, now_ps, self._recorded(number))
         self.flights[number] = flight
@@ -194,17 +194,16 @@ class Cluster:
             request = next(self._requests, None)
             if request is None:
                 return
-            self._arrive(request, now_ps)
+            self.arrive(request, now_ps)
 
     def _submit(self, flight: Flight, instance: Instance, now_ps: int) -> None:
         request_id, stays = flight.request_id, flight.prefill == flight.decode
         num_output = flight.output_len if stays else 1
-        prompt = range(flight.input_len)  # of a prompt only its length matters
         try:
             self.pools[-1][0].scheduler.check_fits(request_id, flight.input_len, flight.output_len)
             if instance.cut(now_ps):
                 self.expect_end(instance)
-            instance.scheduler.add(Sequence(request_id, prompt, num_output))
+            instance.scheduler.add(Sequence(request_id, flight.prompt, num_output))
         except NeverFits as error:
             self.unload(flight)
             self.fail(flight, now_ps, str(error))
@@ -280,23 +279,11 @@ class Cluster:
             self.agenda.plan(now_ps, _Refill(self))
 
 
-class _StepEnds(Event):
-    __slots__ = ("cluster", "instance", "version")
-
-    def __init__(self, cluster: Cluster, instance: Instance, version: int) -> None:
-        self.cluster = cluster
-        self.instance = instance
-        self.version = version
-
-    def happen(self, now_ps: int) -> None:
-        if self.version == self.instance.version:
-            self.cluster.step_ends(self.instance, now_ps)
-
-
 class _Refill(Event):
     __slots__ = ("cluster",)
 
     def __init__(self, cluster: Cluster) -> None:
+        super().__init__()
         self.cluster = cluster
 
     def happen(self, now_ps: int) -> None:

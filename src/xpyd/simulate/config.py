@@ -35,6 +35,7 @@ class SimulateConfig:
     ``calibration``: a file of ``experiments.calibrate``; without one, step times follow from the model and ``machine``,
     and the link has fabric.rate_gbps. ``speeds``: of each instance, relative to the step model, repeated in turn.
     ``scatter``: steps are not all as long as the model says, but lie about it as those of the calibration did; slower.
+    None: where the calibration says how.
     ``tp_efficiency``: an instance of w ranks is w times this share as fast as one.
     """
 
@@ -44,7 +45,7 @@ class SimulateConfig:
     num_requests: Annotated[int, Gt(0)] | None = None
     calibration: str | None = None
     speeds: tuple[Annotated[float, Gt(0)], ...] = ()
-    scatter: bool = False
+    scatter: bool | None = False
     tp_efficiency: Share = 0.9
     outages: tuple[Outage, ...] = ()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isqrt
 
+from mypy_extensions import mypyc_attr
+
 from xpyd.economics.cost import ComputeModel
 from xpyd.units import NS_PER_S
 
@@ -42,14 +44,17 @@ class StepCosts:
         return to_ps(self.compute.chunk_s(num_tokens, num_cached_tokens) * self.slowness)
 
 
-@dataclass(slots=True)
+@mypyc_attr(acyclic=True)
 class Stretch:
     """Steps in a row: the first takes ``first_ps``, each of the others ``slope_ps`` more than the one before."""
 
-    begin_ps: int
-    first_ps: int
-    slope_ps: int
-    num_steps: int
+    __slots__ = ("begin_ps", "first_ps", "num_steps", "slope_ps")
+
+    def __init__(self, begin_ps: int, first_ps: int, slope_ps: int, num_steps: int) -> None:
+        self.begin_ps = begin_ps
+        self.first_ps = first_ps
+        self.slope_ps = slope_ps
+        self.num_steps = num_steps
 
     @property
     def end_ps(self) -> int:

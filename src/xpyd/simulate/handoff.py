@@ -6,8 +6,9 @@ for a seat and blocks. Push: blocks are asked for when the request arrives, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from mypy_extensions import mypyc_attr
 
 from xpyd.records import TransferRow
 from xpyd.request import Stage
@@ -16,23 +17,49 @@ from xpyd.simulate.account import Flight
 from xpyd.simulate.agenda import Event
 from xpyd.simulate.instance import Instance
 from xpyd.simulate.links import Flow, Links
+from xpyd.simulate.pool import tally
 
 if TYPE_CHECKING:
     from xpyd.simulate.cluster import Cluster
 
 
-@dataclass(slots=True, eq=False)
-class Moving:
-    """One request's hand-off. ``share`` of its KV, from the begin, is final at the source."""
+@mypyc_attr(acyclic=True)
+class Moving(Event):
+    """One request's hand-off. ``share`` of its KV, from the begin, is final at the source.
 
-    num_blocks: int
-    offered: bool = False
-    table: list[int] | None = None  # at the destination
-    reserved_ps: int = 0
-    flow: Flow | None = None
-    share: float = 0.0
-    computed_ps: int = 0
-    landed: bool = False
+    What happens to it as an event is that ``next_share`` is.
+    """
+
+    __slots__ = (
+        "computed_ps",
+        "flight",
+        "flow",
+        "handoffs",
+        "landed",
+        "next_share",
+        "num_blocks",
+        "offered",
+        "reserved_ps",
+        "share",
+        "table",
+    )
+
+    def __init__(self, handoffs: Handoffs, flight: Flight, num_blocks: int) -> None:
+        super().__init__()
+        self.handoffs = handoffs
+        self.flight = flight
+        self.num_blocks = num_blocks
+        self.offered = False
+        self.table: list[int] | None = None  # at the destination
+        self.reserved_ps = 0
+        self.flow: Flow | None = None
+        self.share = 0.0
+        self.next_share = 0.0
+        self.computed_ps = 0
+        self.landed = False
+
+    def happen(self, now_ps: int) -> None:
+        self.handoffs.final(self, now_ps)
 
 
 class Handoffs:
@@ -49,7 +76,7 @@ class Handoffs:
         """A request has arrived at its prefill instance."""
         if flight.output_len == 1:  # never moves
             return
-        flight.moving = Moving(-(-flight.input_len // self._setup.scheduler.block_size))
+        flight.moving = Moving(self, flight, -(-flight.input_len // self._setup.scheduler.block_size))
         if self._push:
             self._offer(flight, now_ps)
 
@@ -67,7 +94,8 @@ class Handoffs:
             self._offer(flight, now_ps)
             if layerwise and num_layers > 1:
                 layer_ps, share = stretch.first_ps // num_layers, (num_layers - 1) / num_layers
-                self._cluster.agenda.plan(now_ps + layer_ps, _Final(self, flight, flight.attempt, share))
+                moving.next_share = share
+                self._cluster.agenda.plan(now_ps + layer_ps, moving)
 
     def chunks_done(self, instance: Instance, plan: StepPlan, now_ps: int) -> None:
         """A step has ended: under ``chunkwise`` the full blocks of its chunks are final."""
@@ -89,7 +117,8 @@ class Handoffs:
         encode_ps, _ = self._setup.codec_ps(moving.num_blocks)
         if encode_ps:
             encoded_ps = self._cluster.instances[flight.prefill].spend(encode_ps, now_ps)
-            self._cluster.agenda.plan(encoded_ps, _Final(self, flight, flight.attempt, 1.0))
+            moving.next_share = 1.0
+            self._cluster.agenda.plan(encoded_ps, moving)
         else:
             self._final(flight, 1.0, now_ps)
         if self._config.first_token == "prefill":
@@ -124,7 +153,8 @@ class Handoffs:
             moving, num_input = flight.moving, flight.input_len
             assert moving is not None
             assert moving.table is not None
-            sequence = Sequence(flight.request_id, range(num_input), flight.output_len, [0], num_input, moving.table)
+            outputs = [0] if instance.lumped is None else tally(1)
+            sequence = Sequence(flight.request_id, flight.prompt, flight.output_len, outputs, num_input, moving.table)
             instance.scheduler.admit(sequence)
             flight.moving = None
             if self._cluster.hybrid is not None:
@@ -189,13 +219,11 @@ class Handoffs:
             self._sizes[num_blocks] = found
         return found
 
-    def final(self, flight: Flight, attempt: int, share: float, now_ps: int) -> None:
+    def final(self, moving: Moving, now_ps: int) -> None:
         """A share of its KV may leave: all layers but the last, one after another, or what is encoded now."""
-        if self._still_moves(flight, attempt):
-            self._final(flight, share, now_ps)
-
-    def _still_moves(self, flight: Flight, attempt: int) -> bool:
-        return flight.attempt == attempt and flight.moving is not None and self._cluster.instances[flight.prefill].up
+        flight = moving.flight
+        if flight.moving is moving and self._cluster.instances[flight.prefill].up:
+            self._final(flight, moving.next_share, now_ps)
 
     def _final(self, flight: Flight, share: float, now_ps: int) -> None:
         moving = flight.moving
@@ -268,16 +296,3 @@ class Handoffs:
                     verified=False,
                 )
             )
-
-
-class _Final(Event):
-    __slots__ = ("attempt", "flight", "handoffs", "share")
-
-    def __init__(self, handoffs: Handoffs, flight: Flight, attempt: int, share: float) -> None:
-        self.handoffs = handoffs
-        self.flight = flight
-        self.attempt = attempt
-        self.share = share
-
-    def happen(self, now_ps: int) -> None:
-        self.handoffs.final(self.flight, self.attempt, self.share, now_ps)

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from xpyd.placement import Role
 from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 from xpyd.simulate.account import Account, Flight, Peaks
+from xpyd.simulate.agenda import Event
 from xpyd.simulate.costs import StepCosts, Stretch
 from xpyd.simulate.fast import CountedScheduler, LumpedScheduler
 from xpyd.simulate.links import Port
 
+if TYPE_CHECKING:
+    from xpyd.simulate.cluster import Cluster
 
-class Instance:
-    """``number`` counts all instances, ``index`` those of its pool; ``rank`` is its leader's."""
 
-    def __init__(self, number: int, index: int, role: Role, rank: int, width: int, costs: StepCosts) -> None:
+class Instance(Event):
+    """``number`` counts all instances, ``index`` those of its pool; ``rank`` is its leader's.
+
+    What happens to it as an event is that its stretch ends.
+    """
+
+    def __init__(
+        self, cluster: Cluster, number: int, index: int, role: Role, rank: int, width: int, costs: StepCosts
+    ) -> None:
+        super().__init__()
+        self._cluster = cluster
         self.number = number
         self.index = index
         self.role = role
@@ -25,15 +37,17 @@ class Instance:
         self.costs = costs
         self.port = Port(width)
         self.up = True
-        self.version = 0  # of the stretch: an event of an older one is void
         self.landed: deque[Flight] = deque()  # decode: KV is here, waits for a seat or for the running step
         self.offers: deque[Flight] = deque()  # decode: waits for blocks
         self.cancels: list[Flight] = []  # to be dropped when the running step has ended
 
+    def happen(self, now_ps: int) -> None:
+        self._cluster.step_ends(self, now_ps)
+
     def begin_block(self, scheduler: Scheduler, account: Account) -> None:
         """An empty instance: at the block's begin, and after an outage."""
         self.scheduler = scheduler
-        self._lumped = scheduler if isinstance(scheduler, LumpedScheduler) else None
+        self.lumped = scheduler if isinstance(scheduler, LumpedScheduler) else None
         self._next_step = scheduler.next_step if isinstance(scheduler, CountedScheduler) else scheduler.schedule
         self.account = account
         self.flights: dict[int, Flight] = {}
@@ -70,12 +84,12 @@ class Instance:
         self.plan, self.batch = plan, batch
         self._done = self._told = self._context = 0
         costs, num_steps = self.costs, 1
-        if batch and self._lumped is None:
+        if batch and self.lumped is None:
             self._context = sum(chunk.sequence.num_tokens for chunk in plan.decodes)
-        elif batch and self._lumped is not None:
-            self._context = self._lumped.lump.context
+        elif batch and self.lumped is not None:
+            self._context = self.lumped.lump.context
             if not plan.prefills:
-                num_steps = self._lumped.num_steps()
+                num_steps = self.lumped.num_steps()
         first_ps = costs.base_ps + costs.seq_ps * batch + costs.token_ps * self._context
         if plan.prefills:
             first_ps -= costs.hidden_ps
@@ -101,7 +115,6 @@ class Instance:
         num_decoded = self._done * self.batch if self.stretch is not None else 0
         self.up = False
         self.stretch = None
-        self.version += 1
         self.cancels.clear()
         return num_decoded
 
@@ -131,9 +144,9 @@ class Instance:
 
         Never where every step has a row, which tells of the free blocks.
         """
-        if self.stretch is None or self.account.with_steps or self._lumped is None:
+        if self.stretch is None or self.account.with_steps or self.lumped is None:
             return False
-        return self._lumped.spare_blocks(self.stretch.num_steps - self._done) >= num_blocks
+        return self.lumped.spare_blocks(self.stretch.num_steps - self._done) >= num_blocks
 
     def cut(self, now_ps: int) -> bool:
         """End the stretch with the step that is running; False where that is so anyway."""
@@ -168,8 +181,8 @@ class Instance:
         """Blocks were taken beside the stretch (caught up before): True where it has become shorter."""
         if self.stretch is None or self.stretch.num_steps == self._done + 1:
             return False
-        assert self._lumped is not None
-        num_steps = self._done + self._lumped.num_steps()
+        assert self.lumped is not None
+        num_steps = self._done + self.lumped.num_steps()
         shorter = num_steps < self.stretch.num_steps
         self.stretch.num_steps = min(num_steps, self.stretch.num_steps)
         return shorter
@@ -185,8 +198,8 @@ class Instance:
         if self._done < stretch.num_steps - 1:
             self._advance(stretch.num_steps - 1)
         self.stretch = None
-        if self._lumped is not None and not plan.prefills:
-            decoded = self._lumped.commit(plan, {})
+        if self.lumped is not None and not plan.prefills:
+            decoded = self.lumped.commit(plan, {})
             sampled: list[Sequence] = []
         else:
             tokens = {chunk.sequence.request_id: 0 for chunk in (*plan.prefills, *self._listed(plan))}
@@ -209,21 +222,21 @@ class Instance:
 
     def num_out(self, request_id: int) -> int:
         """Tokens that a sequence here has yielded."""
-        if self._lumped is not None:
-            member = self._lumped.lump.members.get(request_id)
+        if self.lumped is not None:
+            member = self.lumped.lump.find(request_id)
             if member is not None:
-                return self._lumped.lump.num_tokens(member) - len(member.sequence.prompt)
+                return self.lumped.lump.num_tokens(member) - len(member.sequence.prompt)
         sequence = self.scheduler.find(request_id)
         return 0 if sequence is None else len(sequence.outputs)
 
     def _listed(self, plan: StepPlan) -> list[Chunk]:
         """The decodes of a plan, one by one; none where they are a lump."""
-        return plan.decodes if self._lumped is None else []
+        return plan.decodes if self.lumped is None else []
 
     def _advance(self, ended: int) -> None:
         """Steps of the stretch have ended, and the next one has begun."""
-        assert self._lumped is not None
-        self._lumped.advance(ended - self._done)
+        assert self.lumped is not None
+        self.lumped.advance(ended - self._done)
         self._done = ended
 
     def _account(self, ended: int) -> None:
@@ -276,8 +289,8 @@ class Instance:
             begin_ps, end_ps = (stretch.begin_ps + stretch.after(n) for n in (index, index + 1))
             free = scheduler.num_free_blocks
             if index > self._done:
-                assert self._lumped is not None
-                free -= self._lumped.lump.growth(2, index - self._done + 1)
+                assert self.lumped is not None
+                free -= self.lumped.lump.growth(2, index - self._done + 1)
             context = self._context + index * self.batch
             waits = scheduler.num_reserved_blocks, scheduler.num_waiting, self._num_preempted
             counts = (num_tokens, len(prefills), self.batch, context, free, *waits)

@@ -7,8 +7,9 @@ descriptors count as the bytes that they delay. A flow may only send what is com
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from mypy_extensions import mypyc_attr
 
 from xpyd.economics.cost import LinkModel
 from xpyd.simulate.account import Flight
@@ -19,36 +20,77 @@ if TYPE_CHECKING:
     from xpyd.simulate.handoff import Handoffs
 
 
-@dataclass(slots=True, eq=False)
+@mypyc_attr(acyclic=True)
 class Port:
     """One instance's links, one per rank: the flows that cross them now, by direction."""
 
-    width: int
-    outgoing: list[Flow] = field(default_factory=list)
-    incoming: list[Flow] = field(default_factory=list)
+    __slots__ = ("incoming", "outgoing", "width")
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.outgoing: list[Flow] = []
+        self.incoming: list[Flow] = []
 
 
-@dataclass(slots=True, eq=False)
-class Flow:
-    """One hand-off on the wire. ``total`` counts bytes, descriptors as bytes too; so do ``sent`` and ``released``."""
+@mypyc_attr(acyclic=True)
+class Flow(Event):
+    """One hand-off on the wire. ``total`` counts bytes, descriptors as bytes too; so do ``sent`` and ``released``.
 
-    flight: Flight | None  # nobody's once it is cancelled
-    attempt: int
-    source: Port
-    destination: Port
-    total: float
-    num_inflight: int
-    released: float = 0.0
-    sent: float = 0.0
-    rate: float = 0.0  # bytes per picosecond
-    since_ps: int = 0
-    version: int = 0
-    begin_ps: int = -1
-    active: bool = False  # it is sending
+    It happens when all that is released has been sent, and when its last byte arrives.
+    """
+
+    __slots__ = (
+        "active",
+        "attempt",
+        "begin_ps",
+        "destination",
+        "drained",
+        "flight",
+        "links",
+        "num_inflight",
+        "rate",
+        "released",
+        "sent",
+        "since_ps",
+        "source",
+        "total",
+    )
+
+    def __init__(
+        self,
+        links: Links,
+        flight: Flight,
+        attempt: int,
+        source: Port,
+        destination: Port,
+        total: float,
+        num_inflight: int,
+    ) -> None:
+        super().__init__()
+        self.links = links
+        self.flight = flight
+        self.attempt = attempt
+        self.source = source
+        self.destination = destination
+        self.total = total
+        self.num_inflight = num_inflight
+        self.released = 0.0
+        self.sent = 0.0
+        self.rate = 0.0  # bytes per picosecond
+        self.since_ps = 0
+        self.begin_ps = -1
+        self.active = False  # it is sending
+        self.drained = False  # all is sent, the last byte under way
 
     def moved(self, now_ps: int) -> float:
         """What of ``total`` has been sent by now."""
         return min(self.released, self.sent + self.rate * (now_ps - self.since_ps)) if self.active else self.sent
+
+    def happen(self, now_ps: int) -> None:
+        if self.drained:
+            self.links.landed(self, now_ps)
+        else:
+            self.links.drain(self, now_ps)
 
 
 class Links:
@@ -64,7 +106,7 @@ class Links:
     def open(self, flight: Flight, source: Port, destination: Port, num_bytes: float, num_descriptors: int) -> Flow:
         """A flow of which nothing is released yet."""
         total = num_bytes + num_descriptors * self._bytes_per_descriptor
-        return Flow(flight, flight.attempt, source, destination, total, len(destination.incoming))
+        return Flow(self, flight, flight.attempt, source, destination, total, len(destination.incoming))
 
     def release(self, flow: Flow, now_ps: int, share: float) -> None:
         """``share`` of the flow, from its begin, may leave; it starts or goes on if it had nothing to send."""
@@ -82,8 +124,7 @@ class Links:
 
     def cancel(self, flow: Flow, now_ps: int) -> None:
         """Take a flow off the wire; it never lands."""
-        flow.version += 1
-        flow.flight = None
+        self._agenda.cancel(flow)
         if flow.active:
             self._stop(flow, now_ps)
 
@@ -116,39 +157,18 @@ class Links:
 
     def _plan(self, flow: Flow) -> None:
         """When it will have sent what is released, if nothing changes."""
-        flow.version += 1
         left_ps = round((flow.released - flow.sent) / flow.rate)
-        self._agenda.plan(flow.since_ps + left_ps, _Drained(self, flow, flow.version))
+        self._agenda.plan(flow.since_ps + left_ps, flow)
 
-    def drained(self, flow: Flow, now_ps: int) -> None:
+    def drain(self, flow: Flow, now_ps: int) -> None:
         """All that was released is sent."""
         flow.sent = flow.released
         flow.since_ps = now_ps
         self._stop(flow, now_ps)
-        if flow.released >= flow.total and flow.flight is not None:
-            self._agenda.plan(now_ps + self._alpha_ps, _Landed(self._handoffs, flow.flight, flow.attempt))
+        if flow.released >= flow.total:
+            flow.drained = True
+            self._agenda.plan(now_ps + self._alpha_ps, flow)
 
-
-class _Drained(Event):
-    __slots__ = ("flow", "links", "version")
-
-    def __init__(self, links: Links, flow: Flow, version: int) -> None:
-        self.links = links
-        self.flow = flow
-        self.version = version
-
-    def happen(self, now_ps: int) -> None:
-        if self.version == self.flow.version:
-            self.links.drained(self.flow, now_ps)
-
-
-class _Landed(Event):
-    __slots__ = ("attempt", "flight", "handoffs")
-
-    def __init__(self, handoffs: Handoffs, flight: Flight, attempt: int) -> None:
-        self.handoffs = handoffs
-        self.flight = flight
-        self.attempt = attempt
-
-    def happen(self, now_ps: int) -> None:
-        self.handoffs.landed(self.flight, self.attempt, now_ps)
+    def landed(self, flow: Flow, now_ps: int) -> None:
+        """The last byte of it has arrived."""
+        self._handoffs.landed(flow.flight, flow.attempt, now_ps)

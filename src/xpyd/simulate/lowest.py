@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 LEFT_OUT = 1 << 62  # above every load
 
 
@@ -10,7 +12,8 @@ class Lowest:
 
     def __init__(self, num: int) -> None:
         self._size = 1 << (num - 1).bit_length()
-        self._tree = [0] * (2 * self._size)  # node n is the smaller of 2 n and 2 n + 1; leaves are the second half
+        # Node n is the smaller of 2 n and 2 n + 1; leaves are the second half.
+        self._tree = array("q", bytes(16 * self._size))
         for index in range(num, self._size):
             self.leave_out(index)
 

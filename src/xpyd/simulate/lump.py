@@ -8,24 +8,31 @@ top of a heap. A lump knows these and is exact; ``simulate.fast`` puts it under 
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+
+from mypy_extensions import mypyc_attr
 
 from xpyd.scheduler.sequence import Chunk, Sequence
 from xpyd.simulate.pool import tally
 
 _ANY = Chunk(Sequence(-1, (), 0), 0, 1)
+ORDER_BITS = 32
 
 
-@dataclass(slots=True, eq=False)
+@mypyc_attr(acyclic=True)
 class Member:
     """A decoding sequence: the step after which it joined, and what it had then. ``order``: older is smaller."""
 
-    sequence: Sequence
-    order: int
-    joined_step: int
-    joined_tokens: int
-    finish_step: int
-    phase: int  # it needs a block in every step that is this number modulo the block size
+    __slots__ = ("joined_step", "joined_tokens", "key", "order", "phase", "sequence")
+
+    def __init__(
+        self, sequence: Sequence, order: int, joined_step: int, joined_tokens: int, key: int, phase: int
+    ) -> None:
+        self.sequence = sequence
+        self.order = order
+        self.joined_step = joined_step
+        self.joined_tokens = joined_tokens
+        self.key = key
+        self.phase = phase  # it needs a block in every step that is this number modulo the block size
 
 
 class Lump:
@@ -33,9 +40,9 @@ class Lump:
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._heap: list[tuple[int, int, Member]] = []
+        self._heap: list[int] = []  # keys
         self.phases = [0] * block_size  # members that need a block in every step of this number modulo the size
-        self.members: dict[int, Member] = {}
+        self.members: dict[int, Member] = {}  # by key: the step that completes it, and its order
         self.chunks: list[Chunk] = []  # as many as members: of the decodes of a plan the number is read, and no more
         self.step = 0
         self.context = 0  # tokens of all members in the next step, as StepRow counts them
@@ -45,10 +52,10 @@ class Lump:
         num_tokens = sequence.num_tokens
         left = sequence.max_output_tokens - len(sequence.outputs)
         phase = (2 + self.step - num_tokens) % self._block_size
-        member = Member(sequence, order, self.step, num_tokens, self.step + left, phase)
-        self.members[sequence.request_id] = member
+        member = Member(sequence, order, self.step, num_tokens, (self.step + left) << ORDER_BITS | order, phase)
         self.chunks.append(_ANY)
-        heapq.heappush(self._heap, (member.finish_step, order, member))
+        self.members[member.key] = member
+        heapq.heappush(self._heap, member.key)
         self.phases[phase] += 1
         self.context += num_tokens
 
@@ -64,7 +71,7 @@ class Lump:
 
     def num_steps(self, num_free: int) -> int:
         """Steps that can be run in one go, the blocks of the first taken: to the first end, or while blocks last."""
-        wanted = self._heap[0][0] - self.step
+        wanted = (self._heap[0] >> ORDER_BITS) - self.step
         if len(self.members) * ((wanted - 1) // self._block_size + 1) <= num_free:
             return wanted
         low, high = 1, wanted
@@ -84,8 +91,8 @@ class Lump:
     def pop_finished(self) -> list[Sequence]:
         """Take out the sequences that the step before completed, oldest first."""
         done: list[Sequence] = []
-        while self._heap and self._heap[0][0] == self.step:
-            done.append(self._leave(heapq.heappop(self._heap)[2]))
+        while self._heap and self._heap[0] >> ORDER_BITS == self.step:
+            done.append(self._leave(self.members[heapq.heappop(self._heap)]))
         return done
 
     def take_all(self) -> list[Member]:
@@ -96,6 +103,10 @@ class Lump:
             sequence.outputs, sequence.block_table = [*sequence.outputs], [*sequence.block_table]  # they may grow
         self._heap.clear()
         return found
+
+    def find(self, request_id: int) -> Member | None:
+        """The member of this request; a look at all of them."""
+        return next((each for each in self.members.values() if each.sequence.request_id == request_id), None)
 
     def num_tokens(self, member: Member) -> int:
         """Known tokens of a member in the next step."""
@@ -109,6 +120,6 @@ class Lump:
         sequence.block_table = tally(-(-(num_tokens - 1) // self._block_size))
         self.phases[member.phase] -= 1
         self.context -= num_tokens
-        del self.members[sequence.request_id]
+        del self.members[member.key]
         self.chunks.pop()
         return sequence

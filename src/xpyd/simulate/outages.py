@@ -48,6 +48,7 @@ class Outages:
                 flight.num_tokens = max(flight.num_tokens, instance.num_out(flight.request_id))
             self._cluster.handoffs.stall(flight, now_ps)
         num_decoded = instance.stop()
+        self._cluster.agenda.cancel(instance)
         if instance in self._cluster.pools[-1]:
             self._cluster.loads[-1].ended(instance.index, num_decoded)
 
@@ -108,6 +109,7 @@ class _Turn(Event):
     __slots__ = ("instance", "outages", "what")
 
     def __init__(self, outages: Outages, instance: Instance, what: int) -> None:
+        super().__init__()
         self.outages = outages
         self.instance = instance
         self.what = what
