@@ -10,7 +10,6 @@ it was frozen, a run that is older than every map, and one that differs from wha
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,8 +25,8 @@ from analysis.break_even import FILE, Mapped, mapped, read_map
 from analysis.format import digits, interval, number
 from analysis.intervals import bootstrap_mean
 from analysis.ledger import OVERALL, Comparison, Sides
-from analysis.load import Run, RunError, flat_config, load_run, setting
-from analysis.machine_speed import colocated_slowness, step_table
+from analysis.load import Run, RunError, flat_config, load_run, read_predicted, setting
+from analysis.machine_speed import colocated_slowness, first_slowness, step_table
 from analysis.render import FORMATS
 from analysis.results import Results, Table, titled
 from analysis.validate import Scored, error_frame, error_tables
@@ -56,6 +55,7 @@ class Held:
     sides: Sides
     saved: Interval
     number: int = 1  # of the runs of its cell, in the order that they began
+    earlier: Sides | None = None  # of the run of its cell before this one
 
     @property
     def mapped(self) -> Mapped:
@@ -90,6 +90,8 @@ class Held:
             ranges=self.cell.get("ranges", {}),
             off=(self.content.get("drift") or {}).get("off", 0.0),
             slowness=colocated_slowness(self.run, costs),
+            first_slowness=first_slowness(self.run, costs),
+            earlier=self.earlier,
         )
 
     @property
@@ -103,8 +105,7 @@ class Held:
     @property
     def seen_gbps(self) -> float:
         """The link as the run measured it before its first request; NaN where it did not."""
-        path = self.run.paths[0] / "predicted.json"
-        calibration = json.loads(path.read_text()).get("calibration", {}) if path.exists() else {}
+        calibration = read_predicted(self.run.paths[0]).get("calibration", {})
         seen = calibration.get("link", {}).get("model", {}).get("bytes_per_s")
         return float("nan") if seen is None else bytes_per_s_to_gbps(float(seen))
 
@@ -181,9 +182,13 @@ def numbered(held: Iterable[Held]) -> list[Held]:
         return each.placement, each.mapped.cell
 
     ordered = sorted(held, key=lambda each: (cell_of(each), str(each.run.environment["started_at"])))
-    return [
-        replace(each, number=number) for _, own in groupby(ordered, cell_of) for number, each in enumerate(own, start=1)
-    ]
+    found: list[Held] = []
+    for _, own in groupby(ordered, cell_of):
+        earlier = None
+        for index, each in enumerate(own):
+            found.append(replace(each, number=index + 1, earlier=earlier))
+            earlier = each.sides
+    return found
 
 
 def _frozen_when(contents: Sequence[Mapping[str, Any]]) -> str:

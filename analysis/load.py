@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from xpyd.records import TABLES
+from xpyd.records import PREDICTED, TABLES
 from xpyd.streams import StreamError, in_this_version, merge
 
 # Runs that differ in these only are repeats of one trial: where results go, how ranks start, how long, which seed.
 REPEAT_KEYS = ("run", "launch", "num_pairs", "num_blocks", "workload.seed")
 # Facts of the environment that make two runs different measurements, though their configs agree.
 COMPARED_FACTS = ("commit", "mpi", "labels", "versions")
+UNKNOWN_MACHINE = "unknown machine"  # the label of a run without environment.json: it may be emulated, shared or a CPU
 
 
 class RunError(ValueError):
@@ -53,8 +54,9 @@ class Run:
     @property
     def labels(self) -> list[str]:
         """What every table of this run carries in its title, such as ``shared node`` or ``partial run``."""
-        labels = list(self.environment.get("labels", []))
-        if self.experiment == "economics":
+        closed_form = self.experiment == "economics"  # of no machine
+        labels = list(self.environment.get("labels", [] if closed_form else [UNKNOWN_MACHINE]))
+        if closed_form:
             labels.append("modeled")
         return [*labels, *(["partial run"] if self.partial else [])]
 
@@ -83,8 +85,13 @@ def load_run(path: Path | str, allow_partial: bool = False) -> Run:
         )
     config = read_config(folder)
     tables = {table: _read_table(folder, table, partial) for table in TABLES}
-    predicted = _read_json(folder / "predicted.json").get("classes", {})
+    predicted = read_predicted(folder).get("classes", {})
     return Run((folder,), config, _read_json(folder / "environment.json"), predicted, tables, partial)
+
+
+def read_predicted(folder: Path) -> dict[str, Any]:
+    """What a run froze before its first request; empty where it predicted nothing. Raises RunError where damaged."""
+    return _read_json(folder / PREDICTED)
 
 
 def load_runs(paths: Sequence[Path | str], allow_partial: bool = False, allow_mixed: bool = False) -> list[Run]:
@@ -125,7 +132,14 @@ def _facts(run: Run) -> Iterator[tuple[str, Any]]:
             yield key, value
     for fact in COMPARED_FACTS:
         yield f"environment.{fact}", run.environment.get(fact)
+    yield "environment.machines", machines_of(run)
     yield "environment.routes", sorted(set(run.environment.get("routes", {}).values()))
+
+
+def machines_of(run: Run) -> list[str]:
+    """The kinds of nodes that a run had, such as ``64 x AMD EPYC 7763``."""
+    machines = run.environment.get("machines", {}).values()
+    return sorted({f"{machine.get('num_cores')} x {machine.get('cpu')}" for machine in machines})
 
 
 def flat_config(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -196,7 +210,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _check_is_run(folder: Path) -> None:
     if not (folder / "config.yaml").is_file():
-        raise RunError(f"{folder}: not a run folder (it has no config.yaml); give the folder that a run printed")
+        inside = sum(1 for _ in folder.glob("*/config.yaml"))
+        remedy = f"it holds {inside} runs, so give {folder}/*" if inside else "give the folder that a run printed"
+        raise RunError(f"{folder}: not a run folder (it has no config.yaml); {remedy}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How fast the machine was while held-out cells ran: the steps of each run against the calibration of its map.
+"""How fast the machine was when held-out cells ran: the steps of each run against the calibration of its map.
 
 Far from 1 in all roles: the machine was not as fast as when it was calibrated. In one role: the model lacks what that
 role does beside its steps. The colocated arm knows no link, so its steps tell of the machine alone.
@@ -7,17 +7,18 @@ role does beside its steps. The colocated arm knows no link, so its steps tell o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.format import NONE
-from analysis.load import Run
+from analysis.load import Run, read_predicted
 from analysis.results import Table, titled
 from analysis.validate import Scored
-from xpyd.economics.cost import ComputeModel
-from xpyd.economics.engine import EngineModel
+from xpyd.economics.cost import ComputeModel, ComputePoint
+from xpyd.economics.engine import EngineModel, step_s
 from xpyd.units import NS_PER_S
 
 KINDS = ("colocated", "prefill", "prefill, KV leaves", "decode", "decode, KV lands")
@@ -54,6 +55,17 @@ def colocated_slowness(run: Run, costs: Mapping[str, Any]) -> float:
     """How many times longer than calibrated the colocated steps of a run took: the median; NaN where there are none."""
     ratios = step_ratios(run, costs)
     return float(ratios.loc[ratios["kind"] == "colocated", "ratio"].median())
+
+
+def first_slowness(run: Run, costs: Mapping[str, Any]) -> float:
+    """As ``colocated_slowness``, of the steps that the run timed before its first request; NaN where it kept none.
+
+    They are the settings that a calibration times alone, so it takes the map's model of steps alone (``compute``).
+    """
+    points = read_predicted(run.paths[0]).get("points", {}).get("steps", [])
+    alone = ComputeModel(**costs["compute"])
+    timed = [ComputePoint(**point) for point in points]
+    return median(point.seconds / step_s(alone, point) for point in timed) if timed else float("nan")
 
 
 def step_ratios(run: Run, costs: Mapping[str, Any]) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 Read by ``analysis.held_out``: every prediction here was frozen before the run that it is held against. Beside the
 errors of each arm stand those of one arm over the other, pair by pair: what users decide on, and free of how fast the
-machine was just then.
+machine was just then. The floor is the machine's own: how far a run is off the same cell played once more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from xpyd.records import COLOCATED, DISAGGREGATED
 
 SIMULATOR = "simulator"
 RANGE = ("simulator, fast", "simulator, slow")  # the machine as fast, or as slow, as it may be: ends of intervals
+AT_FIRST = "simulator at the speed seen first"  # a prediction too: of steps that the run timed before any request
 AT_SPEED = "simulator at the run's speed"  # no prediction: how far off it is where the machine is not
+EARLIER = "an earlier run of the cell"  # no model at all: what the machine lets anybody know
 PAIRED = "split over colocated"  # not an arm: one divided by the other, in every pair
 # Figures of a frozen cell, and what the tables of a run call them.
 FIGURES = {
@@ -50,6 +52,8 @@ class Scored:
     ranges: Mapping[str, Mapping[str, tuple[float, float]]]  # arm, or ``PAIRED`` -> figure -> interval, as frozen
     off: float  # the natural logarithm of how much slower than usual the slow end of ``RANGE`` is
     slowness: float  # of the colocated steps of the run, by the calibration
+    first_slowness: float  # likewise, of the steps that it timed before its first request
+    earlier: Sides | None  # of the run of the same cell before this one
 
 
 def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
@@ -62,8 +66,11 @@ def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
     rows = []
     for each in scored:
         measured = measured_figures(each.sides)
-        figures_by = {**each.figures, **at_speed(each)}
-        every = {predictor: with_ratios(arms) for predictor, arms in figures_by.items()}
+        speeds = {AT_FIRST: at_speed(each, each.first_slowness), AT_SPEED: at_speed(each, each.slowness)}
+        every: dict[str, Mapping[str, Mapping[str, float]]]
+        every = {predictor: with_ratios(arms) for predictor, arms in {**each.figures, **speeds}.items()}
+        if each.earlier is not None:
+            every[EARLIER] = measured_figures(each.earlier)
         for predictor, arms in every.items():
             if predictor in RANGE:
                 continue
@@ -89,22 +96,18 @@ def error_frame(scored: Sequence[Scored]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def at_speed(scored: Scored) -> dict[str, dict[str, dict[str, float]]]:
-    """The frozen figures of a machine as fast as in the run, between those of a faster and of a slower one.
+def at_speed(scored: Scored, slowness: float) -> dict[str, dict[str, float]]:
+    """The frozen figures of a machine so much slower than usual, between those of a faster and of a slower one, by arm.
 
-    Empty where the map has none of these. Not beyond their ends.
+    Empty where the map has none of these, or the slowness is not known. Not beyond their ends.
     """
     fast, usual, slow = (scored.figures.get(name) for name in (RANGE[0], SIMULATOR, RANGE[1]))
-    if fast is None or usual is None or slow is None or not (scored.off > 0 and scored.slowness > 0):
+    if fast is None or usual is None or slow is None or not (scored.off > 0 and slowness > 0):
         return {}
-    at, ends = np.log(scored.slowness), (-scored.off, 0.0, scored.off)
+    at, ends = np.log(slowness), (-scored.off, 0.0, scored.off)
     return {
-        AT_SPEED: {
-            arm: {
-                name: float(np.interp(at, ends, [each[arm][name] for each in (fast, usual, slow)])) for name in FIGURES
-            }
-            for arm in usual
-        }
+        arm: {name: float(np.interp(at, ends, [each[arm][name] for each in (fast, usual, slow)])) for name in FIGURES}
+        for arm in usual
     }
 
 
@@ -147,8 +150,9 @@ def mean_table(errors: pd.DataFrame, labels: Sequence[str]) -> Table:
         "bytes over bandwidth: no latency, no descriptors, the nominal rate. free transfer: KV moves in no time. no "
         "interference: prompts never share a rank with decodes. In the first two KV that moves keeps no step up. All "
         "else is the simulator's.",
-        f"{AT_SPEED}: no prediction, but how much of its error is the machine's: the frozen figures, at the speed that "
-        "the colocated steps of the run show.",
+        f"{AT_FIRST}: the frozen figures, at the speed of the steps that the run timed before its first request. "
+        f"{AT_SPEED}: no prediction, but how much of its error is the machine's: at that of its colocated steps. "
+        f"{EARLIER}, where there is one, in the simulator's place: no model can be much nearer than that.",
     ]
     return Table(titled("Mean absolute error", labels), ("predictor", "arm", *_words()), rows, notes, num_left=2)
 

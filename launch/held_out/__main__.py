@@ -7,8 +7,9 @@ python -m launch.held_out --cells 1p1d-0.5-128-24-5 --calibrated runs/calibrate/
 Brings a virtual cluster of its own up, and takes it down again however it ends. For each cell in turn: calibrates as
 many workers as it has, where there is one in another ratio, on links of a rate that no cell has, freezes the cell's
 prediction, and submits its comparison with the links at its own rate. A prediction rests on the last ``--pool``
-calibrations, so the first of a placement has some made before it. The run folders stay; a sweep may be done in parts,
-which ``--calibrated`` and ``--also`` join.
+calibrations, so the first of a placement has some made before it. With ``--repeats`` each cell is run so many times:
+what one run says of the next is as near as any prediction can come on this machine. The run folders stay; a sweep may
+be done in parts, which ``--calibrated`` and ``--also`` join.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
         "--cells", nargs="+", default=DEFAULT_CELLS, metavar="xPyD-GBPS-IN-OUT-RATE", help="default: %(default)s"
     )
     made.add_argument("--num-pairs", type=int, default=5, help="of blocks, in every cell (default: %(default)s)")
+    made.add_argument(
+        "--repeats", type=int, default=1, help="runs of every cell: how far do they differ? (default: %(default)s)"
+    )
     made.add_argument(
         "--calibration-gbps", type=float, default=0.35, metavar="GBPS", help="the link that is calibrated on"
     )
@@ -100,8 +104,9 @@ def measure(options: argparse.Namespace) -> list[Path]:
                 calibrate(cell)
             maps.append(predict(demo, cell, calibrate(cell), options.num_pairs))
             overrides = cell.run_overrides(options.num_pairs)
-            name = f"{demo.name}-{cell.name}"
-            runs.append(demo.play("compare", tc_rate(cell.link_gbps), name, overrides, show, cell.num_nodes))
+            for repeat in range(options.repeats):
+                name = f"{demo.name}-{cell.name}" + (f"-{repeat + 1}" if repeat else "")
+                runs.append(demo.play("compare", tc_rate(cell.link_gbps), name, overrides, show, cell.num_nodes))
     return [*maps, *runs]
 
 

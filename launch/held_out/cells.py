@@ -78,7 +78,6 @@ class Cell:
             f"break_even.rates_rps=[{self.rate_rps}]",
             f"num_pairs={num_pairs}",
             "break_even.naive=true",
-            "simulate.scatter=true",
             f"simulate.calibration={calibration}",
         ]
 

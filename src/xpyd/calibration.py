@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
+from itertools import chain
 from statistics import median
 from typing import Any, TypeVar
 
@@ -123,10 +124,11 @@ def fitted_engine(alone: ComputeModel, calibrations: Sequence[Points]) -> dict[s
     if not any(played):
         rounds = [[(alone, point) for point in own] for points in calibrations for own in points.rounds]
         return {"engine": {}, "scatter": {}, "slowness": [[slowness(own)] for own in rounds]}
-    by_role: defaultdict[str, list[ComputePoint]] = defaultdict(list)
+    blocks: defaultdict[str, list[list[ComputePoint]]] = defaultdict(list)
     for each in played:
         for role, own in each.items():
-            by_role[role] += own
+            blocks[role].append(own)
+    by_role = {role: list(chain(*own)) for role, own in blocks.items()}
     models = {role: fit_engine(alone, own) for role, own in by_role.items()}
     in_run = {role: model.of(alone) for role, model in models.items()}
     return {
@@ -136,7 +138,7 @@ def fitted_engine(alone: ComputeModel, calibrations: Sequence[Points]) -> dict[s
         },
         "scatter": {
             role: {name: np.round(each, 4).tolist() for name, each in asdict(scatter(in_run[role], own)).items()}
-            for role, own in by_role.items()
+            for role, own in blocks.items()
         },
         "slowness": [
             [slowness([(in_run[role], point) for role, own in each.items() for point in own]) for each in group if each]

@@ -13,7 +13,7 @@ from xpyd.config.wire import Handoff
 from xpyd.economics.handoff import Prompt, handoff_times
 from xpyd.economics.ledger import length_class
 from xpyd.entry import Job
-from xpyd.records import DISAGGREGATED
+from xpyd.records import DISAGGREGATED, PREDICTED
 from xpyd.request import Request
 from xpyd.trial import fit_points, open_session, play_all
 from xpyd.worker.block import Block
@@ -66,4 +66,4 @@ def _write_prediction(session: Session, config: Handoff, job: Job) -> None:
         for transfer in config.transfers
     }
     classes = {length_class(config.sweep.input_len): modes}
-    job.run_dir.write_json("predicted.json", {"calibration": asdict(calibration), "classes": classes})
+    job.run_dir.write_json(PREDICTED, {"calibration": asdict(calibration), "classes": classes})

@@ -31,9 +31,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from xpyd.economics.batch import decode_batch
+from xpyd.economics.batch import DecodeBatch
 from xpyd.economics.cost import ComputeModel, LinkModel, effective_transfer_s
-from xpyd.economics.predict import overlap, predict, prefill_s, stolen_s
+from xpyd.economics.predict import colocated_batch, overlap, predict, prefill_s, split_batch, stolen_s
 from xpyd.economics.scenario import Calibration, RequestClass, Scenario
 from xpyd.records import DecisionRow
 from xpyd.request import Request
@@ -76,19 +76,16 @@ def expected_loads(calibration: Calibration, scenario: Scenario, policy: Policy 
     compute = calibration.compute.model
     arms = list(predict(calibration, scenario).values())
     colocated, split = (scenario.mean([times[arm].e2e_s for times in arms]) for arm in (0, 1))
-    prompts = [prefill_s(compute, scenario, cls, 0.0) for cls in scenario.classes]
     stolen = scenario.mean([stolen_s(compute, scenario, cls) for cls in scenario.classes])
     rate_rps = scenario.rate_rps or (scenario.concurrency or 1) / min(colocated, split)
 
-    def expected(num_ranks: int, prefill_ranks: int) -> Expected:
-        beside = stolen if num_ranks == prefill_ranks else 0.0
-        batch = decode_batch(compute, scenario, rate_rps, num_ranks, scenario.mean(prompts) / prefill_ranks, beside)
+    def expected(batch: DecodeBatch, prefill_ranks: int) -> Expected:
         return Expected(batch.num_others, min(MAX_SHARE, rate_rps * stolen / prefill_ranks))
 
     if policy == "stay" or (policy == "cost" and colocated <= split):
-        both = expected(scenario.num_colocated, scenario.num_colocated)
+        both = expected(colocated_batch(compute, scenario, rate_rps), scenario.num_colocated)
         return both, both
-    apart = expected(scenario.num_decode, scenario.num_prefill)
+    apart = expected(split_batch(compute, scenario, rate_rps), scenario.num_prefill)
     return Expected(0.0, apart.prefill_share), Expected(apart.num_decodes, 0.0)
 
 

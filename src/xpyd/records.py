@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PREDICTED = "predicted.json"  # beside the tables: what a run froze before its first request
 SCHEMA_VERSION = 3
 # Arms. ``colocated_tuned``: colocated with a tuned scheduler. ``null``: the A/A control, which is the tuned arm once
 # more, or without one the colocated arm. ``_speculative``: with guesses ahead, where an arm without them is played too.

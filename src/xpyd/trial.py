@@ -23,7 +23,7 @@ from xpyd.entry import Job, mpi_library
 from xpyd.environment import environment, machine
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import Placement
-from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, HYBRID
+from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, HYBRID, PREDICTED
 from xpyd.run_dir import RowWriter
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
@@ -31,7 +31,7 @@ from xpyd.worker.block import Block, Setup, warm_up_blocks
 from xpyd.worker.calibrate import calibrate
 from xpyd.worker.session import Session
 
-ENVIRONMENT, PREDICTED = "environment.json", "predicted.json"
+ENVIRONMENT = "environment.json"
 MAX_RATE_RPS = 1e6  # a trace whose rows share one time stamp has no rate
 
 
@@ -169,7 +169,8 @@ def write_prediction(session: Session, config: Compare, job: Job) -> None:
         for length, (colocated, _) in tuned.items():
             classes[length][COLOCATED_TUNED] = asdict(colocated)
     content = {"written_at": datetime.now().isoformat(), "calibration": asdict(calibration), "classes": classes}
-    job.run_dir.write_json(PREDICTED, content)
+    timed = {"steps": [asdict(each) for each in points[0]], "transfers": [asdict(each) for each in points[1]]}
+    job.run_dir.write_json(PREDICTED, {**content, "points": timed})
 
 
 def _not_predicted(config: Compare) -> str:

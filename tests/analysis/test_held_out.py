@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from math import log
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import break_even, held_out
+from analysis import break_even, held_out, validate
 from analysis.format import NONE
 from analysis.load import RunError, load_run
 from analysis.machine_speed import beside_transfers
@@ -18,6 +19,7 @@ from analysis.report import main as report
 from tests.analysis.synthetic import CONFIG, Way, block_rows, write_run
 from xpyd.break_even import FAST, FIGURES, SIMULATOR, SLOW
 from xpyd.economics.break_even import SPLIT, STAY, UNDECIDED
+from xpyd.economics.cost import ComputePoint
 from xpyd.economics.frozen import sealed
 from xpyd.records import BreakEvenRow
 
@@ -119,18 +121,26 @@ def test_what_both_arms_have_in_common_cancels_in_their_ratio(tmp_path: Path) ->
     # Steps take 2.5 times as long as the planted costs say, and the slow end of the map is 2.5 squared.
     drift = {"off": 2 * log(2.5)}
     path = frozen_map(tmp_path, {**cell(1.0, SPLIT), "figures": figures, "ranges": ranges}, drift=drift)
-    results = held_out.analyse({path: break_even.read_map(path)}, [load_run(measured(tmp_path / "run", 1.0, 15.0))])
+    run = measured(tmp_path / "run", 1.0, 15.0)
+    # A prompt of 64 tokens takes 8 ms by the planted costs; before the first request it took the run as long.
+    point = asdict(ComputePoint(0.008, 64, 0, 0, 0))
+    (run / "predicted.json").write_text(json.dumps({"points": {"steps": [point]}}))
+    results = held_out.analyse({path: break_even.read_map(path)}, [load_run(run)])
     means, covered = results.tables[1:3]
     assert [row[:2] for row in means.rows] == [
         ("simulator", "colocated"),
         ("simulator", "disaggregated"),
         ("simulator", "split over colocated"),
+        ("simulator at the speed seen first", "colocated"),
+        ("simulator at the speed seen first", "disaggregated"),
+        ("simulator at the speed seen first", "split over colocated"),
         ("simulator at the run's speed", "colocated"),
         ("simulator at the run's speed", "disaggregated"),
         ("simulator at the run's speed", "split over colocated"),
         ("target", ""),
     ]
-    assert means.rows[3][2] == "45 %", "half way between what is said of the usual machine, 50 %, and of the slow, 40 %"
+    assert means.rows[3][2] == "50 %", "as fast as usual before the first request"
+    assert means.rows[6][2] == "45 %", "half way between what is said of the usual machine, 50 %, and of the slow, 40 %"
     own = results.frame[results.frame["predictor"] == SIMULATOR]
     errors = own.pivot(index="arm", columns="figure", values="error_pct").round(6)
     assert (errors.loc[["colocated", "disaggregated"], timed] == -50).all(axis=None)
@@ -169,7 +179,12 @@ def test_runs_of_one_cell_are_told_apart_in_the_order_that_they_began(tmp_path: 
     name = "1 Gb/s, 64 in, 4 out, 8 /s"
     assert [row[0] for row in results.tables[0].rows] == [name, f"{name}, run 2"]
     assert [row[3] for row in results.tables[0].rows] == ["misclassified", "agrees"]
-    assert len(results.frame) == 10
+    again = results.frame[results.frame["predictor"] == validate.EARLIER]
+    assert set(again["cell"]) == {f"{name}, run 2"}, "nothing comes before the first"
+    errors = again.set_index(["arm", "figure"])["error_pct"].round(6)
+    assert errors["disaggregated", "itl_p50_s"] == 0
+    assert errors["colocated", "itl_p50_s"] == round(100 * (5 - 15) / 15, 6), "gaps of 5 ms, then of 15"
+    assert errors["split over colocated", "itl_p50_s"] == round(100 * (10 / 5 - 10 / 15) / (10 / 15), 6)
 
 
 def test_a_step_is_beside_a_transfer_of_its_own_rank_while_both_last() -> None:

@@ -124,6 +124,8 @@ def test_prefill_and_decode_on_one_node_are_refused(tmp_path: Path) -> None:
     done = plain("compare", *SMALL, "placement.allow_shared_node=false", f"run.root={tmp_path}")
     assert done.returncode != 0
     assert "placement.allow_shared_node=true" in done.stderr
+    assert "nothing was measured" in done.stderr
+    assert not list((tmp_path / "compare").iterdir()), "no folder keeps the name of a run that was refused"
 
 
 @pytest.mark.mpi
@@ -187,6 +189,7 @@ def test_a_run_stopped_by_sigusr1_goes_on_at_its_next_block(tmp_path: Path) -> N
     folder = run_folder(tmp_path, "compare")
     assert not (folder / "DONE").exists()
     predicted = (folder / "predicted.json").read_bytes()
+    assert {key for key, timed in json.loads(predicted)["points"].items() if timed} == {"steps", "transfers"}
     with RunDir(folder).lock():
         joined = plain("compare", *SMALL, *mine)
     assert joined.returncode == 2

@@ -19,7 +19,7 @@ FLAT = ComputeModel(0.010, 0, 0, 0, 0)  # every step takes 10 ms, whatever is in
 def batch_of(
     num_requests: int, rate_rps: float, num_ranks: int = 1, compute: ComputeModel = FLAT, **changes: Any
 ) -> DecodeBatch:
-    stolen_s = changes.pop("stolen_s", 0.0)
+    times = {name: changes.pop(name, 0.0) for name in ("stolen_s", "wait_s", "prefill_s")}
     settings = {"router": "round_robin", "policy": "prefill_first", "classes": (ONE,), "max_num_batched_tokens": 1000}
     scenario = Scenario(
         spec=ModelSpec("any", 2, 64, 2, 2, 32, 128, 256),
@@ -34,12 +34,11 @@ def batch_of(
         rate_rps=rate_rps,
         **{**settings, **changes},
     )
-    return decode_batch(compute, scenario, rate_rps, num_ranks, prompts_s=0.0, stolen_s=stolen_s)
+    return decode_batch(compute, scenario, rate_rps, num_ranks, prompts_s=0.0, **times)
 
 
 def test_a_long_block_obeys_littles_law() -> None:
     assert batch_of(10**6, 3.0).num_others == pytest.approx(3.0, rel=1e-4)
-    assert batch_of(10**6, 3.0, num_ranks=2).num_others == pytest.approx(1.5, rel=1e-4)
 
 
 def test_a_step_that_grows_with_its_batch() -> None:
@@ -52,6 +51,14 @@ def test_a_step_that_grows_with_its_batch() -> None:
 def test_prompts_stretch_the_gaps_by_their_share_of_the_time() -> None:
     batch = batch_of(10**7, 3.0, stolen_s=0.100)  # 3 prompts a second take 30 % of it
     assert batch.gap_s(ONE) == pytest.approx(0.010 / (1 - 0.3), rel=1e-3)
+
+
+def test_prompts_fill_the_gaps_of_decodes_that_cost_nothing() -> None:
+    """Of a calibration that saw prompts only: they take all of a stay, and what is left is no divisor."""
+    free = ComputeModel(0, 1e-3, 0, 0, 0)
+    batch = batch_of(10**7, 3.0, compute=free, stolen_s=0.100, prefill_s=0.100)
+    stay_s = 0.100 * 3.0 * 0.100 / 2 / (1 - 3.0 * 0.100)  # stay = stolen * rate * (stay + prefill / 2)
+    assert batch.gap_s(ONE) == pytest.approx(stay_s / 100, rel=1e-3)
 
 
 def test_no_gap_is_longer_than_a_step_with_a_full_chunk() -> None:
@@ -68,6 +75,21 @@ def test_a_short_block_against_requests_thrown_at_random(rate_rps: float) -> Non
     assert batch_of(20, rate_rps).num_others == pytest.approx(19 * shared, rel=0.02)
 
 
+@pytest.mark.parametrize("rate_rps", [3.0, 500.0])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_in_turn_fewer_meet_than_by_chance(num_ranks: int, rate_rps: float) -> None:
+    expected = (np.random.default_rng(7).poisson(rate_rps, size=200_000) // num_ranks).mean()
+    assert batch_of(10**7, rate_rps, num_ranks).num_others == pytest.approx(expected, rel=0.02)
+
+
+def test_prompts_that_come_while_ones_own_waits_or_is_computed_run_beside_its_decode() -> None:
+    """A rank that prefills for 0.2 s: 1.2 s there, 3 a second come, and half of the last prompt is left at the end."""
+    batch = batch_of(10**7, 3.0, stolen_s=0.0, prefill_s=0.2)
+    assert batch.num_others == pytest.approx(3.0, rel=1e-3), "of 3.6 that are there"
+    stolen = batch_of(10**7, 3.0, stolen_s=0.001, prefill_s=0.2)
+    assert stolen.gap_s(ONE) == pytest.approx(0.010 + 3 * 1.1 * 0.001 / 100, rel=1e-4)
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_newcomers_of_one_length_go_to_the_emptiest_rank(num_ranks: int) -> None:
     generator = np.random.default_rng(6)
@@ -79,7 +101,5 @@ def test_newcomers_of_one_length_go_to_the_emptiest_rank(num_ranks: int) -> None
 
 def test_unequal_lengths_meet_more_often_than_equal_ones() -> None:
     mixed = (RequestClass(0.8, 64, 101), RequestClass(0.2, 2048, 101))
-    equal, chance = (
-        batch_of(10**6, 3.0, 2, router=router).num_others for router in ("least_outstanding", "round_robin")
-    )
-    assert equal < batch_of(10**6, 3.0, 2, router="least_outstanding", classes=mixed).num_others < chance
+    equal, unequal = (batch_of(10**6, 3.0, 2, router="least_outstanding", classes=each) for each in ((ONE,), mixed))
+    assert equal.num_others < unequal.num_others < 1.5, "which is what meets by chance"

@@ -7,15 +7,30 @@ from dataclasses import astuple, replace
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.unit.simulated import COMPUTE, LINK, SPEC, simulate
-from xpyd.economics.cost import ComputeFit, ComputePoint, LinkFit, LinkModel, LinkPoint, effective_transfer_s
+from tests.unit.test_simulate import SETUP, play
+from xpyd.economics.cost import (
+    ComputeFit,
+    ComputeModel,
+    ComputePoint,
+    LinkFit,
+    LinkModel,
+    LinkPoint,
+    effective_transfer_s,
+)
 from xpyd.economics.ledger import make_ledger
 from xpyd.economics.nnls import Score
 from xpyd.economics.predict import predict, to_json
 from xpyd.economics.scenario import Calibration, RequestClass, Scenario, classes_of, fit_calibration
-from xpyd.request import Request
+from xpyd.placement import PlacementConfig
+from xpyd.records import StageRow, TokenRow
+from xpyd.request import Request, Stage
+from xpyd.router import RouterConfig
+from xpyd.scheduler.config import SchedulerConfig
+from xpyd.units import NS_PER_S, s_to_ns
 
 UNSCORED = Score(0, 0.0, 0.0, 0.0)
 CHAT, DOCUMENT = RequestClass(0.8, 80, 36), RequestClass(0.2, 640, 24)
@@ -69,6 +84,44 @@ def test_near_a_simulation_of_the_real_schedulers(policy: Any, rate_rps: float) 
             assert found.decode_s == pytest.approx(expected.decode_s, rel=0.2)
             assert found.prefill_s == pytest.approx(expected.prefill_s, rel=0.2, abs=6e-3)  # prompts share steps
             assert found.e2e_s == pytest.approx(expected.e2e_s, rel=0.2)
+
+
+@pytest.mark.parametrize(("input_len", "rate_rps"), [(256, 6.0), (1024, 2.0), (1024, 4.0), (1024, 6.0)])
+@pytest.mark.parametrize("router", ["least_outstanding", "round_robin"])
+def test_near_the_simulator_where_prompts_queue(router: Any, input_len: int, rate_rps: float) -> None:
+    """Two colocated ranks, from a load at which few prompts meet to one that they cannot keep up with."""
+    chunky = ComputeModel(5e-3, 4e-4, 1e-7, 5e-5, 2e-7)
+    scenario = replace(
+        BASE, classes=(RequestClass(1.0, input_len, 24),), num_requests=16, rate_rps=rate_rps, router=router
+    )
+    calibrated = Calibration(ComputeFit(chunky, UNSCORED), LinkFit(LINK, UNSCORED))
+    ((found, _),) = predict(calibrated, scenario).values()
+    decode_s, e2e_s = simulated_colocated(chunky, scenario, num_blocks=20)
+    assert found.decode_s == pytest.approx(decode_s, rel=0.45)
+    assert found.e2e_s == pytest.approx(e2e_s, rel=0.25)
+
+
+def simulated_colocated(compute: ComputeModel, scenario: Scenario, num_blocks: int) -> tuple[float, float]:
+    """Seconds from the first token to the last, and from the arrival: means over blocks of ``xpyd.simulate``."""
+    assert scenario.rate_rps is not None
+    (cls,) = scenario.classes
+    setup = replace(
+        SETUP,
+        placement=PlacementConfig(num_colocated=scenario.num_colocated),
+        scheduler=SchedulerConfig("chunked", 32, 256, 16, 4096),
+        router=RouterConfig(scenario.router),
+        compute=compute,
+    )
+    decodes, all_s = [], []
+    for seed in range(num_blocks):
+        arrived = np.random.default_rng(seed).exponential(1 / scenario.rate_rps, scenario.num_requests).cumsum()
+        requests = [Request(i, s_to_ns(at), int(cls.input_len), int(cls.output_len)) for i, at in enumerate(arrived)]
+        for row in play(setup, requests)[0]:
+            if isinstance(row, TokenRow) and row.index == cls.output_len - 1:
+                all_s.append(row.emitted_ns / NS_PER_S - arrived[row.request_id])
+            elif isinstance(row, StageRow) and row.stage == Stage.PREFILL_END:
+                decodes.append(-(row.t_ns / NS_PER_S - arrived[row.request_id]))
+    return float(np.mean(all_s) + np.mean(decodes)), float(np.mean(all_s))
 
 
 def test_the_win_needs_load_and_the_bill_a_slow_link() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, inf
+from math import ceil, exp, inf, lgamma, log, sqrt
 
 from xpyd.economics.cost import ComputeModel
 from xpyd.economics.scenario import RequestClass, Scenario
 
 MAX_ROUNDS = 1000
+EVEN, FAR = 20, 12  # times the ranks squared; standard deviations
 
 
 @dataclass(frozen=True)
@@ -28,34 +29,49 @@ class DecodeBatch:
 
 
 def decode_batch(
-    compute: ComputeModel, scenario: Scenario, rate_rps: float, num_ranks: int, prompts_s: float, stolen_s: float
+    compute: ComputeModel,
+    scenario: Scenario,
+    rate_rps: float,
+    num_ranks: int,
+    prompts_s: float,
+    stolen_s: float,
+    wait_s: float = 0.0,
+    prefill_s: float = 0.0,
 ) -> DecodeBatch:
     """The mean decode batch of one rank: a fixed point between how long requests stay and how many meet there.
 
-    By Little's law X others meet a request on its rank where X prompts are computed there while it decodes, so it
-    stays ``R = (O - 1) * step(1 + X) + X * stolen_s``. X follows from R (``_others``); both only grow, and X has a
-    bound, so that repeating the pair converges. ``prompts_s`` is the least time between two prompts of the cluster.
+    By Little's law Y others are on the rank of a request where Y arrive there while it is: ``wait_s`` and ``prefill_s``
+    of a rank that prefills too, and its stay ``R = (O - 1) * step(1 + X) + Z * stolen_s``. Of them X decode, by the
+    share of that time. Z is the prompts computed beside its own decode: those that come later, first in first out, so
+    all Y but the last ones, of which half a prefill is left when it ends. Y follows from R (``_others``); both only
+    grow, and Y has a bound, so that repeating the pair converges. ``prompts_s`` is the least time between two prompts
+    of the cluster.
     """
     num_gaps = scenario.mean([cls.num_gaps for cls in scenario.classes])
     seq_s = compute.decode_s(1, _mean_context_len(scenario))
     lasts_s = scenario.num_requests * max(1 / rate_rps, prompts_s)
-    others, stay_s = 0.0, num_gaps * (compute.base_s + seq_s)
+    others, prompts, stay_s = 0.0, 0.0, num_gaps * (compute.base_s + seq_s)
     for _ in range(MAX_ROUNDS):
-        others = _others(scenario, stay_s, lasts_s, num_ranks)
-        before_s, stay_s = stay_s, num_gaps * (compute.base_s + seq_s * (1 + others)) + others * stolen_s
-        if stay_s - before_s <= 1e-9 * stay_s:
+        here_s = wait_s + prefill_s + stay_s
+        met = _others(scenario, here_s, lasts_s, num_ranks)
+        others = met * stay_s / here_s if here_s else 0.0
+        prompts = met * (1 - prefill_s / 2 / here_s) if here_s else 0.0
+        last_s, stay_s = stay_s, num_gaps * (compute.base_s + seq_s * (1 + others)) + prompts * stolen_s
+        if stay_s - last_s <= 1e-9 * stay_s:
             break
-    stolen_share = others * stolen_s / stay_s if stay_s else 0.0
+    mean_step_s = compute.base_s + seq_s * (1 + others)
+    mean_stall_s = prompts * stolen_s / num_gaps if num_gaps else 0.0
 
     def gap_s(cls: RequestClass) -> float:
         step_s = compute.base_s + compute.decode_s(1, cls.context_len) + others * seq_s
-        return min(step_s / (1 - stolen_share), step_s + _longest_stall_s(compute, scenario))
+        stall_s = mean_stall_s * (step_s / mean_step_s if mean_step_s else 1.0)  # longer steps meet more prompts
+        return step_s + min(stall_s, _longest_stall_s(compute, scenario))
 
-    return DecodeBatch(others, compute.base_s + seq_s * (1 + others), others * seq_s, gap_s)
+    return DecodeBatch(others, mean_step_s, others * seq_s, gap_s)
 
 
 def _others(scenario: Scenario, stay_s: float, lasts_s: float, num_ranks: int) -> float:
-    """How many others decode beside a request on its rank, when each stays ``stay_s`` in a block of ``lasts_s``.
+    """How many others are on the rank of a request beside it, when each stays ``stay_s`` in a block of ``lasts_s``.
 
     Two requests at random moments of the block share ``r (1 - r / 3)`` of a stay, ``r = stay / block`` (1 - 1 / (3 r)
     for stays longer than the block): the rate times the stay in a long block, less where it starts and ends.
@@ -64,13 +80,24 @@ def _others(scenario: Scenario, stay_s: float, lasts_s: float, num_ranks: int) -
     at_once = (scenario.num_requests - 1) * (r * (1 - r / 3) if r < 1 else 1 - 1 / (3 * r))
     if scenario.concurrency is not None:
         at_once = min(at_once, scenario.concurrency - 1)
-    at_random = at_once / num_ranks
-    if scenario.router == "least_outstanding":
+    if scenario.router == "round_robin":
+        met = _in_turn(at_once, num_ranks)
+    else:
         lengths = [cls.input_len + cls.output_len for cls in scenario.classes]
         cv2 = max(0.0, scenario.mean([n * n for n in lengths]) / scenario.mean(lengths) ** 2 - 1)
-        balanced = _balanced(at_once, num_ranks)
-        at_random = balanced + (at_random - balanced) * cv2 / (1 + cv2)
-    return min(scenario.num_seats - 1.0, at_random)
+        balanced, at_random = _balanced(at_once, num_ranks), at_once / num_ranks
+        met = balanced + (at_random - balanced) * cv2 / (1 + cv2)
+    return min(scenario.num_seats - 1.0, met)
+
+
+def _in_turn(at_once: float, num_ranks: int) -> float:
+    """Others on one's own rank where every ``num_ranks``-th comes there: ``E[floor(n / ranks)]``, n Poisson."""
+    if at_once == 0:
+        return 0.0
+    if at_once > EVEN * num_ranks**2:
+        return (at_once - (num_ranks - 1) / 2) / num_ranks  # the rest of the division is any number as likely
+    last = ceil(at_once + FAR * (1 + sqrt(at_once)))
+    return sum(n // num_ranks * exp(n * log(at_once) - at_once - lgamma(n + 1)) for n in range(num_ranks, last))
 
 
 def _balanced(at_once: float, num_ranks: int) -> float:

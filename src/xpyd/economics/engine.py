@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class EngineModel:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Quantiles, least to greatest, of measured over modeled seconds; steps with a prompt and without apart."""
+    """Quantiles, least to greatest, of a step over the usual one; steps with a prompt and without apart."""
 
     prefill: tuple[float, ...]
     decode: tuple[float, ...]
@@ -67,11 +68,16 @@ def fit_engine(alone: ComputeModel, played: Sequence[ComputePoint]) -> EngineMod
     return EngineModel(step_factor, prompt_factor if any(prompt for _, prompt in rows) else 1.0)
 
 
-def scatter(model: ComputeModel, played: Sequence[ComputePoint]) -> Scatter:
-    """How the steps of a run lie about ``model``, which is of a run; (1,) where a kind did not occur."""
+def scatter(model: ComputeModel, blocks: Sequence[Sequence[ComputePoint]]) -> Scatter:
+    """How the steps of each block of a run lie about its median step, by ``model``; (1,) where a kind did not occur.
+
+    About that of the block: how the machine's speed changes from block to block is told apart (``economics.drift``).
+    """
     kinds: dict[bool, list[float]] = {True: [], False: []}
-    for point in played:
-        kinds[point.num_prefill_tokens > 0].append(point.seconds / step_s(model, point))
+    for block, kind in product(blocks, kinds):
+        ratios = [point.seconds / step_s(model, point) for point in block if (point.num_prefill_tokens > 0) == kind]
+        if ratios:
+            kinds[kind] += (np.array(ratios) / np.median(ratios)).tolist()
     shares = np.linspace(0, 1, NUM_QUANTILES)
     prefill, decode = (tuple(np.quantile(own, shares).tolist()) if own else (1.0,) for own in kinds.values())
     return Scatter(prefill, decode)

@@ -45,9 +45,7 @@ def to_json(prediction: Prediction) -> dict[str, dict[str, dict[str, float]]]:
 def _colocated(compute: ComputeModel, scenario: Scenario, rate_rps: float) -> list[ArmTimes]:
     """All N ranks do both: prompts wait for prompts, and each prompt's compute stretches the decodes beside it."""
     num_ranks = scenario.num_colocated
-    alone = [prefill_s(compute, scenario, cls, 0.0) for cls in scenario.classes]
-    stolen = scenario.mean([stolen_s(compute, scenario, cls) for cls in scenario.classes])
-    batch = decode_batch(compute, scenario, rate_rps, num_ranks, scenario.mean(alone) / num_ranks, stolen)
+    batch = colocated_batch(compute, scenario, rate_rps)
     prefill = [prefill_s(compute, scenario, cls, batch.others_s) for cls in scenario.classes]
     queue_s = _wait_s(scenario, rate_rps, prefill, num_ranks) + batch.residual_step_s
     queue_s += _seat_wait_s(scenario, rate_rps, batch, num_ranks)
@@ -61,8 +59,7 @@ def _disaggregated(compute: ComputeModel, link: LinkModel, scenario: Scenario, r
     """x ranks prefill, y ranks decode, and the KV of every request crosses a link in between."""
     prefill = [prefill_s(compute, scenario, cls, 0.0) for cls in scenario.classes]
     queue_s = _wait_s(scenario, rate_rps, prefill, scenario.num_prefill)
-    prompts_s = scenario.mean(prefill) / scenario.num_prefill
-    batch = decode_batch(compute, scenario, rate_rps, scenario.num_decode, prompts_s, stolen_s=0.0)
+    batch = split_batch(compute, scenario, rate_rps)
     # A decode rank takes an offer only when it has a seat: waiting for one delays the transfer's end.
     seat_wait_s = _seat_wait_s(scenario, rate_rps, batch, scenario.num_decode)
     exposed = _exposed_s(compute, link, scenario, rate_rps)
@@ -73,6 +70,22 @@ def _disaggregated(compute: ComputeModel, link: LinkModel, scenario: Scenario, r
         decode_s = cls.num_gaps * batch.gap_s(cls)
         times.append(ArmTimes(queue_s, own_s, exposed_s + seat_wait_s if moves else 0.0, admission_s, decode_s))
     return times
+
+
+def colocated_batch(compute: ComputeModel, scenario: Scenario, rate_rps: float) -> DecodeBatch:
+    """The decodes of a rank that prefills too."""
+    num_ranks = scenario.num_colocated
+    alone = [prefill_s(compute, scenario, cls, 0.0) for cls in scenario.classes]
+    mean_s = scenario.mean(alone)
+    stolen = scenario.mean([stolen_s(compute, scenario, cls) for cls in scenario.classes])
+    wait_s = _wait_s(scenario, rate_rps, alone, num_ranks)
+    return decode_batch(compute, scenario, rate_rps, num_ranks, mean_s / num_ranks, stolen, wait_s, mean_s)
+
+
+def split_batch(compute: ComputeModel, scenario: Scenario, rate_rps: float) -> DecodeBatch:
+    """The decodes of a rank that does nothing else."""
+    mean_s = scenario.mean([prefill_s(compute, scenario, cls, 0.0) for cls in scenario.classes])
+    return decode_batch(compute, scenario, rate_rps, scenario.num_decode, mean_s / scenario.num_prefill, stolen_s=0.0)
 
 
 def stolen_s(compute: ComputeModel, scenario: Scenario, cls: RequestClass) -> float:
