@@ -61,7 +61,7 @@ break-even: $(SETUP) ## a map of where splitting pays, no ranks: link x prompt x
 regret: $(SETUP) ## what following a frozen plan costs: its ways on real ranks, paired: ARGS=regret.plan=runs/plan/RUN
 	$(PY_M) experiments.regret placement.allow_shared_node=true $(ARGS)
 
-compile-simulator: $(SETUP_DEV) ## machine code of the simulator, for runs of a million requests; two minutes, kept outside the sources
+compile-simulator: $(SETUP_DEV) ## machine code of the simulator, for runs of a million requests; about a minute, kept outside the sources
 	$(PY_M) xpyd.compiling
 
 bench-simulate: $(SETUP) ## CPU time per simulated request, and memory, over instances and requests: ARGS=...

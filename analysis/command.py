@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import pandas as pd
-from rich.console import Console
 
 from analysis.load import Run, RunError, load_runs
-from analysis.render import FORMATS, Format, print_terminal, render
+from analysis.render import FORMATS, Format, print_terminal, render, terminal
 from analysis.results import Results
 
 PARQUET = "parquet"
@@ -111,7 +110,7 @@ def write(results: Sequence[Results], options: argparse.Namespace) -> None:
         options.out.write_text(render(results, fmt))
         print(options.out)
     elif fmt == "terminal":
-        console = Console()
+        console = terminal()
         for result in results:
             print_terminal(result, console)
     else:

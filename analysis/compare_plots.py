@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.ledger import LEDGER_LINES, OVERALL, Comparison, Line
 from analysis.plots import draw_gaps, draw_ttft, draw_whiskers
 from analysis.results import Plot
-from analysis.style import ARM_COLOURS, COST, GAIN, INK, MUTED, SERIES, seconds_axis
+from analysis.style import ARM_COLOURS, COST, GAIN, INK, MARKERS, MUTED, SERIES, seconds_axis
 from analysis.timeline import draw_timeline, height_in
 from xpyd.records import DISAGGREGATED, NULL
 
@@ -39,8 +39,8 @@ def comparison_plots(comparison: Comparison) -> list[Plot]:
         ),
         Plot(
             f"Every request's way, pair {pair}",
-            "One bar per request, from its arrival to its last token, in order of arrival; the same requests in both "
-            "panels. What moved from one colour to another is what splitting changed.",
+            "One bar per request, from its arrival to its last token, by arrival, cut into stages in the order of the "
+            "legend; both panels have the same requests. What moved between colours is what splitting changed.",
             lambda figure: draw_timeline(figure, comparison.requests, blocks_of(comparison, pair)),
             height_in=height_in(comparison.requests, blocks_of(comparison, pair)),
         ),
@@ -84,7 +84,7 @@ def draw_bill_and_win(figure: Figure, comparison: Comparison) -> None:
     axes.set(ylabel="per request", xlabel="input tokens, and the verdict")
     axes.grid(axis="x", visible=False)
     seconds_axis(axes)
-    axes.legend(loc="best", ncols=3)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)  # above: inside, bars would lie under it
 
 
 def draw_pairs(figure: Figure, comparison: Comparison) -> None:
@@ -109,10 +109,10 @@ def draw_pairs(figure: Figure, comparison: Comparison) -> None:
 
 def draw_prediction(figure: Figure, lines: Sequence[Line]) -> None:
     axes = figure.add_subplot()
-    for name, colour in zip(LEDGER_LINES, SERIES, strict=False):
+    for name, colour, marker in zip(LEDGER_LINES, SERIES, MARKERS, strict=False):
         chosen = [line for line in lines if line.quantity == name and not np.isnan(line.modeled)]
         measured, modeled = [line.measured.mid for line in chosen], [line.modeled for line in chosen]
-        axes.plot(modeled, measured, "o", color=colour, label=name.removesuffix("_s"), alpha=0.85, markersize=6)
+        axes.plot(modeled, measured, marker, color=colour, label=name.removesuffix("_s"), alpha=0.85, markersize=6)
     low, high = min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot([low, high], [low, high], color=MUTED, linewidth=1, zorder=0)
     axes.set(xlabel="modeled, per request", ylabel="measured, per request", aspect="equal")

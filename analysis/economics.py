@@ -16,7 +16,7 @@ from analysis import command
 from analysis.format import digits, number
 from analysis.load import Run, RunError
 from analysis.results import Plot, Results, Table, titled
-from analysis.style import INK, MUTED, SERIES, seconds_axis
+from analysis.style import INK, MARKERS, MUTED, SERIES, seconds_axis
 from analysis.tables import config_columns
 from xpyd.economics.verdict import Answer
 from xpyd.units import format_bytes
@@ -125,9 +125,10 @@ def point_table(run: Run, points: pd.DataFrame) -> Table:
 
 def draw_ledgers(figure: Figure, points: pd.DataFrame) -> None:
     axes = figure.add_subplot()
-    for (rate, chosen), colour in zip(points.groupby("rate_gbps"), list(SERIES) * 4, strict=False):
+    looks = list(zip(SERIES, MARKERS, strict=True)) * 4
+    for (rate, chosen), (colour, mark) in zip(points.groupby("rate_gbps"), looks, strict=False):
         label = f"bill, {rate:g} Gb/s"
-        axes.plot(chosen["input_len"], chosen["exposed_transfer_s"], "o-", color=colour, markersize=4, label=label)
+        axes.plot(chosen["input_len"], chosen["exposed_transfer_s"], f"{mark}-", color=colour, ms=4, label=label)
     win = points.drop_duplicates("input_len").sort_values("input_len")
     axes.plot(win["input_len"], win["win_s"], "--", color=INK, linewidth=2.2, label="win")
     _length_axis(figure, points)

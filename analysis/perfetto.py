@@ -43,7 +43,8 @@ def trace(run: Run, blocks: Sequence[int] | None = None) -> dict[str, Any]:
     if tables["stages"].empty:
         known = sorted(int(block) for block in run.tables["stages"]["block"].unique())
         raise RunError(f"{run.paths[0]}: no stamp in blocks {blocks or 'at all'}; this run has blocks {known}")
-    origin_ns = int(min(tables["stages"]["t_ns"].min(), tables["steps"]["begin_ns"].min()))
+    starts = [tables["stages"]["t_ns"], *(tables[name]["begin_ns"] for name in ("blocks", "steps", "transfers"))]
+    origin_ns = min(int(times.min()) for times in starts if len(times))  # Perfetto drops what begins before zero
     events = [
         *_processes(run),
         *_blocks(tables["blocks"], origin_ns),

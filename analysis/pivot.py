@@ -21,7 +21,7 @@ import pandas as pd
 from analysis import command
 from analysis.format import interval, interval_note
 from analysis.intervals import bootstrap_difference, bootstrap_mean, covers_zero
-from analysis.load import Run, RunError, differences, flat_config, load_runs, pooled
+from analysis.load import Run, RunError, differences, flat_config, load_runs, machines_of, pooled
 from analysis.quantities import COLUMNS, add_show, chosen, nearest, units_of, values_by_block
 from analysis.results import Results, Table
 from xpyd.economics.verdict import Interval
@@ -43,6 +43,7 @@ def pivot(
     runs: Sequence[Run], by: Sequence[str], show: Sequence[str], baseline: str | None, allow_mixed: bool
 ) -> Results:
     """The table over all runs. Raises RunError for unknown keys or quantities, and for runs that differ elsewhere."""
+    _refuse_other_changes(runs, by, allow_mixed)
     settings = [_setting(run, by, show) for run in _pooled_by(runs, by, allow_mixed)]
     base = _find_baseline(settings, by, baseline) if baseline else None
     units = units_of(runs[0].experiment)
@@ -66,6 +67,9 @@ def pivot(
     notes = [interval_note(fewest, "blocks or block pairs of each row")]
     if base is not None:
         notes.append(f"change: against {_words(by, base.values)}; * its 95 % interval excludes zero.")
+    changed = {key for run in runs for key in differences(runs[0], run)} - set(CONSEQUENCES)
+    if unnamed := sorted(key for key in changed if not _named(key, by)):
+        notes.append(f"The runs also differ in {', '.join(unnamed)}.")
     table = Table(
         f"{runs[0].experiment} by {', '.join(by)}, all lengths, measured",
         (*by, *heads, "blocks", "labels"),
@@ -79,6 +83,8 @@ def pivot(
 
 def value_of(run: Run, key: str) -> str:
     """A setting as a short word: ``fabric`` is its name, ``workload.arrival.rate_rps`` its value. Raises RunError."""
+    if key == "environment.machines":
+        return ", ".join(machines_of(run))
     if key.startswith("environment."):
         found = run.environment.get(key.removeprefix("environment."))
         return ", ".join(map(str, found)) if isinstance(found, list) else str(found)
@@ -99,9 +105,11 @@ def value_of(run: Run, key: str) -> str:
     raise RunError(f"--by {key}: a group of keys; name one of {', '.join(f'{key}.{name}' for name in found)}")
 
 
-def _pooled_by(runs: Sequence[Run], by: Sequence[str], allow_mixed: bool) -> list[Run]:
-    groups: dict[tuple[str, ...], list[Run]] = {}
+def _refuse_other_changes(runs: Sequence[Run], by: Sequence[str], allow_mixed: bool) -> None:
+    """Raises RunError where runs differ in more than ``by``, or know no such key."""
     for run in runs:
+        for key in by:
+            value_of(run, key)
         if run.experiment != runs[0].experiment:
             raise RunError(f"{run.paths[0]}: experiment {run.experiment}, but {runs[0].paths[0]}: {runs[0].experiment}")
         other = {key: both for key, both in differences(runs[0], run).items() if not _covered(key, by)}
@@ -111,7 +119,20 @@ def _pooled_by(runs: Sequence[Run], by: Sequence[str], allow_mixed: bool) -> lis
                 f"{run.paths[0]}: differs from {runs[0].paths[0]} in more than --by {','.join(by)} ({shown}); add the "
                 "key to --by, or pass --allow-mixed"
             )
-        groups.setdefault(tuple(value_of(run, key) for key in by), []).append(run)
+
+
+def _pooled_by(runs: Sequence[Run], by: Sequence[str], allow_mixed: bool) -> list[Run]:
+    """Raises RunError where a row would pool clusters, which may have hosts of the same names."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        group = groups.setdefault(tuple(value_of(run, key) for key in by), [])
+        other = [key for key in differences(group[0], run) if key.startswith("environment.")] if group else []
+        if (other := [key for key in other if key not in CONSEQUENCES]) and not allow_mixed:
+            raise RunError(
+                f"{run.paths[0]}: in one row with {group[0].paths[0]} by --by {','.join(by)}, but of another "
+                f"{', '.join(other)}; add {other[0]} to --by, or pass --allow-mixed to pool them"
+            )
+        group.append(run)
     return [reduce(pooled, group) for group in groups.values()]
 
 
@@ -119,6 +140,10 @@ def _covered(key: str, by: Sequence[str]) -> bool:
     """Whether a difference in ``key`` belongs to what --by tells apart; another cluster differs in all its facts."""
     if key.startswith("environment."):
         return key in CONSEQUENCES or any(name.startswith("environment.") for name in by)
+    return _named(key, by)
+
+
+def _named(key: str, by: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in by)
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.load import Run
-from analysis.style import ARM_COLOURS, INK, MUTED, cumulative, seconds_axis
+from analysis.style import ARM_COLOURS, ARM_LINES, INK, MUTED, cumulative, seconds_axis
 from analysis.tokens import Tokens
 from xpyd.economics.verdict import Interval
 from xpyd.units import NS_PER_S
@@ -24,8 +24,8 @@ def draw_ttft(figure: Figure, requests: pd.DataFrame, limit_s: float) -> None:
     axes = figure.add_subplot()
     for arm, chosen in requests.groupby("arm", sort=True):
         values = chosen["ttft_s"].dropna().to_numpy()
-        cumulative(axes, values, str(arm), ARM_COLOURS[str(arm)], ":" if arm == "null" else "-")
-    axes.axvline(limit_s, color=MUTED, linestyle="--", linewidth=1)
+        cumulative(axes, values, str(arm), ARM_COLOURS[str(arm)], ARM_LINES.get(str(arm), "-"))
+    axes.axvline(limit_s, color=MUTED, linestyle=(0, (6, 3)), linewidth=1)
     axes.set(xscale="log", xlabel="TTFT, as the client saw it", ylabel="share of requests", ylim=(0, 1.02))
     seconds_axis(axes, "x")
     if axes.get_legend_handles_labels()[0]:

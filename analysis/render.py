@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,7 +19,7 @@ from analysis.results import Results, Table
 
 Format = Literal["terminal", "markdown", "csv", "latex"]
 FORMATS: tuple[Format, ...] = ("terminal", "markdown", "csv", "latex")
-NARROWEST = 100  # columns, where the output is a file or a pipe
+WIDTH = 120  # columns, where the output is a file or a pipe and COLUMNS does not say
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -52,9 +54,15 @@ def print_terminal(result: Results, console: Console) -> None:
     console.print(escape(result.because))
 
 
+def terminal() -> Console:
+    """Standard output; a pipe and a job's log have no width of their own."""
+    wide = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console() if wide else Console(width=WIDTH)
+
+
 def terminal_text(result: Results) -> str:
     buffer = io.StringIO()
-    print_terminal(result, Console(file=buffer, width=NARROWEST + 40))
+    print_terminal(result, Console(file=buffer, width=WIDTH))
     return buffer.getvalue()
 
 
@@ -72,7 +80,7 @@ def markdown_text(result: Results) -> str:
 
 def latex_text(result: Results) -> str:
     """One ``table`` per Table; needs ``\\usepackage{booktabs}`` and text fonts with the usual symbols."""
-    parts = [f"% {result.name}: {result.answer}"]
+    parts = ["% " + " ".join(f"{result.name}: {result.answer}".splitlines())]
     for table in result.tables:
         columns = "l" * table.num_left + "r" * (len(table.columns) - table.num_left)
         body = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in (table.columns, *table.rows)]
@@ -113,8 +121,10 @@ def rich_table(table: Table) -> RichTable:
 
 
 def _markdown_cell(text: str) -> str:
-    return text.replace("|", r"\|")
+    return " ".join(text.splitlines()).replace("|", r"\|")
 
 
 def _latex_cell(text: str) -> str:
-    return re.sub(r"[\\&%$#_{}~^<>]", lambda found: LATEX_SPECIAL[found.group()], text)
+    """Text as LaTeX. A cell that begins with a bracket would be read as an option of the line end before it."""
+    told = re.sub(r"[\\&%$#_{}~^<>]", lambda found: LATEX_SPECIAL[found.group()], " ".join(text.splitlines()))
+    return "{[}" + told[1:] if told.startswith("[") else told

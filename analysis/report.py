@@ -16,7 +16,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from analysis import (
     break_even,
@@ -43,7 +42,7 @@ from analysis import (
     tune_colocated,
 )
 from analysis.load import Run, RunError, load_runs, read_config
-from analysis.render import print_terminal
+from analysis.render import print_terminal, terminal
 from analysis.results import Plot, Results
 from analysis.style import RC, WIDTH_IN, svg_text
 
@@ -131,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return command.USER_ERROR
     if options.print:
-        print_terminal(results, Console())
+        print_terminal(results, terminal())
     print(out)
     return 0
 

@@ -31,7 +31,7 @@ def rivals_table(comparison: Comparison) -> Table:
     columns = ("rival", "policy", "chunk tokens", "batch", "goodput", "itl p99", "ttft p99", "e2e mean")
     return Table(
         titled("Colocated rivals, measured", run.labels),
-        (*columns, "splitting saves", ""),
+        (*columns, "splitting saves", "held against"),
         rows,
         [*_notes(comparison), "Splitting saves: mean end-to-end seconds per request, against this rival."],
         num_left=2,

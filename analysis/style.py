@@ -24,12 +24,15 @@ ARM_COLOURS = {
     "hybrid": "#009e73",
     "null": "#8a8f98",
 }
+# Nothing is told by colour alone: a line or a mark says the same on a page without any.
+ARM_LINES = {"disaggregated": "--", "disaggregated_speculative": "--", "hybrid": "-.", "null": ":"}  # others: whole
+MARKERS = ("o", "s", "^", "D", "v", "P")
 COST, GAIN, ACCENT = "#cc3f6c", "#009e73", "#7a5cc9"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#7a5cc9", "#b8860b", "#cc3f6c")
 # Stand-ins in the drawing; the page swaps them for its own variables, so that plots follow its theme.
 INK, MUTED, GRID = "#1f2329", "#6b7280", "#e4e7eb"
 THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
-WIDTH_IN = 7.6
+WIDTH_IN = 6.6
 RC = {
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,

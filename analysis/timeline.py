@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.requests import STAGE_TIMES
-from analysis.style import ARM_COLOURS, COST, GAIN, MUTED, SERIES
+from analysis.style import COST, GAIN, MUTED, SERIES
 from xpyd.units import NS_PER_S
 
 COLOURS = dict(zip(STAGE_TIMES, (MUTED, SERIES[1], COST, SERIES[3], GAIN), strict=True))
@@ -23,7 +23,7 @@ def draw_timeline(figure: Figure, requests: pd.DataFrame, blocks: Mapping[str, i
     panels = figure.subplots(len(blocks), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (arm, block) in zip(panels, blocks.items(), strict=True):
         _bars(axes, chosen(requests, block))
-        axes.set_title(arm, color=ARM_COLOURS[arm])
+        axes.set_title(arm)
     panels[0].legend(loc="lower right", ncols=len(COLOURS), fontsize=7, bbox_to_anchor=(1, 1))
     panels[-1].set_xlabel("seconds into the block")
 

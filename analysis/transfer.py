@@ -18,7 +18,7 @@ from analysis import command
 from analysis.format import NONE, number, sentence
 from analysis.load import Run, RunError
 from analysis.results import Plot, Results, Table, titled
-from analysis.style import SERIES
+from analysis.style import MARKERS, SERIES
 from analysis.tables import config_columns
 from xpyd.economics.cost import LinkFit, LinkModel, LinkPoint, fit_link, score_link
 from xpyd.economics.nnls import Score
@@ -48,7 +48,7 @@ def analyse(run: Run) -> Results:
     return Results(
         name=run.name,
         experiment=run.experiment,
-        answer=f"{model.bytes_per_s / GIGA:.3g} GB/s with {best.pieces_in_flight} pieces in flight.",
+        answer=f"{model.bytes_per_s / GIGA:.3g} GB/s with {pieces(best.pieces_in_flight)} in flight.",
         because=sentence(
             f"each transfer costs {number(model.alpha_s, 's')}, each piece {number(model.gamma_s, 's')} more; "
             + _held_out_words(best.held_out)
@@ -134,21 +134,27 @@ def size_table(run: Run, points: pd.DataFrame, best: PiecesFit) -> Table:
             (format_bytes(point.num_bytes), use, str(point.num_descriptors), *measured, number(modeled, "s"), error)
         )
     columns = ("payload", "used for", "pieces", "measured", "measured rate", "modeled", "model error")
-    return Table(titled(f"Transfers, {best.pieces_in_flight} pieces in flight", run.labels), columns, rows, num_left=2)
+    return Table(titled(f"Transfers, {pieces(best.pieces_in_flight)} in flight", run.labels), columns, rows, num_left=2)
+
+
+def pieces(count: int) -> str:
+    return f"{count} piece{'' if count == 1 else 's'}"
 
 
 def draw_bandwidth(figure: Figure, points: pd.DataFrame, fits: Sequence[PiecesFit]) -> None:
     axes = figure.add_subplot()
-    for found, colour in zip(fits, _repeat(SERIES), strict=False):
+    for found, colour, mark in zip(fits, _repeat(SERIES), _repeat(MARKERS), strict=False):
         chosen = points[points["pieces_in_flight"] == found.pieces_in_flight]
         for held_out, face in ((False, colour), (True, "none")):
             part = chosen[chosen["held_out"] == held_out]
             rate = part["payload_bytes"] / part["seconds"] / GIGA
-            axes.plot(part["payload_bytes"], rate, "o", color=colour, markerfacecolor=face, markersize=5, alpha=0.8)
+            axes.plot(part["payload_bytes"], rate, mark, color=colour, markerfacecolor=face, markersize=5, alpha=0.8)
         fewest = chosen[chosen["num_layers"] == chosen["num_layers"].min()].sort_values("payload_bytes")
         modeled = np.array([_seconds(found.fit.model, point) for point in _link_points(fewest)])
         label = f"{found.pieces_in_flight} in flight"
-        axes.plot(fewest["payload_bytes"], fewest["payload_bytes"] / modeled / GIGA, color=colour, label=label)
+        line = fewest["payload_bytes"] / modeled / GIGA
+        axes.plot(fewest["payload_bytes"], line, color=colour)
+        axes.plot([], [], color=colour, marker=mark, markersize=5, label=label)
     axes.set_xscale("log", base=2)
     sizes = sorted(points["payload_bytes"].unique())
     axes.set_xticks(sizes, [format_bytes(size) for size in sizes], fontsize=8)

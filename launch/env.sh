@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # Defaults for every rank, each only if unset. Sourced by the launch scripts after the site profile.
 
+# Open MPI does not start where HOME is not set, as in sbatch --export=NONE; ~ is then what the system knows.
+export HOME=${HOME:-~}
+
 # Compute threads per rank. Slurm says how many cores a task has where it was asked for any.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 export MKL_NUM_THREADS="${MKL_NUM_THREADS:-$OMP_NUM_THREADS}"

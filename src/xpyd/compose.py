@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,17 +12,20 @@ from typing import Any
 
 from xpyd.config.base import ConfigError, Experiment
 from xpyd.config.compare import Compare
-from xpyd.config.load import SCHEMAS, allowed_keys, load_config, suggest
+from xpyd.config.load import load_config
 from xpyd.lock import InUseError
+from xpyd.overrides import explain, repeated
 from xpyd.placement import PlacementError
 from xpyd.plan_file import with_plan
 from xpyd.rival import RivalConfig, find_rival
+from xpyd.run_dir import RunFolderError
 from xpyd.slurm import SlurmError
 from xpyd.streams import StreamError
 
 ROOT = Path(__file__).parents[2]
 USER_ERROR = 2
-USER_ERRORS = (ConfigError, PlacementError, SlurmError, InUseError, StreamError, FileExistsError)
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+USER_ERRORS = (ConfigError, PlacementError, SlurmError, InUseError, StreamError, RunFolderError, FileExistsError)
 
 
 def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, list[str]], int]) -> int:
@@ -29,16 +33,20 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, li
 
     ``act`` gets the configuration and the overrides of its point.
 
-    Returns the worst exit code. Errors are printed as ``error: key=value: ...`` without a traceback.
+    Returns the worst exit code. One Ctrl-C or SIGTERM ends a sweep, not only the point that runs. Errors are printed as
+    ``error: key=value: ...`` without a traceback.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing: the words are ours
     overrides = [word for word in arguments if word.startswith("~") or ("=" in word and not word.startswith("-"))]
+    for line in repeated(overrides):
+        print(f"note: {line}", file=sys.stderr, flush=True)
     flags = [word for word in arguments if word not in overrides]  # Hydra's parser takes flags only before overrides
     sys.argv = [f"python -m experiments.{experiment}", *flags, *overrides]
     codes = [0]
@@ -47,18 +55,22 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, li
         version_base="1.3", config_path=str(ROOT / "conf"), config_name=experiment
     )
     def task(composed: Any) -> None:
+        if codes[-1] in INTERRUPTED:
+            return
         try:
             plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
             codes.append(act(settled(load_config(with_plan(plain))), list(HydraConfig.get().overrides.task)))
+            if codes[-1] in INTERRUPTED and HydraConfig.get().mode is RunMode.MULTIRUN:
+                user_error("interrupted: no further point of the sweep is run; with run.resume=true the same goes on")
         except USER_ERRORS as error:  # caught here, so that the other points of a sweep go on
             codes.append(user_error(str(error)))
         except OmegaConfBaseException as error:
-            codes.append(user_error(_explain_override(error, experiment)))
+            codes.append(user_error(explain(error, experiment)))
 
     try:
         task()
     except (HydraException, OmegaConfBaseException) as error:
-        return user_error(_explain_override(error, experiment))
+        return user_error(explain(error, experiment))
     return max(codes)
 
 
@@ -78,17 +90,3 @@ def user_error(text: str, code: int = USER_ERROR) -> int:
     for line in text.splitlines():
         print(f"error: {line}", file=sys.stderr, flush=True)
     return code
-
-
-def _explain_override(error: Exception, experiment: str) -> str:
-    """Hydra's and OmegaConf's errors in one line; an unknown key gets the keys that exist there."""
-    key = getattr(error.__cause__ or error, "full_key", None)
-    if "Missing mandatory" in str(error):
-        return f"{key}: required, but not set; add {key}=VALUE"
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    if not key or "not in struct" not in str(error.__cause__ or error):
-        return text
-    *path, last = key.split(".")
-    if last in allowed_keys(SCHEMAS[experiment], tuple(path)):
-        return f"{key}: not read with these choices; leave it out"
-    return f"{key}: no such key; {suggest(last, allowed_keys(SCHEMAS[experiment], tuple(path)))}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from xpyd.hybrid import Decision, HybridPolicy
-from xpyd.kv.prefix import block_keys
+from xpyd.kv.entries import block_keys
 from xpyd.placement import Role
 from xpyd.request import Request
 from xpyd.router import Router, SentBlocks

@@ -8,6 +8,7 @@ traceback and a non-zero exit code.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -30,8 +31,8 @@ from xpyd.follow import follow
 from xpyd.launcher import inside_mpi, rank_command, rank_environment, shell_script, supervise
 from xpyd.lock import InUseError
 from xpyd.placement import PlacementError
-from xpyd.resume import open_run
-from xpyd.run_dir import RunDir
+from xpyd.resume import open_run, run_name
+from xpyd.run_dir import RunDir, RunFolderError
 from xpyd.slurm import SlurmError
 from xpyd.submit import Point, dry_run, print_points, submit
 from xpyd.transport.base import TransportError
@@ -39,6 +40,7 @@ from xpyd.transport.base import TransportError
 STOPPED_EMPTY = 3  # stopped before one block had ended: an attempt with as little time would get no further
 ABORT_TURN_S, LEAVE_TURN_S = 0.5, 0.1
 TABLES_PATIENCE_S, TABLES_POLL_S = 600.0, 0.1  # of the other ranks, for rank 0 to write the tables
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # of the file system, not of the code
 REQUEUE_PATIENCE_S = 60.0  # the attempt that Slurm has just ended may still be leaving
 
 
@@ -90,7 +92,10 @@ def main(experiment: str, phases: Phases) -> NoReturn:
 
         leave_together(_main_rank(experiment, phases, arguments))
     points: list[Point] = []
-    code = compose(experiment, arguments, lambda config, overrides: _main_front(config, overrides, phases, points))
+    try:
+        code = compose(experiment, arguments, lambda config, overrides: _main_front(config, overrides, phases, points))
+    except KeyboardInterrupt:  # with ranks, who forwards it to them returns a code
+        sys.exit(user_error("interrupted; what is not written is lost", 128 + signal.SIGINT))
     if points:
         print_points(points)
         again = shlex.join(["python", "-m", f"experiments.{experiment}", *arguments])
@@ -106,27 +111,37 @@ def _main_front(config: Experiment, overrides: list[str], phases: Phases, points
         points.append(submit(config, overrides))
         return 0
     if isinstance(config, Ranked) and config.launch.dry_run:
-        print(shell_script(_command(config, Path(config.run.root) / config.experiment / "RUN")))
+        print(shell_script(_command(config, Path(config.run.root) / config.experiment / (run_name(config) or "RUN"))))
         return 0
     run_dir = open_run(config)
     if run_dir.done:
         print(f"skipped: {run_dir.path} is done (run.resume=false measures again)", file=sys.stderr, flush=True)
         return 0
     if isinstance(config, Ranked):
-        return _start_ranks(config, run_dir)
-    phases(Job(config, RunDir(run_dir.path, run_dir.next_attempt())))
+        return _start_ranks(config, run_dir, overrides)
+    try:
+        phases(Job(config, RunDir(run_dir.path, run_dir.next_attempt())))
+    except ConfigError:
+        run_dir.drop_if_empty()
+        raise
     run_dir.finish()
     return report(run_dir, config)
 
 
-def _start_ranks(config: Ranked, run_dir: RunDir) -> int:
+def _start_ranks(config: Ranked, run_dir: RunDir, overrides: list[str]) -> int:
     command = _command(config, run_dir.path)
     run_dir.write_text("command.sh", shell_script(command))
-    print(f"run folder {run_dir.path}, {config.world_size} ranks", file=sys.stderr, flush=True)
+    print(
+        f"run folder {run_dir.path}, {config.world_size} ranks: {shlex.join(overrides) or 'defaults'}",
+        file=sys.stderr,
+        flush=True,
+    )
     code = supervise(command, config.launch.timeout_s, rank_environment(ROOT), lambda: run_dir.done)
     if code and run_dir.done:  # without some of its ranks or requests
         report(run_dir, config)
         return code
+    if code == USER_ERROR and run_dir.drop_if_empty():
+        return user_error("nothing was measured, and no run folder is left")
     if code:
         kept = f"what was measured is kept in {run_dir.path} (no DONE: partial)"
         return user_error(f"the ranks ended with exit code {code}; {kept}", code)
@@ -165,9 +180,18 @@ def _main_rank(experiment: str, phases: Phases, arguments: list[str]) -> int:
         if arguments[:1] == ["--run-folder"]:
             code = _lead(comm, phases, stop, RunDir(Path(arguments[1])), with_report="--report" in arguments)
         else:  # with -m, one broadcast per point
-            code = compose(experiment, arguments, lambda config, _: _lead(comm, phases, stop, open_run(config), True))
+            code = compose(experiment, arguments, lambda config, _: _lead_new(comm, phases, stop, config))
     finally:
         comm.bcast(("end", code))
+    return code
+
+
+def _lead_new(comm: Any, phases: Phases, stop: Stop, config: Experiment) -> int:
+    """As ``_lead``, on a run folder of its own or one to resume."""
+    run_dir = open_run(config)
+    code = _lead(comm, phases, stop, run_dir, with_report=True)
+    if code == USER_ERROR:
+        run_dir.drop_if_empty()
     return code
 
 
@@ -186,7 +210,7 @@ def _lead(comm: Any, phases: Phases, stop: Stop, run_dir: RunDir, with_report: b
             job = (run_dir.read_config(), attempt, run_dir.completed_blocks())
             comm.bcast(("job", job))
             code = _run(comm, phases, stop, *job)
-    except InUseError as error:
+    except (InUseError, RunFolderError) as error:
         return user_error(str(error))
     if code in (0, EXIT_REQUESTS_FAILED) and with_report:  # nobody in front of us will
         return max(code, report(run_dir, load_config(job[0])))
@@ -224,8 +248,8 @@ def _run(
         print(f"rank {comm.rank}: SIGTERM; rows written so far are kept in {run_dir.path}", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGTERM)
     except BaseException as error:
-        if isinstance(error, ValueError | TransportError):  # its message says it all
-            print(f"error: rank {comm.rank}: {error}", file=sys.stderr, flush=True)
+        if (said := without_traceback(error, run_dir)) is not None:
+            print(f"error: rank {comm.rank}: {said}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
             print(f"error: rank {comm.rank} failed; ending all ranks", file=sys.stderr, flush=True)
@@ -234,6 +258,14 @@ def _run(
             leave_if_survived()
         comm.Abort(1)
         raise
+
+
+def without_traceback(error: BaseException, run_dir: RunDir) -> str | None:
+    """What to say of a failure whose message says it all; None where its traceback is needed."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        again = f"run.name={run_dir.path.name} run.resume=true"
+        return f"{os.strerror(error.errno)}: {run_dir.path} cannot be written; make room, then go on with {again}"
+    return str(error) if isinstance(error, ValueError | TransportError) else None
 
 
 def _end_without(error: RanksLost, comm: Any, run_dir: RunDir) -> NoReturn:

@@ -277,7 +277,8 @@ def place(config: PlacementConfig, nodes: Sequence[str]) -> Placement:
     if len(nodes) != config.world_size:
         raise PlacementError(
             f"placement {config.name} needs {config.world_size} ranks (1 client + {config.num_workers} workers), "
-            f"{len(nodes)} were started; start {config.world_size}, or change placement.num_prefill/num_decode/"
+            f"{len(nodes)} were started; start {config.world_size} (with a worker on each node: "
+            f"{config.num_workers} nodes), or change placement.num_prefill/num_decode/"
             "num_colocated or their widths (prefill_tp, prefill_cp, prefill_ep, decode_tp, decode_pp, decode_ep, "
             "colocated_tp, colocated_ep)"
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from xpyd.config.base import ConfigError, Experiment, Ranked
 from xpyd.config.load import dump_config
-from xpyd.run_dir import RunDir
+from xpyd.run_dir import RunDir, RunFolderError
 
 NOT_MEASURED = ("run", "launch")
 BATCH_NAME = "XPYD_JOB"  # set by launch/slurm.sbatch: the name of the job, the same when it was requeued
@@ -77,8 +77,21 @@ def find_run(config: Experiment) -> RunDir | None:
 def open_run(config: Experiment) -> RunDir:
     """The run folder with the frozen configuration: a new one, or the one to resume.
 
-    Raises FileExistsError, ConfigError (see ``find_run``), and InUseError where a live attempt works in it.
+    Raises FileExistsError, ConfigError (see ``find_run``), InUseError where a live attempt works in it, and
+    RunFolderError where it cannot be made or written.
     """
+    try:
+        return _open_run(config)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise RunFolderError(
+            f"run folder: {error.strerror} ({error.filename}); make room or get leave to write there, or give another "
+            "place with run.root=..."
+        ) from None
+
+
+def _open_run(config: Experiment) -> RunDir:
     found = find_run(config)
     if found is None:
         found = RunDir.create(Path(config.run.root), config.experiment, run_name(config))

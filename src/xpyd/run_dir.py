@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -25,6 +26,10 @@ from xpyd.records import SCHEMA_VERSION, TABLES
 from xpyd.streams import FOLDER, arrow_schema, attempts, completed_blocks, merge, stream_name, write_parquet
 
 FLUSH_INTERVAL_S = 2.0
+
+
+class RunFolderError(ValueError):
+    """A run folder that cannot be made or written, or that holds what no run has written."""
 
 
 class RunDir:
@@ -67,9 +72,15 @@ class RunDir:
         self._write("config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def read_config(self) -> dict[str, Any]:
-        config = yaml.safe_load((self.path / "config.yaml").read_text())
+        """The frozen configuration. Raises RunFolderError where it is damaged."""
+        try:
+            config = yaml.safe_load((self.path / "config.yaml").read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            config = None
         if not isinstance(config, dict):
-            raise ValueError(f"{self.path / 'config.yaml'} holds no config; was it cut off?")
+            raise RunFolderError(
+                f"{self.path / 'config.yaml'} holds no config; was it cut off? Choose another run.name"
+            )
         return config
 
     def write_json(self, name: str, content: Any) -> None:
@@ -100,6 +111,17 @@ class RunDir:
             stream.unlink()
         (self.path / FOLDER).rmdir()
 
+    def drop_if_empty(self) -> bool:
+        """Remove the folder of a run that was refused before it measured anything, so that its name is free again.
+
+        Raises InUseError where another attempt works in it.
+        """
+        with self.lock():
+            empty = not self.done and self.next_attempt() == 0
+            if empty:
+                shutil.rmtree(self.path)
+        return empty
+
     def lock(self, patience_s: float = 0.0) -> AbstractContextManager[None]:
         """Keep every other attempt out of the folder. Raises InUseError, see ``lock.hold``."""
         return hold(self.path / "lock", patience_s)
@@ -127,6 +149,11 @@ class RowWriter:
     def write(self, row: Any) -> None:
         if not self.muted:
             self._pending[type(row)].append(row)
+
+    def write_all(self, rows: list[Any]) -> None:
+        """Rows of one table."""
+        if rows and not self.muted:
+            self._pending[type(rows[0])] += rows
 
     def flush_if_due(self) -> None:
         """Flush when the last one is over two seconds old; the worker calls it between steps."""

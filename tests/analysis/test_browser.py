@@ -21,7 +21,11 @@ PROBE = """<script>
 const failures = [];
 addEventListener("error", event => failures.push(event.message));
 addEventListener("load", () => {
-  const said = {failures, tables: {}, figures: []};
+  const said = {failures, tables: {}, figures: [], hidden: [], byKey: null};
+  for (const box of document.querySelectorAll("main, .scroll")) {
+    const hides = !box.closest("details") && box.scrollWidth > box.clientWidth;
+    if (hides) said.hidden.push(box.textContent.trim().slice(0, 80));
+  }
   for (const figure of document.querySelectorAll("figure")) {
     const box = figure.querySelector("svg").getBoundingClientRect();
     said.figures.push([figure.querySelector("h3").textContent, Math.round(box.width), Math.round(box.height)]);
@@ -35,6 +39,10 @@ addEventListener("load", () => {
     }
     said.tables[section.querySelector("h3").textContent] = orders;
   }
+  const head = document.querySelector("th");
+  head.focus();
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key: "Enter", bubbles: true}));
+  said.byKey = head.getAttribute("aria-sort");
   const shown = document.createElement("pre");
   shown.id = "probe";
   shown.textContent = JSON.stringify(said);
@@ -43,7 +51,7 @@ addEventListener("load", () => {
 </script>"""
 
 
-def in_browser(page: Path, column: int) -> dict[str, Any]:
+def in_browser(page: Path, column: int, width: int = 1200) -> dict[str, Any]:
     """What the probe saw: script failures, figures with their size, and each table's column after 0 to 3 clicks."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
@@ -52,7 +60,7 @@ def in_browser(page: Path, column: int) -> dict[str, Any]:
     probed.write_text(page.read_text().replace("<head>", "<head>" + PROBE.replace("COLUMN", str(column)), 1))
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}"]
     offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking", "--no-first-run"]
-    command = [browser, *quiet, *offline, "--window-size=1200,900", "--dump-dom", probed.as_uri()]
+    command = [browser, *quiet, *offline, f"--window-size={width},900", "--dump-dom", probed.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found is not None, done.stdout[-2000:] + done.stderr
@@ -61,9 +69,14 @@ def in_browser(page: Path, column: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("browser") / "r", compare_rows())
     assert report.main([str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def said(folder: Path) -> dict[str, Any]:
     return in_browser(folder / "report.html", column=3)
 
 
@@ -84,6 +97,15 @@ def test_a_head_sorts_by_size_whatever_the_unit(said: dict[str, Any]) -> None:
     assert sorted(map(seconds, up)) == [seconds(text) for text in up]
     assert [seconds(text) for text in down] == sorted(map(seconds, down), reverse=True)
     assert up != before
+
+
+def test_a_head_sorts_by_the_keyboard_too(said: dict[str, Any]) -> None:
+    assert said["byKey"] == "ascending"
+
+
+def test_no_column_is_hidden_on_a_narrow_screen(said: dict[str, Any], folder: Path) -> None:
+    assert said["hidden"] == []
+    assert in_browser(folder / "report.html", column=0, width=800)["hidden"] == []
 
 
 def seconds(text: str) -> float:

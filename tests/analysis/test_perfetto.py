@@ -7,6 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from analysis import perfetto
@@ -72,6 +74,16 @@ def test_transfers_show_on_both_ranks_and_failures_say_why(folder: Path) -> None
     assert [e["args"]["reason"] for e in failed] == ["rank 1: out of KV blocks"]
     names = {e["args"]["name"] for e in events if e["name"] == "process_name"}
     assert names == {"rank 0: client on n1", "rank 1: prefill on n1", "rank 2: decode on n1"}
+
+
+def test_nothing_begins_before_zero_where_perfetto_drops_it(folder: Path) -> None:
+    """A block begins before its first request arrives, and a transfer may before the first step that is kept."""
+    path = folder / "blocks.parquet"
+    blocks = pq.read_table(path)
+    earlier = pc.subtract(blocks["begin_ns"], 5_000_000)
+    pq.write_table(blocks.set_column(blocks.schema.get_field_index("begin_ns"), "begin_ns", earlier), path)
+    stamps = [event["ts"] for event in events_of(folder) if "ts" in event]
+    assert min(stamps) == 0
 
 
 def test_a_block_that_is_not_there_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

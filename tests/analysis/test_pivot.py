@@ -98,7 +98,56 @@ def test_clusters_are_compared_by_their_hosts(tmp_path: Path, capsys: pytest.Cap
     assert pivot.main([*folders, "--by", "model"]) == 2
     assert "environment.mpi" in capsys.readouterr().err
     assert pivot.main([*folders, "--by", "environment.hosts", "--format", "markdown"]) == 0
-    assert "| beta, gamma |" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "| beta, gamma |" in text
+    assert "The runs also differ in environment.mpi." in text
+
+
+def test_clusters_whose_hosts_have_the_same_names_are_no_repeats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machines = [{"n1": {"cpu": cpu, "num_cores": 64}} for cpu in ("Xeon", "EPYC")]
+    folders = [str(write_compare(tmp_path / str(i), 5, {}, {"machines": each})) for i, each in enumerate(machines)]
+    assert compare.main(folders) == 2
+    assert "environment.machines: ['64 x Xeon'] and ['64 x EPYC']" in capsys.readouterr().err
+    assert pivot.main([*folders, "--by", "environment.hosts"]) == 2
+    assert "but of another environment.machines; add environment.machines to --by" in capsys.readouterr().err
+    assert pivot.main([*folders, "--by", "environment.machines", "--format", "markdown"]) == 0
+    assert "| 64 x EPYC |" in capsys.readouterr().out
+
+
+def test_a_cell_that_begins_with_a_bracket_is_no_option_of_a_line_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_compare(tmp_path / "a\n$(x) <b>&_%", 5, {"fabric": {"name": "ib", "tls": ["rc", "ud\n"]}})
+    assert pivot.main([str(folder), "--by", "fabric.tls", "--format", "latex"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.lstrip().startswith("{[}'rc', 'ud") for line in lines) == 1
+    assert compare.main([str(folder), "--format", "latex"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert line.startswith(("%", "\\", "  ")), f"a value begins a line of its own: {line}"
+        assert line.startswith("%") or "$(x)" not in line
+
+
+def test_a_run_that_lost_its_environment_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_compare(tmp_path / "r", 5, {})
+    (folder / "environment.json").unlink()
+    assert compare.main([str(folder)]) == 0
+    assert "[unknown machine]" in capsys.readouterr().out
+
+
+def test_a_folder_of_runs_says_how_to_give_them(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    parent = str(Path(folders[0]).parent)
+    assert pivot.main([parent, "--by", "fabric"]) == 2
+    assert f"it holds 3 runs, so give {parent}/*" in capsys.readouterr().err
+
+
+def test_a_pipe_has_room_for_whole_words(
+    folders: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert compare.main([folders[0]]) == 0
+    assert "colocated   disaggregated" in capsys.readouterr().out
 
 
 def test_parquet_is_for_every_program(folders: list[str], tmp_path: Path) -> None:

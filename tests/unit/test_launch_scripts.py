@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import subprocess
 from itertools import pairwise
@@ -145,6 +146,13 @@ def test_defaults_yield_to_what_is_set() -> None:
     assert call("bash", "-euc", show) == "1 1 ring ob1\n"
     assert call("bash", "-euc", show, SLURM_CPUS_PER_TASK="6", SLURM_PMIX_FENCE="tree") == "6 6 tree ob1\n"
     assert call("bash", "-euc", show, OMP_NUM_THREADS="2", OMPI_MCA_pml="ucx") == "2 2 ring ucx\n"
+
+
+def test_a_home_is_found_where_none_is_set() -> None:
+    """``sbatch --export=NONE`` sets none, and Open MPI does not start then."""
+    show = "unset HOME; source launch/env.sh; printenv HOME"
+    assert call("bash", "-euc", show) == f"{pwd.getpwuid(os.geteuid()).pw_dir}\n"
+    assert call("bash", "-euc", "source launch/env.sh; printenv HOME", HOME="/mine") == "/mine\n"
 
 
 def nic(rank: int, local_rank: int, **env: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from xpyd.entry import without_traceback
 from xpyd.lock import InUseError
 from xpyd.records import StageRow
 from xpyd.run_dir import RowWriter, RunDir
@@ -28,6 +30,17 @@ def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_folders_are_private(tmp_path: Path) -> None:
     assert RunDir.create(tmp_path, "compare", None).path.stat().st_mode & 0o077 == 0
+
+
+def test_only_a_folder_in_which_nothing_was_measured_is_dropped(tmp_path: Path) -> None:
+    refused, measured, ended = (RunDir.create(tmp_path, "serve", name) for name in ("refused", "measured", "ended"))
+    with RowWriter(measured, rank=1) as writer:
+        writer.write(stage(1))
+    ended.finish()
+    with refused.lock(), pytest.raises(InUseError):
+        refused.drop_if_empty()
+    assert [folder.drop_if_empty() for folder in (refused, measured, ended)] == [True, False, False]
+    assert [folder.path.exists() for folder in (refused, measured, ended)] == [False, True, True]
 
 
 def test_flushed_rows_are_readable_while_the_run_goes_on(tmp_path: Path) -> None:
@@ -50,6 +63,15 @@ def test_finish_merges_ranks_and_writes_done_last(tmp_path: Path) -> None:
     run_dir.finish()
     assert run_dir.done
     assert sorted(pq.read_table(run_dir.path / "stages.parquet")["request_id"].to_pylist()) == [1, 2]
+
+
+def test_a_full_disk_is_said_and_a_fault_of_the_code_keeps_its_traceback(tmp_path: Path) -> None:
+    run_dir = RunDir.create(tmp_path, "compare", "mine")
+    said = without_traceback(OSError(errno.ENOSPC, "Error writing bytes to file"), run_dir)
+    assert said is not None
+    assert said.startswith(f"No space left on device: {run_dir.path} cannot be written")
+    assert said.endswith("run.name=mine run.resume=true")
+    assert without_traceback(FileNotFoundError(errno.ENOENT, "no such file"), run_dir) is None
 
 
 def test_muted_rows_are_dropped(tmp_path: Path) -> None:

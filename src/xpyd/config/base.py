@@ -27,6 +27,20 @@ class RunConfig:
     drain_timeout_s: Annotated[float, Gt(0)] = 60.0  # without any sign of life at the end of a block
     report: bool = True  # print the ledger and write report.html at the end
 
+    def __post_init__(self) -> None:
+        if not self.root.strip() or not self.root.isprintable() or self.root.startswith("~"):
+            raise ValueError(
+                f"root={self.root!r}: must be a folder's path without control characters; for one in your home write "
+                "run.root=$HOME/..."
+            )
+        if self.name is not None and (
+            self.name.strip() in ("", ".", "..") or "/" in self.name or not self.name.isprintable()
+        ):
+            raise ValueError(
+                f"name={self.name!r}: must be one folder's name, without / and control characters; where the folder "
+                "goes is run.root"
+            )
+
 
 @dataclass(frozen=True)
 class LaunchConfig:

@@ -48,5 +48,5 @@ def judge_worlds(found: Launched | None, world_size: int | None, library: str) -
         Level.ERROR,
         f"{found.num_tasks} worlds of one rank: {found.launcher} started {found.num_tasks} tasks, but {saw}",
         "srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH (srun --mpi=list shows what there is; sbatch: "
-        "XPYD_SRUN_MPI=...; launch=srun: launch.args=[--mpi=...]); or the mpirun of the MPI library itself",
+        "XPYD_SRUN_MPI=...; launch=srun: 'launch.args=[\"--mpi=...\"]'); or the mpirun of the MPI library itself",
     )
