@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine import gpu, overhead, ratios
+from benchmarks.engine import gpu, own, ratios
 from benchmarks.engine.arms import EngineArm, Products, Step, TransformersArm, save_checkpoint
+from benchmarks.engine.overhead import Overhead
 from benchmarks.engine.points import DEFAULT, MODELS, Point, points, spec_of
 from benchmarks.engine.report import draw, overhead_table, steps_table, write_json
 from benchmarks.tables import print_tables, write_csv
@@ -34,7 +35,6 @@ from xpyd.environment import lone_environment
 from xpyd.model.runner import ModelRunner
 
 MIN_REPEATS, MAX_REPEATS = 3, 25
-OVERHEAD_CONTEXT, OVERHEAD_ROUNDS, QUICK_ROUNDS = 128, 7, 3
 PARTS = ("decode", "prefill", "own")
 
 
@@ -47,20 +47,22 @@ def main(arguments: Sequence[str]) -> int:
     specs = [spec_of(model, options.dtype) for model in models]
     folder.mkdir(parents=True)
     torch.set_num_threads(options.threads)
-    rows, found = [], []
+    rows = []
     for spec in specs:
         every = list(points(spec.name, options.quick))
         wanted = [point for point in every if point.kind in options.parts]
+        if not wanted:
+            continue
         num_blocks = max(point.batch * point.num_blocks for point in every) + 64
         engine = EngineArm(spec, options.threads, num_blocks)
-        theirs = _transformers(engine.runner, options.dtype) if wanted else None
+        theirs = _transformers(engine.runner, options.dtype)
         for point in wanted:
             _say(f"{spec.name}: {point.name}")
             repeats = list(_measure(_steps(engine, theirs, point), options.seconds or (1.5 if options.quick else 4.0)))
             rows.append(ratios.row_of(point, repeats))
-        for batch in (1, 8, 32) if "own" in options.parts else ():
-            num_rounds = QUICK_ROUNDS if options.quick else OVERHEAD_ROUNDS
-            found.append(overhead.measure(engine.runner, batch, OVERHEAD_CONTEXT, num_rounds))
+    found = []
+    if "own" in options.parts:
+        found = own.measure(models, options.dtype, options.threads, options.quick, folder)
     _report(rows, found, _conditions(options), folder)
     return 0
 
@@ -141,9 +143,7 @@ def _conditions(options: argparse.Namespace) -> dict[str, Any]:
     return found | {"dtype": options.dtype, "num_threads": options.threads, "torch": torch.__version__}
 
 
-def _report(
-    rows: Sequence[ratios.Row], found: Sequence[overhead.Overhead], conditions: dict[str, Any], folder: Path
-) -> None:
+def _report(rows: Sequence[ratios.Row], found: Sequence[Overhead], conditions: dict[str, Any], folder: Path) -> None:
     labels = conditions["labels"]
     print_tables([steps_table(rows, labels)] * bool(rows) + [overhead_table(found, labels)] * bool(found))
     write_csv(rows, ratios.Row, folder / "rows.csv")

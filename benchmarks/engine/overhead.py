@@ -1,9 +1,8 @@
 """What a real worker's step costs beside the model: schedule, segments, packing, commit, rows, and the token message.
 
-A ``ServingWorker`` with a real scheduler, mailbox (MPI, to itself) and row writer decodes a batch. The model's time,
-sampling included, is taken inside it without what the worker does between layers; the rest of a turn of the worker's
-loop is the overhead. What the worker tells goes to itself in place of a client. To take it in is the client's work: it
-is done before the model runs, which leaves no trace of it in caches, and its time is taken off.
+Two ranks: a client that takes in what it is told, and a ``ServingWorker`` with a real scheduler, mailbox and row writer
+that decodes a batch. The model's time, sampling included, is taken inside it without what the worker does between
+layers; the rest of a turn of the worker's loop is the overhead.
 
 A worker puts some of its work off, and does it for many steps at once. So times are taken over rounds of as many steps
 as it puts off at most: each holds its share of that, which a median over steps would leave out.
@@ -13,7 +12,8 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,25 +24,26 @@ from unittest.mock import patch
 from xpyd.clock import Clock
 from xpyd.faults import FaultConfig
 from xpyd.model.compiled import CompiledSteps
+from xpyd.model.follow import FollowOn
 from xpyd.model.runner import ModelRunner
 from xpyd.model.sampling import sample
-from xpyd.mpi import MPI
 from xpyd.placement import Role
 from xpyd.run_dir import RowWriter, RunDir
 from xpyd.scheduler.chunked import ChunkedScheduler
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.sequence import Sequence
 from xpyd.streams import FOLDER
+from xpyd.worker.client import IDLE_SLEEP_S
 from xpyd.worker.desk import Desk
 from xpyd.worker.engine import Engine
-from xpyd.worker.line import Line
 from xpyd.worker.mailbox import Mailbox
-from xpyd.worker.messages import Message
+from xpyd.worker.messages import EndBlock
 from xpyd.worker.serving import ServingWorker
 from xpyd.worker.steady import MAX_STEPS
 
 WARM_UP = 5
 ROUND = MAX_STEPS + 1  # steps: those of one stretch, and the one that begins it
+MOST_OUTPUTS = WARM_UP + 2 * ROUND  # of a request, so that none ends within a round
 
 
 @dataclass(frozen=True)
@@ -50,26 +51,13 @@ class Overhead:
     """Seconds of a step, medians over rounds of steps; ``share`` is the median of the share of each round."""
 
     model: str
+    client: str  # where it is: a key of ``own.CLIENTS``
     batch: int
     context: int
     num_steps: int
     step_s: float
     beside_s: float
     share: float
-
-
-class _Post(Mailbox):
-    """What the worker sends is for its client to poll, not for itself."""
-
-    def __init__(self) -> None:
-        super().__init__(MPI.COMM_SELF)
-        self.client = Mailbox(MPI.COMM_SELF)
-
-    def send_all(self, ranks: Iterable[int], message: Message) -> None:
-        self.client.send_all(ranks, message)
-
-    def line(self, rank: int, message: Message) -> Line | None:
-        return self.client.line(rank, message)
 
 
 class _Stopwatch:
@@ -92,37 +80,44 @@ class _Stopwatch:
         return timed
 
 
-def measure(runner: ModelRunner, batch: int, context: int, num_rounds: int) -> Overhead:
-    """Decode ``batch`` requests behind ``context`` tokens in a worker of one rank, ``num_rounds`` times anew."""
-    config = SchedulerConfig("chunked", batch, 4096, runner.cache.block_size, runner.cache.layout.num_blocks)
-    mailbox, model = _Post(), _Stopwatch()
-    hooks, client = _Stopwatch(within=model), _Stopwatch(within=model)
+def listen(mailbox: Mailbox) -> None:
+    """The client: take in what the worker tells, and sleep when there is nothing, until it says that it has ended."""
+    while True:
+        messages = list(mailbox.poll())
+        if any(isinstance(message, EndBlock) for _, message in messages):
+            return
+        if not messages:
+            time.sleep(IDLE_SLEEP_S)
 
-    def take() -> None:
-        """The client takes in what the step before told it."""
-        for _ in mailbox.client.poll():
-            pass
+
+def measure(runner: ModelRunner, mailbox: Mailbox, rank: int, batch: int, context: int, num_rounds: int) -> Overhead:
+    """The worker ``rank``: decode ``batch`` requests behind ``context`` tokens, ``num_rounds`` times anew."""
+    config = SchedulerConfig("chunked", batch, 4096, runner.cache.block_size, runner.cache.layout.num_blocks)
+    model = _Stopwatch()
+    hooks = _Stopwatch(within=model)
+
+    def follow_on(*arguments: Any) -> FollowOn:
+        follow = ModelRunner.follow_on(runner, *arguments)
+        follow.step = model.around(follow.step)
+        return follow
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(runner, "_forward", model.around(_after(client.around(take), runner._forward))),
-        patch.object(
-            CompiledSteps, "_advance_all", model.around(_after(client.around(take), CompiledSteps._advance_all))
-        ),
+        patch.object(runner, "_forward", model.around(runner._forward)),
+        patch.object(CompiledSteps, "_advance_all", model.around(CompiledSteps._advance_all)),
         patch.object(CompiledSteps, "_draw", model.around(CompiledSteps._draw)),
+        patch.object(runner, "follow_on", follow_on),
         patch("xpyd.model.runner.sample", model.around(sample)),
     ):
         (Path(folder) / FOLDER).mkdir()
         rows, faults = RowWriter(RunDir(Path(folder)), 0), FaultConfig(detect_s=600.0)
-        desk = Desk(0, 0, mailbox, rows, Clock(), faults=faults, role=Role.COLOCATED)
+        desk = Desk(rank, 0, mailbox, rows, Clock(), faults=faults, role=Role.COLOCATED)
         worker = ServingWorker(Engine(runner, ChunkedScheduler(config)), desk, drain_timeout_s=60.0)
         worker.on_layer = hooks.around(worker.on_layer)  # type: ignore[method-assign]
-        rounds = [_round(worker, batch, context, model, client) for _ in range(num_rounds)]
-        mailbox.client.drain()
-    mailbox.client.close()
-    mailbox.close()
+        rounds = [_round(worker, batch, context, model) for _ in range(num_rounds)]
     return Overhead(
         model=runner.spec.name,
+        client="",
         batch=batch,
         context=context,
         num_steps=num_rounds * ROUND,
@@ -132,31 +127,23 @@ def measure(runner: ModelRunner, batch: int, context: int, num_rounds: int) -> O
     )
 
 
-def _round(worker: ServingWorker, batch: int, context: int, model: _Stopwatch, client: _Stopwatch) -> tuple[int, int]:
+def _round(worker: ServingWorker, batch: int, context: int, model: _Stopwatch) -> tuple[int, int]:
     """Ns of ``ROUND`` steps, and of the model in them. What the prompts' KV says does not matter."""
     scheduler, size = worker.engine.scheduler, worker.engine.scheduler.config.block_size
     for i in range(batch):
         table = scheduler.reserve(-(-context // size))
         assert table is not None, "the pool is too small"
         prompt = [(i + j) % worker.engine.runner.spec.vocab_size for j in range(context)]
-        scheduler.admit(Sequence(i, prompt, WARM_UP + 2 * ROUND, [i], context, table))
+        scheduler.admit(Sequence(i, prompt, MOST_OUTPUTS, [i], context, table))
     gc.disable()
     for _ in range(WARM_UP):
         worker.turn()
-    begin, model_ns, client_ns = perf_counter_ns(), model.total_ns, client.total_ns
+    begin, model_ns = perf_counter_ns(), model.total_ns
     for _ in range(ROUND):
         worker.turn()
-    whole = perf_counter_ns() - begin - (client.total_ns - client_ns)
+    whole = perf_counter_ns() - begin
     gc.enable()
     worker.settle()
     for i in range(batch):
         scheduler.abort(i)
     return whole, model.total_ns - model_ns
-
-
-def _after(first: Callable[[], None], call: Callable[..., Any]) -> Callable[..., Any]:
-    def both(*arguments: Any) -> Any:
-        first()
-        return call(*arguments)
-
-    return both

@@ -54,6 +54,7 @@ def overhead_table(found: Sequence[Overhead], labels: Sequence[str]) -> Table:
     cells = [
         (
             each.model,
+            each.client,
             f"decode of {each.batch} behind {each.context}",
             format_s(each.step_s),
             format_s(each.beside_s),
@@ -63,9 +64,9 @@ def overhead_table(found: Sequence[Overhead], labels: Sequence[str]) -> Table:
         )
         for each in found
     ]
-    columns = ("model", "step", "whole", "beside the model", "share", "target, below", "")
+    columns = ("model", "client over", "step", "whole", "beside the model", "share", "target, below", "")
     note = "Beside the model: scheduling, segments, packing, commit, rows, and the message with the tokens over MPI."
-    return Table(titled("A worker's own work in a step", labels), columns, cells, [note], num_left=2)
+    return Table(titled("A worker's own work in a step", labels), columns, cells, [note], num_left=3)
 
 
 def write_json(rows: Sequence[Row], found: Sequence[Overhead], conditions: Mapping[str, Any], path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmarks.engine import own
 from benchmarks.transfer.cases import LAYER_BYTES
 from benchmarks.transfer.order import Missing, Order, Sample, read_samples
 from benchmarks.transfer.paths import WIRES
@@ -44,3 +46,16 @@ def test_every_carrier_is_measured_on_loopback(mpirun: Run, tmp_path: Path, num_
     assert {row.carrier for row in samples} == expected | ({"ucx_perftest"} if num_sides == 1 else set())
     assert {row.repeat for row in samples} == {0}
     assert {row.num_bytes for row in samples} == {LAYER_BYTES * num_sides**2}
+
+
+@pytest.mark.mpi
+def test_a_workers_own_work_is_measured_between_two_ranks(mpirun: Run, tmp_path: Path) -> None:
+    """Every batch, on an MPI as runs have it; no figure is checked here."""
+    (tmp_path / own.ORDER).write_text(
+        json.dumps({"model": "tiny", "dtype": "float32", "num_threads": 1, "num_rounds": 1})
+    )
+    done = mpirun(2, ["-m", "mpi4py", "-m", "benchmarks.engine.own", "--run-folder", str(tmp_path)], 120)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / own.FOUND).read_text())
+    assert [row["batch"] for row in rows] == list(own.BATCHES)
+    assert all(0 < row["beside_s"] < row["step_s"] for row in rows)

@@ -51,13 +51,8 @@ class Line:
         self.num_bytes = len(self._data)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
 
-    @property
     def free(self) -> bool:
         return self._post.line_free
-
-    @property
-    def sending(self) -> bool:
-        return not self.free
 
     def send(self) -> None:
         self._post.num_by_line += 1

@@ -160,24 +160,23 @@ class CompiledSteps:
     def _advance_all(self, step: native.Step, on_layer: Callable[[int], None] | None) -> None:
         decoder, at, num_layers = ctypes.addressof(self._decoder), ctypes.addressof(step), self._spec.num_layers
         if on_layer is None:
-            self._check(self.kernels.xpyd_run(decoder, at), step)
+            self.check(self.kernels.xpyd_run(decoder, at))
             return
         for layer in range(num_layers + 1):
-            self._check(self._advance(decoder, at, layer), step)
+            self.check(self._advance(decoder, at, layer))
             if layer < num_layers:
                 on_layer(layer)
 
-    @staticmethod
-    def _check(failed: int, step: native.Step) -> None:
+    def check(self, failed: int) -> None:
         if failed:
-            raise MemoryError(f"no memory for attention in a step of {step.num_rows} tokens")
+            raise MemoryError(f"no memory for attention in a step of {self._room.step.num_rows} tokens")
 
     def largest(self) -> tuple[list[int], list[float]]:
         """Of the last step's logits: the token of each row's largest, and what it exceeds the second by."""
         self._draw()
         return self._room.tokens.tolist(), self._room.margins.tolist()
 
-    def run_again(self, on_layer: Callable[[int], None] | None) -> None:
+    def run_again(self, on_layer: Callable[[int], None]) -> None:
         """Run the step that lies packed in place of the last one, and draw its tokens; see ``model.follow``."""
         self._advance_all(self._room.step, on_layer)
         self._draw()
@@ -188,10 +187,12 @@ class CompiledSteps:
         step = self._room.step
         return bool(step.num_rows == step.num_segments == step.num_samples > 0)
 
-    def ledger(self, history: array[int], stamps: array[int], message: int) -> native.Ledger:
+    def ledger(self, history: array[int], stamps: array[int], message: int, offset_ns: int) -> native.Ledger:
         """For the steps that follow on the last one."""
         step, room = self._room.step, self._room
         return native.Ledger(
+            decoder=ctypes.pointer(self._decoder),
+            step=ctypes.pointer(step),
             num_rows=step.num_rows,
             drawn=_address(room.tokens),
             margins=_address(room.margins),
@@ -200,6 +201,7 @@ class CompiledSteps:
             history=_address(history),
             stamps=_address(stamps),
             message=message,
+            offset_ns=offset_ns,
         )
 
     def _draw(self) -> None:

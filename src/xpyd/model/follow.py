@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from collections.abc import Callable
 from functools import partial
 
+from xpyd.clock import Clock
 from xpyd.model.compiled import CompiledSteps
 
 
@@ -17,19 +19,39 @@ class FollowOn:
     """At most ``num_steps``, of ``compiled``, whose last step was one of decodes; no other step may come in between.
 
     ``message``: the address of the stamp and the records (``struct emitted``) that are written after each step.
+    ``clock``: its stamps are this one's. ``on_layer`` is called as in any other step; without one, a step is one call.
     """
 
-    def __init__(self, compiled: CompiledSteps, num_rows: int, num_steps: int, message: int) -> None:
+    def __init__(
+        self,
+        compiled: CompiledSteps,
+        num_rows: int,
+        num_steps: int,
+        message: int,
+        clock: Clock,
+        on_layer: Callable[[int], None] | None,
+    ) -> None:
         assert compiled.only_decodes, "the last step was none of decodes alone"
-        self._compiled = compiled
+        self._compiled, self._clock, self._on_layer = compiled, clock, on_layer
         self._num_rows = num_rows
         self._history = array("q", bytes(8 * num_steps * num_rows))
         self._stamps = array("q", bytes(16 * num_steps))
-        self._ledger = compiled.ledger(self._history, self._stamps, message)
-        at = ctypes.c_void_p(ctypes.addressof(self._ledger))
-        self.run = compiled.run_again  # run(on_layer): the step to come
-        self.book = partial(compiled.kernels.xpyd_book, at)  # book(begin_ns, end_ns): keep it, and pack the next one
-        compiled.kernels.xpyd_follow(at)
+        self._ledger = compiled.ledger(self._history, self._stamps, message, clock.offset_ns)
+        self._at = ctypes.c_void_p(ctypes.addressof(self._ledger))
+        again = partial(compiled.kernels.xpyd_again, self._at)
+        self.step: Callable[[], int] = again if on_layer is None else self._by_layers  # ``failed`` where it is not 0
+        compiled.kernels.xpyd_follow(self._at)
+
+    def _by_layers(self) -> int:
+        assert self._on_layer is not None
+        begin_ns = self._clock.now_ns()
+        self._compiled.run_again(self._on_layer)
+        self._compiled.kernels.xpyd_book(self._at, begin_ns, self._clock.now_ns())
+        return 0
+
+    def failed(self) -> None:
+        """Raises MemoryError."""
+        self._compiled.check(True)
 
     def lengthen(self, row: int, table: list[int]) -> bool:
         """The block table of a sequence has grown; False where it has become too wide to stay in its place."""

@@ -8,6 +8,7 @@ from itertools import takewhile
 
 import torch
 
+from xpyd.clock import Clock
 from xpyd.kv.cache import KVCache
 from xpyd.kv.layout import PoolOrder
 from xpyd.model.batch import Batch, ChunkView, DecodeGroup, causal_mask
@@ -107,10 +108,12 @@ class ModelRunner:
         """Whether steps of decodes can follow on one another as ``FollowOn`` has it."""
         return self._compiled is not None and not self._sampling.temperature
 
-    def follow_on(self, num_rows: int, num_steps: int, message: int) -> FollowOn:
+    def follow_on(
+        self, num_rows: int, num_steps: int, message: int, clock: Clock, on_layer: Callable[[int], None] | None
+    ) -> FollowOn:
         """What follows on the last step, of ``num_rows`` decodes alone; only where it ``follows``."""
         assert self._compiled is not None, "steps follow on compiled ones"
-        return FollowOn(self._compiled, num_rows, num_steps, message)
+        return FollowOn(self._compiled, num_rows, num_steps, message, clock, on_layer)
 
     def logits(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """Run one step; the logits of the segments that sample, in the order given, [num_samples, vocab_size].

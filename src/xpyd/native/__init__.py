@@ -36,6 +36,7 @@ _ARGUMENTS = {
     "xpyd_run": (_ADDRESS, _ADDRESS),
     "xpyd_follow": (_ADDRESS,),
     "xpyd_book": (_ADDRESS, _NUMBER, _NUMBER),
+    "xpyd_again": (_ADDRESS,),
 }
 
 
@@ -90,12 +91,14 @@ class Step(ctypes.Structure):
 
 
 class Ledger(ctypes.Structure):
-    """Of steps that follow on one of decodes; addresses, but for the first and the last."""
+    """Of steps that follow on one of decodes."""
 
     _fields_ = (
+        ("decoder", ctypes.POINTER(Decoder)),
+        ("step", ctypes.POINTER(Step)),
         ("num_rows", _NUMBER),
         *((name, _ADDRESS) for name in ("drawn", "margins", "tokens", "segments", "history", "stamps", "message")),
-        ("num_steps", _NUMBER),
+        *((name, _NUMBER) for name in ("num_steps", "offset_ns")),
     )
 
 

@@ -190,15 +190,25 @@ struct emitted {
 
 /* Steps that follow on one of decodes alone: what is kept of them, and the message that tells the last one's tokens. */
 struct ledger {
+    const struct decoder *decoder;
+    const struct step *step;
     int64_t num_rows;
-    const int64_t *drawn; /* by the last step: [num_rows] */
-    const float *margins;
+    int64_t *drawn; /* by the last step: [num_rows] */
+    float *margins;
     int64_t *tokens; /* of the step to come, and its segments */
     struct segment *segments;
     int64_t *history, *stamps; /* of all steps: [num_steps, num_rows]; begin and end, [num_steps, 2] */
     char *message;             /* the last step's end, and what it drew */
     int64_t num_steps;
+    int64_t offset_ns; /* of this rank's clock */
 };
+
+static int64_t now_ns(const struct ledger *l)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now); /* which is Python's perf_counter */
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec + l->offset_ns;
+}
 
 /* Pack the step to come: it runs the tokens that the last one drew, each a position further. */
 void xpyd_follow(struct ledger *l)
@@ -223,4 +233,15 @@ void xpyd_book(struct ledger *l, int64_t begin_ns, int64_t end_ns)
         memcpy(at, &each, sizeof each);
     }
     xpyd_follow(l);
+}
+
+/* The step to come, all of it. */
+int xpyd_again(struct ledger *l)
+{
+    const int64_t begin_ns = now_ns(l), size = l->decoder->head.num_out;
+    if (xpyd_run(l->decoder, l->step)) return 1;
+    for (int64_t row = 0; row < l->num_rows; row++)
+        largest(l->step->logits + row * size, size, l->drawn + row, l->margins + row);
+    xpyd_book(l, begin_ns, now_ns(l));
+    return 0;
 }

@@ -1,4 +1,4 @@
-"""A message to one rank that is sent again and again from one buffer: MPI prepares it once."""
+"""A message to one rank that is sent again and again, changed in place: MPI prepares it once."""
 
 from __future__ import annotations
 
@@ -8,50 +8,64 @@ from typing import Any
 
 from xpyd.mpi import MPI
 
+NUM_COPIES = 32  # on their way: in shared memory a message has left once the other rank has looked, which may be asleep
+
 
 class Line:
     """``note`` is told of every MPI error; what is sent to a rank that has ended is lost without one."""
 
     def __init__(self, comm: Any, rank: int, tag: int, data: bytes, note: Callable[[Any], None]) -> None:
         self.rank = rank
-        self._data = bytearray(data)  # its owner writes into it while the line is ``free``
-        self._request = comm.Send_init([self._data, MPI.BYTE], dest=rank, tag=tag)
+        self._page = bytearray(data)  # its owner writes into it at any time; copies of it are sent
+        copies = [bytearray(len(data)) for _ in range(NUM_COPIES)]
+        self._copies = [(copy, comm.Send_init([copy, MPI.BYTE], dest=rank, tag=tag)) for copy in copies]
+        self._sent, self._left = 0, 0  # numbers of messages; those that are known to have left
         self._note = note
-        self.sending = False  # as far as was seen
 
     def load(self, data: bytes) -> None:
         """Another message, of as many bytes."""
-        assert self.free, "the last message has not left yet"
-        self._data[:] = data
+        self._page[:] = data
 
     @property
     def address(self) -> int:
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._data))
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._page))
 
     @property
     def num_bytes(self) -> int:
-        return len(self._data)
+        return len(self._page)
 
-    @property
     def free(self) -> bool:
-        """Whether what was sent has left, and the buffer may be written."""
-        self.sending = self.sending and not self._left()
-        return not self.sending
+        """Whether one more can be sent now. Looks at MPI only when as many as there are copies may be on their way."""
+        if self._sent - self._left == NUM_COPIES:
+            self._look()
+        return self._sent - self._left < NUM_COPIES
+
+    def quiet(self) -> bool:
+        """Whether all that was sent has left."""
+        self._look()
+        return self._sent == self._left
 
     def send(self) -> None:
-        """Send the buffer as it is without waiting; it must be ``free``."""
+        """Send the message as it is now, without waiting; the line must be ``free``."""
+        copy, request = self._copies[self._sent % NUM_COPIES]
+        copy[:] = self._page
+        self._sent += 1
         try:
-            self._request.Start()
-            self.sending = not self._request.Test()  # a short message mostly has left by now
+            request.Start()
         except MPI.Exception as error:
             self._note(error)
 
     def close(self) -> None:
-        self._request.Free()
+        for _, request in self._copies:
+            request.Free()
 
-    def _left(self) -> bool:
+    def _look(self) -> None:
+        while self._left < self._sent and self._has_left(self._copies[self._left % NUM_COPIES][1]):
+            self._left += 1
+
+    def _has_left(self, request: Any) -> bool:
         try:
-            return bool(self._request.Test())
+            return bool(request.Test())
         except MPI.Exception as error:
             self._note(error)
             return True

@@ -80,7 +80,9 @@ class ServingWorker(Worker):
 
     def looks_between_layers(self, step_ns: int) -> bool:
         """While a hand-off is open; with none a message may wait for a short step, of which a look is a part."""
-        return any(step_ns > SHORT_STEP_NS or not end.quiet for end in self._ends)
+        if not self._ends:
+            return False
+        return step_ns > SHORT_STEP_NS or not all(end.quiet for end in self._ends)
 
     def before_run(self, plan: StepPlan) -> None:
         if self._source is not None:

@@ -8,7 +8,6 @@ from any other; sequences and rows are brought up to date later, many steps at o
 from __future__ import annotations
 
 import sys
-from time import perf_counter_ns
 
 from xpyd.model.follow import FollowOn
 from xpyd.placement import CLIENT_RANK
@@ -24,29 +23,23 @@ MAX_STEPS = 128  # bringing so many up to date at once takes less than a step
 
 
 class Steady:
-    """``step`` until it returns False or the stretch is over, then ``end``; ``rows`` at any time.
+    """``step`` until it returns False or the stretch is over, then ``end``; ``rows`` at any time."""
 
-    ``on_layer`` is called in each step as in any other.
-    """
-
-    def __init__(self, stretch: Stretch, follow: FollowOn, line: Line, desk: Desk, on_layer: OnLayer | None) -> None:
+    def __init__(self, stretch: Stretch, follow: FollowOn, line: Line, columns: tuple[int, int, str]) -> None:
         self.stretch, self._follow, self._line = stretch, follow, line
-        self._run, self._book, self._on_layer = follow.run, follow.book, on_layer
-        self._offset_ns = desk.clock.offset_ns
-        self._columns = desk.step_columns
+        self._run = follow.step
+        self._columns = columns
         self._num_rows = 0  # made so far
 
     def step(self) -> bool:
         """One more step; False where the next one is another, and nothing was run."""
-        if self._line.sending and not self._line.free:
+        if not self._line.free():
             return False
         grown = self.stretch.take()
         if grown is None or (grown and not self._lengthen(grown)):
             return False
-        begin_ns = perf_counter_ns() + self._offset_ns
-        self._run(self._on_layer)
-        end_ns = perf_counter_ns() + self._offset_ns
-        self._book(begin_ns, end_ns)
+        if self._run():
+            self._follow.failed()
         self._line.send()
         return True
 
@@ -85,7 +78,10 @@ class Steady:
 def begin_steady(
     engine: Engine, desk: Desk, plan: StepPlan, outputs: list[Output], num_steps: int, on_layer: OnLayer | None
 ) -> Steady | None:
-    """What follows on a step that was just committed; None where the next one may be another, or C runs none of it."""
+    """What follows on a step that was just committed; None where the next one may be another, or C runs none of it.
+
+    ``on_layer`` is called in each step as in any other.
+    """
     if not engine.repeats or desk.followers:
         return None
     stretch = begin_stretch(engine.scheduler, plan, num_steps)
@@ -95,4 +91,5 @@ def begin_steady(
     if line is None:
         return None
     message = line.address + line.num_bytes - Tokens.num_bytes(len(outputs))  # it ends with what C writes
-    return Steady(stretch, engine.runner.follow_on(len(outputs), num_steps, message), line, desk, on_layer)
+    follow = engine.runner.follow_on(len(outputs), num_steps, message, desk.clock, on_layer)
+    return Steady(stretch, follow, line, desk.step_columns)
