@@ -77,7 +77,7 @@ class KvMap:
 
 
 class PoolDispatch:
-    """A router for each pool: one pool of colocated instances, or one of prefill and one of decode instances."""
+    """A router for each pool: one of instances that do both, or one of prefill and one of decode instances."""
 
     def __init__(self, prefill_router: Router, decode_router: Router | None, kv_map: KvMap | None = None) -> None:
         """``kv_map`` for routers that see where KV is."""
@@ -88,7 +88,7 @@ class PoolDispatch:
         self._prompts: dict[int, int] = {}  # of them, those of each prompt without a token yet: what is to be computed
 
     def route(self, request: Request, pool: Pool, now_s: float) -> Way:
-        ranks = pool(Role.COLOCATED, Role.PREFILL)
+        ranks = pool(Role.COLOCATED, Role.PREFILL, Role.HYBRID)
         missing = self._kv_map.to_compute(request, ranks) if self._kv_map is not None else ()
         prefill = self._pick(self._prefill_router, ranks, missing)
         if self._decode_router is None:
@@ -122,21 +122,28 @@ class PoolDispatch:
 
 
 class HybridDispatch:
-    """Every rank prefills and decodes; the policy says for each request whether it moves."""
+    """Every rank prefills and decodes; the policy says for each request whether it moves.
 
-    def __init__(self, policy: HybridPolicy) -> None:
+    ``colocated``: routes as the colocated arm does, by the loads that are on the ranks here.
+    """
+
+    def __init__(self, policy: HybridPolicy, colocated: PoolDispatch) -> None:
         self._policy = policy
+        self._colocated = colocated
 
     def route(self, request: Request, pool: Pool, now_s: float) -> Way:
-        decision = self._policy.decide(request.input_len, request.output_len, pool(Role.HYBRID), now_s)
+        home = self._colocated.route(request, pool, now_s).prefill_rank
+        decision = self._policy.decide(request.input_len, request.output_len, pool(Role.HYBRID), now_s, home)
         return Way(decision.chosen.prefill_rank, decision.chosen.decode_rank, decision)
 
     def sent(self, request: Request, way: Way, now_s: float) -> None:
         assert way.decision is not None
+        self._colocated.sent(request, way, now_s)
         self._policy.sent(request.request_id, request.input_len, way.decision.chosen, now_s)
 
     def token(self, request: Request, way: Way, num_seen: int, now_s: float) -> None:
         assert way.decision is not None
+        self._colocated.token(request, way, num_seen, now_s)
         if num_seen == 1:
             self._policy.first_token(request.request_id, way.decision.chosen, now_s)
         elif num_seen == 2:  # the first that its decode rank made
@@ -144,6 +151,7 @@ class HybridDispatch:
 
     def ended(self, request: Request, way: Way, num_seen: int, now_s: float) -> None:
         assert way.decision is not None
+        self._colocated.ended(request, way, num_seen, now_s)
         if num_seen < 2:
             self._policy.landed(way.decision.chosen)
         self._policy.ended(request.request_id, way.decision.chosen, now_s)

@@ -19,6 +19,10 @@ One request cannot see that a rank without any prompts would be worth having: al
 counts as having at least the decodes, and the share of prompts, that it would have in the long run in the better pure
 arm, by the closed-form prediction (``expected_loads``): even over all ranks where staying is better, prompts on the one
 pool and decodes on the other where splitting is. Around that, length, link and load decide request by request.
+
+Where all ranks are to be alike, a request that stays goes where the colocated arm's router sends it: so the arm differs
+from that one by its moves, and by nothing else. Reckoned seconds would choose other ranks than outstanding tokens do,
+and were measured to choose worse ones (docs/hybrid.md).
 """
 
 from __future__ import annotations
@@ -176,6 +180,7 @@ class HybridPolicy:
         self._pools = pools
         loads = expected_loads(calibration, scenario, config.policy)
         self._expected = {rank: loads[i] for i, pool in enumerate(pools) for rank in pool}
+        self._alike = loads[0] == loads[1]
         self.loads: Mapping[int, RankLoad] = {rank: RankLoad() for rank in self._expected}
         self._flying: Counter[tuple[int, int]] = Counter()  # moves sent and not landed, by (source, destination)
         context_len = scenario.mean([cls.context_len for cls in scenario.classes])
@@ -184,11 +189,12 @@ class HybridPolicy:
         longest = max(cls.input_len for cls in scenario.classes)
         self._chunk_s = self._compute.chunk_s(min(longest, scenario.chunk_tokens or longest))
 
-    def decide(self, input_len: int, output_len: int, present: Collection[int], now_s: float) -> Decision:
-        """Where a request goes. ``present``: the ranks that are not lost, at least one."""
+    def decide(self, input_len: int, output_len: int, present: Collection[int], now_s: float, home: int) -> Decision:
+        """Where a request goes. ``present``: ranks that are not lost; ``home``: the colocated arm's choice of them."""
         cls = RequestClass(1.0, input_len, output_len)
-        stays = [self._stay(cls, rank, now_s) for rank in self._in_turn() if rank in present]
-        stay = min(stays, key=lambda way: way.total_s)
+        stays = {rank: self._stay(cls, rank, now_s) for rank in self._in_turn() if rank in present}
+        cheapest = min(stays.values(), key=lambda way: way.total_s)
+        stay = stays[home] if self._alike else cheapest
         if output_len < 2:
             return Decision(stay, stay, None, "nothing to decode")
         moves = [self._move(cls, *pair, now_s) for pair in self._pairs(cls, present, now_s)]
@@ -197,8 +203,8 @@ class HybridPolicy:
         move = min(moves, key=lambda way: way.total_s)
         if self._config.policy != "cost":
             return Decision(move if self._config.policy == "move" else stay, stay, move, "hybrid.policy")
-        saved_s = stay.total_s - move.total_s
-        if saved_s > self._config.margin * stay.total_s:
+        saved_s = cheapest.total_s - move.total_s
+        if saved_s > self._config.margin * cheapest.total_s:
             return Decision(move, stay, move, "moving costs less")
         return Decision(stay, stay, move, "staying costs less" if saved_s <= 0 else "a move saves less than the margin")
 

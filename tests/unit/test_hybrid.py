@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from xpyd.dispatch import HybridDispatch, PoolDispatch
@@ -59,7 +60,7 @@ def send(made: HybridPolicy, request_id: int, decision: Decision, now_s: float =
 
 def test_both_ways_on_idle_ranks_cost_what_they_cost_alone() -> None:
     """Prefill 4 + 10 ms; 10 gaps of 4 + 1; 100 tokens are 25,600 bytes: 25.6 ms + 1 ms; half a step."""
-    found = policy().decide(100, 11, EVERYBODY, 0.0)
+    found = policy().decide(100, 11, EVERYBODY, 0.0, 1)
     assert found.move is not None
     assert found.stay.total_s == pytest.approx((14 + 50) * MS)
     assert found.move.exposed_transfer_s == pytest.approx((1 + 25.6) * MS)
@@ -79,7 +80,7 @@ def test_decodes_beside_a_prompt_are_a_cost_of_it() -> None:
     assert there.queue_s == pytest.approx(3 * MS), "half a step of 4 + 2"
     assert there.decode_s == pytest.approx(10 * (4 + 1 + 2) * MS)
     assert there.imposed_s == pytest.approx((2 * 14 + 10 * 2) * MS), "2 wait for the prompt, and for 10 longer steps"
-    assert made.decide(100, 11, EVERYBODY, 0.0).chosen.decode_rank == 2
+    assert made._stay(RequestClass(1.0, 100, 11), 2, 0.0).total_s < there.total_s
 
 
 def test_a_queue_counts_until_it_is_worked_off() -> None:
@@ -96,14 +97,17 @@ def test_a_queue_counts_until_it_is_worked_off() -> None:
     assert made.loads[1].backlog_s(9.0) == 0
 
 
-def test_a_backlog_is_left_where_the_link_costs_less_than_the_stall() -> None:
-    """Rank 1 decodes a hundred and rank 2 none: a prompt goes to 2, and stays; nothing is gained by rank 1."""
+def test_among_alike_ranks_those_that_stay_go_where_the_colocated_arm_sends_them() -> None:
+    """Rank 1 decodes a hundred and rank 2 none. A move has to cost less than staying on either."""
     made = policy(link=LinkModel(0.0, 0.0, 1e12))
     way = made._stay(RequestClass(1.0, 100, 11), 1, 0.0)
     for number in range(100):
         made.sent(number, 100, way, 0.0)
         made.first_token(number, way, 0.0)
-    assert {r.decode_rank for r in (made.decide(100, 11, EVERYBODY, 0.0).chosen,)} == {2}
+    for home in EVERYBODY:
+        found = made.decide(100, 11, EVERYBODY, 0.0, home)
+        assert (found.chosen.prefill_rank, found.chosen.decode_rank) == (home, home)
+        assert found.reason == "staying costs less"
 
 
 def crowded(num_requests: int = 400) -> Scenario:
@@ -136,7 +140,7 @@ def test_it_degenerates_to_either_pure_arm() -> None:
         made = HybridPolicy(config, calibration(link, SHARED), crowded(), ((1,), (2,)))
         ways = set()
         for number in range(8):
-            found = made.decide(1000, 401, EVERYBODY, float(number))
+            found = made.decide(1000, 401, EVERYBODY, float(number), EVERYBODY[number % 2])
             ways.add((found.chosen.prefill_rank, found.chosen.decode_rank))
             send(made, number, found, float(number), 1000)
             made.first_token(number, found.chosen, number + 0.2)
@@ -151,7 +155,7 @@ def test_short_prompts_stay_where_long_ones_move() -> None:
     scenario = replace(crowded(), classes=classes, mode="layerwise")
     link = LinkModel(70 * MS, 0.0, 1e8)
     made = HybridPolicy(HybridConfig("cost", 0.0), calibration(link, SHARED), scenario, ((1,), (2,)))
-    short, long = made.decide(20, 401, EVERYBODY, 0.0), made.decide(1000, 401, EVERYBODY, 0.0)
+    short, long = made.decide(20, 401, EVERYBODY, 0.0, 1), made.decide(1000, 401, EVERYBODY, 0.0, 1)
     assert (short.chosen.moves, short.chosen.decode_rank) == (False, 2)
     assert (long.chosen.prefill_rank, long.chosen.decode_rank) == (1, 2)
 
@@ -159,13 +163,13 @@ def test_short_prompts_stay_where_long_ones_move() -> None:
 def test_a_move_has_to_save_the_margin() -> None:
     config, free = HybridConfig("cost", margin=0.9), LinkModel(0.0, 0.0, 1e12)
     made = HybridPolicy(config, calibration(free, SHARED), crowded(), ((1,), (2,)))
-    assert made.decide(1000, 401, EVERYBODY, 0.0).reason == "a move saves less than the margin"
+    assert made.decide(1000, 401, EVERYBODY, 0.0, 1).reason == "a move saves less than the margin"
 
 
 def test_one_token_never_moves_and_a_lost_rank_gets_nothing() -> None:
     made = policy(HybridConfig("move"))
-    assert made.decide(100, 1, EVERYBODY, 0.0).reason == "nothing to decode"
-    alone = made.decide(100, 11, (2,), 0.0)
+    assert made.decide(100, 1, EVERYBODY, 0.0, 1).reason == "nothing to decode"
+    alone = made.decide(100, 11, (2,), 0.0, 2)
     assert (alone.chosen.prefill_rank, alone.chosen.moves, alone.reason) == (2, False, "no free way to another rank")
 
 
@@ -182,25 +186,34 @@ def test_no_ring_of_ranks_that_wait_for_each_other() -> None:
     assert set(made._pairs(cls, everybody, 0.0)) == {(1, 3), (1, 4), (2, 3), (2, 4), (3, 2), (4, 1)}
 
 
-def test_equals_take_turns() -> None:
-    made = policy()
+def test_nothing_but_moves_tells_the_arm_from_the_colocated_one() -> None:
+    """Requests that all stay go where the same router sends them there, whatever has come of the ones before."""
+    slow = policy(link=LinkModel(0.0, 0.0, 1e3))
+    arms = [HybridDispatch(slow, PoolDispatch(LeastOutstanding(), None)), PoolDispatch(LeastOutstanding(), None)]
+    lengths = np.random.default_rng(0).integers(2, 200, (40, 2)).tolist()
     ranks = []
-    for number in range(4):
-        found = made.decide(100, 11, EVERYBODY, 0.0)
-        send(made, number, found)
-        made.first_token(number, found.chosen, 0.0)
-        made.ended(number, found.chosen, 0.0)
-        ranks.append(found.chosen.prefill_rank)
-    assert ranks == [1, 2, 1, 2]
+    for arm in arms:
+        ways = {}
+        for number, (input_len, output_len) in enumerate(lengths):
+            request = Request(number, 0, input_len, output_len)
+            ways[number] = arm.route(request, lambda *roles: EVERYBODY, number / 10)
+            arm.sent(request, ways[number], number / 10)
+            for seen in range(1, output_len // 2):
+                arm.token(request, ways[number], seen, number / 10)
+            if number % 3 == 0:
+                arm.ended(request, ways[number], max(1, output_len // 2) - 1, number / 10)
+        ranks.append([(way.prefill_rank, way.decode_rank) for way in ways.values()])
+    assert ranks[0] == ranks[1]
+    assert set(ranks[0]) == {(1, 1), (2, 2)}
 
 
 def test_the_dispatch_keeps_the_policy_informed() -> None:
     """Whatever comes of them, requests that have ended are on no rank, and nothing of theirs is under way."""
     made = policy(HybridConfig("move"))
-    dispatch = HybridDispatch(made)
+    dispatch = HybridDispatch(made, PoolDispatch(LeastOutstanding(), None))
     for number, num_seen in enumerate((0, 1, 2, 11)):
         request = Request(number, 0, 100, 11)
-        way = dispatch.route(request, lambda *roles: (1, 2) if roles == (Role.HYBRID,) else (), 0.0)
+        way = dispatch.route(request, lambda *roles: (1, 2) if Role.HYBRID in roles else (), 0.0)
         assert (way.prefill_rank, way.decode_rank, way.peer) == (1, 2, 2)
         dispatch.sent(request, way, 0.0)
         assert not made._pairs(RequestClass(1.0, 9, 9), EVERYBODY, 0.0) or made._config.policy == "move"
@@ -228,7 +241,7 @@ def test_a_pool_is_loaded_with_what_is_outstanding() -> None:
 
 
 def test_a_row_tells_the_decision() -> None:
-    found = policy().decide(100, 11, EVERYBODY, 0.0)
+    found = policy().decide(100, 11, EVERYBODY, 0.0, 1)
     row = decision_row(3, 1, Request(7, 0, 100, 11), found)
     assert (row.block, row.request_id, row.attempt, row.moves) == (3, 7, 1, False)
     assert row.stay_s == found.stay.total_s

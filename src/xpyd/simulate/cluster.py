@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 
 from xpyd.economics.moving import UNKNOWN
 from xpyd.request import Request, Stage
-from xpyd.router import RouterConfig
 from xpyd.scheduler.base import NeverFits, Scheduler
 from xpyd.scheduler.sequence import Sequence
 from xpyd.simulate.account import Account, Flight
@@ -49,14 +48,15 @@ class Cluster:
             for index in range(num):
                 number = len(self.instances)
                 costs = StepCosts.of(setup.compute_of(role), setup.slowness(number, width))
-                pool.append(Instance(self, number, index, role, rank, width, costs))
+                place = index if setup.hybrid is None else number
+                pool.append(Instance(self, number, place, role, rank, width, costs))
                 pool[-1].begin_block(self._scheduler(pool[-1]), account)
                 self.instances.append(pool[-1])
                 rank += width
             self.pools.append(pool)
         self.hybrid = HybridRouting(setup.hybrid, setup) if setup.hybrid is not None else None
-        router = setup.router if self.hybrid is None else RouterConfig("round_robin")  # not asked, and keeps no loads
-        self.loads = [Loads(len(pool), router) for pool in self.pools]
+        sizes = map(len, self.pools) if self.hybrid is None else (len(self.instances),)  # then all are one pool
+        self.loads = [Loads(size, setup.router) for size in sizes]
         self.scattered = Scattered(setup.scatters, setup.seed) if setup.scatters else None
         self.beside = Beside(setup.moving, self) if setup.moving != UNKNOWN else None
         self.handoffs = Handoffs(self)
@@ -95,7 +95,9 @@ class Cluster:
     def route(self, flight: Flight, now_ps: int) -> None:
         """Give a request to the instances that the routers pick; it waits where a whole pool is down."""
         if self.hybrid is not None:
-            source, last = (self.instances[number] for number in self.hybrid.route(flight, now_ps))
+            home = self.loads[0].pick(now_ps)
+            assert home is not None, "no outages beside hybrid routing"
+            source, last = (self.instances[number] for number in self.hybrid.route(flight, now_ps, home))
         else:
             first = self.loads[0].pick(now_ps)
             second = self.loads[1].pick(now_ps) if len(self.loads) > 1 else first

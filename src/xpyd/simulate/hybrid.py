@@ -69,10 +69,10 @@ class HybridRouting:
         self.moved: list[int] = []  # prompt lengths
         self.stayed: list[int] = []
 
-    def route(self, flight: Flight, now_ps: int) -> tuple[int, int]:
-        """The instances that prefill and decode a request that comes now."""
+    def route(self, flight: Flight, now_ps: int, home: int) -> tuple[int, int]:
+        """The instances that prefill and decode a request that comes now; ``home``: the colocated arm's choice."""
         now_s = now_ps / PS_PER_S
-        way = self._policy.decide(flight.input_len, flight.output_len, self._present, now_s).chosen
+        way = self._policy.decide(flight.input_len, flight.output_len, self._present, now_s, home).chosen
         self._policy.sent(flight.request_id, flight.input_len, way, now_s)
         self._ways[flight.request_id] = way
         self._flying.add(flight.request_id)

@@ -259,15 +259,16 @@ class Session:
 
     def _dispatch(self, block: Block, placement: Placement) -> Dispatch:
         """Fresh for each block: no arm gains from what another one learnt."""
-        if block.arm == HYBRID:
-            assert self.hybrid is not None, "a hybrid block needs a calibration: trial.write_prediction"
-            pools = self.placement.leaders(Role.PREFILL), self.placement.leaders(Role.DECODE)
-            return HybridDispatch(HybridPolicy(*self.hybrid, pools))
         router, scheduler = self.setup.router, block.scheduler or self.setup.scheduler
         split = bool(placement.ranks(Role.DECODE))
         cached = scheduler.num_kv_blocks if scheduler.prefix_cache else 0
         kv_map = KvMap(self.spec.vocab_size, scheduler.block_size, cached, self.nodes) if router.sees_kv else None
-        return PoolDispatch(router.build(), router.build() if split else None, kv_map)
+        pools = PoolDispatch(router.build(), router.build() if split else None, kv_map)
+        if block.arm != HYBRID:
+            return pools
+        assert self.hybrid is not None, "a hybrid block needs a calibration: trial.write_prediction"
+        leaders = self.placement.leaders(Role.PREFILL), self.placement.leaders(Role.DECODE)
+        return HybridDispatch(HybridPolicy(*self.hybrid, leaders), pools)
 
     def _close_block(
         self, block: Block, part: Client | Worker | Follower, played: Played | None, before: tuple[int, int]

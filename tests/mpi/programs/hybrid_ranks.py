@@ -12,7 +12,7 @@ from collections.abc import Collection
 import numpy as np
 from sessions import make_setup, play
 
-from xpyd.dispatch import Dispatch, HybridDispatch
+from xpyd.dispatch import Dispatch, HybridDispatch, PoolDispatch
 from xpyd.economics.cost import ComputePoint, LinkPoint, fit_compute, fit_link
 from xpyd.economics.scenario import Calibration, RequestClass, Scenario
 from xpyd.hybrid import Decision, HybridConfig, HybridPolicy
@@ -20,6 +20,7 @@ from xpyd.model.spec import ModelSpec
 from xpyd.placement import Placement, PlacementConfig, Role
 from xpyd.records import COLOCATED, HYBRID
 from xpyd.request import Request
+from xpyd.router import LeastOutstanding
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.worker.block import Block
 from xpyd.worker.session import Session
@@ -39,7 +40,7 @@ class Drawn(HybridPolicy):
 
     generator = np.random.default_rng(0)
 
-    def decide(self, input_len: int, output_len: int, present: Collection[int], now_s: float) -> Decision:
+    def decide(self, input_len: int, output_len: int, present: Collection[int], now_s: float, home: int) -> Decision:
         cls = RequestClass(1.0, input_len, output_len)
         moves = [self._move(cls, *pair, now_s) for pair in self._pairs(cls, present, now_s)]
         ways = [self._stay(cls, rank, now_s) for rank in present] + (moves if output_len > 1 else [])
@@ -58,7 +59,8 @@ class DrawingSession(Session):
         scenario = Scenario(MODEL, classes, NUM_REQUESTS, 2, 2, "chunked", *limits, "layerwise", 1 << 20, rate_rps=9.0)
         pools = self.placement.leaders(Role.PREFILL), self.placement.leaders(Role.DECODE)
         calibration = Calibration(fit_compute(points), fit_link(links))
-        return HybridDispatch(Drawn(HybridConfig("cost"), calibration, scenario, pools))
+        policy = Drawn(HybridConfig("cost"), calibration, scenario, pools)
+        return HybridDispatch(policy, PoolDispatch(LeastOutstanding(), None))
 
 
 def main() -> None:
