@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
-from itertools import chain
 from statistics import median
 from typing import Any, TypeVar
 
@@ -124,11 +123,10 @@ def fitted_engine(alone: ComputeModel, calibrations: Sequence[Points]) -> dict[s
     if not any(played):
         rounds = [[(alone, point) for point in own] for points in calibrations for own in points.rounds]
         return {"engine": {}, "scatter": {}, "slowness": [[slowness(own)] for own in rounds]}
-    blocks: defaultdict[str, list[list[ComputePoint]]] = defaultdict(list)
+    by_role: defaultdict[str, list[ComputePoint]] = defaultdict(list)
     for each in played:
         for role, own in each.items():
-            blocks[role].append(own)
-    by_role = {role: list(chain(*own)) for role, own in blocks.items()}
+            by_role[role] += own
     models = {role: fit_engine(alone, own) for role, own in by_role.items()}
     in_run = {role: model.of(alone) for role, model in models.items()}
     return {
@@ -137,14 +135,18 @@ def fitted_engine(alone: ComputeModel, calibrations: Sequence[Points]) -> dict[s
             for role, own in by_role.items()
         },
         "scatter": {
-            role: {name: np.round(each, 4).tolist() for name, each in asdict(scatter(in_run[role], own)).items()}
-            for role, own in blocks.items()
+            role: {name: np.round(each, 4).tolist() for name, each in asdict(scatter(in_run[role], blocks)).items()}
+            for role, blocks in ((role, [_blocks(points, role) for points in calibrations]) for role in by_role)
         },
         "slowness": [
             [slowness([(in_run[role], point) for role, own in each.items() for point in own]) for each in group if each]
             for group in block_groups(calibrations)
         ],
     }
+
+
+def _blocks(points: Points, role: str) -> list[list[ComputePoint]]:
+    return [each[role] for each in points.played if role in each]
 
 
 def block_groups(calibrations: Sequence[Points]) -> list[list[dict[str, list[ComputePoint]]]]:

@@ -152,8 +152,8 @@ def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path:
     assert astuple(costs.engines["decode"]) == pytest.approx((1.25, 1.25), rel=0.02)
     assert content["engine"]["decode"]["step_factor"]["low"] < 1.25 < content["engine"]["decode"]["step_factor"]["high"]
     for own in asdict(costs.scatters["decode"]).values():
-        assert 0.97 < own[0] < own[50] < own[100] < 1.03
-        assert own[50] == pytest.approx(1, abs=0.01)
+        assert 0.97 < own[0] < own[len(own) // 2] < own[-1] < 1.03
+        assert own[len(own) // 2] == pytest.approx(1, abs=0.01)
     with pytest.raises(ValueError, match="made for model tiny, here other"):
         read_calibration(path, ModelSpec("other", 6, 256, 8, 4, 32, 704, 2048))
     with pytest.raises(ValueError, match="cannot be read"):

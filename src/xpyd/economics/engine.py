@@ -16,7 +16,7 @@ import numpy as np
 from xpyd.economics.cost import ComputeModel, ComputePoint
 from xpyd.economics.nnls import nnls
 
-NUM_QUANTILES = 101
+NUM_PARTS = 100
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class EngineModel:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Quantiles, least to greatest, of a step over the usual one; steps with a prompt and without apart."""
+    """A step over the usual one, each of these as likely; steps with a prompt and without apart."""
 
     prefill: tuple[float, ...]
     decode: tuple[float, ...]
@@ -68,19 +68,31 @@ def fit_engine(alone: ComputeModel, played: Sequence[ComputePoint]) -> EngineMod
     return EngineModel(step_factor, prompt_factor if any(prompt for _, prompt in rows) else 1.0)
 
 
-def scatter(model: ComputeModel, blocks: Sequence[Sequence[ComputePoint]]) -> Scatter:
-    """How the steps of each block of a run lie about its median step, by ``model``; (1,) where a kind did not occur.
+def scatter(model: ComputeModel, calibrations: Sequence[Sequence[Sequence[ComputePoint]]]) -> Scatter:
+    """How the steps of each block lie about its median step, by ``model``; (1,) where a kind did not occur.
 
     About that of the block: how the machine's speed changes from block to block is told apart (``economics.drift``).
+    Of each calibration's blocks, means of equal parts from the least to the greatest: a stall seen once in a thousand
+    steps counts as that, where the greatest quantile of a hundred would make it one in a hundred. Of each part, the
+    median over the calibrations: what only one of them saw is a minute of this machine that a run need not see.
     """
-    kinds: dict[bool, list[float]] = {True: [], False: []}
-    for block, kind in product(blocks, kinds):
-        ratios = [point.seconds / step_s(model, point) for point in block if (point.num_prefill_tokens > 0) == kind]
-        if ratios:
-            kinds[kind] += (np.array(ratios) / np.median(ratios)).tolist()
-    shares = np.linspace(0, 1, NUM_QUANTILES)
-    prefill, decode = (tuple(np.quantile(own, shares).tolist()) if own else (1.0,) for own in kinds.values())
+    kinds: dict[bool, list[list[float]]] = {True: [], False: []}
+    for blocks, kind in product(calibrations, kinds):
+        found: list[float] = []
+        for block in blocks:
+            ratios = [point.seconds / step_s(model, point) for point in block if (point.num_prefill_tokens > 0) == kind]
+            if ratios:
+                found += (np.array(ratios) / np.median(ratios)).tolist()
+        if found:
+            kinds[kind].append(_parts(found))
+    prefill, decode = (tuple(np.median(own, axis=0).tolist()) if own else (1.0,) for own in kinds.values())
     return Scatter(prefill, decode)
+
+
+def _parts(values: list[float]) -> list[float]:
+    """Means of ``NUM_PARTS`` equal parts of the values in order; of fewer values, each fills several parts."""
+    repeated = np.repeat(np.sort(values), NUM_PARTS)
+    return repeated.reshape(NUM_PARTS, len(values)).mean(axis=1).tolist()  # type: ignore[no-any-return]
 
 
 def size_of(point: ComputePoint) -> tuple[int, int]:

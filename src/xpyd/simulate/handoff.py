@@ -113,16 +113,32 @@ class Handoffs:
         moving = flight.moving
         assert moving is not None
         moving.computed_ps = now_ps
+        leaves_ps = now_ps if moving.offered else now_ps + self._answer_ps(flight, now_ps)
         self._offer(flight, now_ps)
         encode_ps, _ = self._setup.codec_ps(moving.num_blocks)
         if encode_ps:
-            encoded_ps = self._cluster.instances[flight.prefill].spend(encode_ps, now_ps)
+            leaves_ps = max(leaves_ps, self._cluster.instances[flight.prefill].spend(encode_ps, now_ps))
+        if leaves_ps > now_ps:
             moving.next_share = 1.0
-            self._cluster.agenda.plan(encoded_ps, moving)
+            self._cluster.agenda.plan(leaves_ps, moving)
         else:
             self._final(flight, 1.0, now_ps)
         if self._config.first_token == "prefill":
             self._cluster.first_token(flight, self._cluster.instances[flight.prefill], now_ps)
+
+    def _answer_ps(self, flight: Flight, now_ps: int) -> int:
+        """How long an offer that is made when its prompt is computed takes to be answered, by a peer that has room.
+
+        The peer sees it at its next look, and the source the answer at its own: where prompts wait it computes the next
+        one by then, of whose layers each takes about what one of the step before took.
+        """
+        source, destination = self._cluster.instances[flight.prefill], self._cluster.instances[flight.decode]
+        num_layers = self._setup.spec.num_layers
+        seen_ps = destination.until_look_ps(now_ps, num_layers)
+        if not source.scheduler.num_waiting and not source.scheduler.num_running:
+            return seen_ps
+        layer_ps = max(1, source.last_ps // num_layers)
+        return max(1, -(-seen_ps // layer_ps)) * layer_ps
 
     def take_offers(self, instance: Instance, now_ps: int) -> None:
         """Accept what fits, first come first served."""

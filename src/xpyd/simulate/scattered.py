@@ -34,7 +34,6 @@ class Scattered:
     def _draw(self, role: str, prefill: bool) -> float:
         drawn = self._drawn[role, prefill]
         if not drawn:
-            quantiles = self._scatters[role].prefill if prefill else self._scatters[role].decode
-            at = self._generator.random(NUM_DRAWN) * (len(quantiles) - 1)
-            drawn += np.interp(at, np.arange(len(quantiles)), quantiles).tolist()
+            known = self._scatters[role].prefill if prefill else self._scatters[role].decode
+            drawn += self._generator.choice(known, NUM_DRAWN).tolist()
         return drawn.pop()
