@@ -90,7 +90,9 @@ def listen(mailbox: Mailbox) -> None:
             time.sleep(IDLE_SLEEP_S)
 
 
-def measure(runner: ModelRunner, mailbox: Mailbox, rank: int, batch: int, context: int, num_rounds: int) -> Overhead:
+def measure(
+    runner: ModelRunner, mailbox: Mailbox, rank: int, client: str, batch: int, context: int, num_rounds: int
+) -> Overhead:
     """The worker ``rank``: decode ``batch`` requests behind ``context`` tokens, ``num_rounds`` times anew."""
     config = SchedulerConfig("chunked", batch, 4096, runner.cache.block_size, runner.cache.layout.num_blocks)
     model = _Stopwatch()
@@ -98,7 +100,9 @@ def measure(runner: ModelRunner, mailbox: Mailbox, rank: int, batch: int, contex
 
     def follow_on(*arguments: Any) -> FollowOn:
         follow = ModelRunner.follow_on(runner, *arguments)
-        follow.step = model.around(follow.step)
+        *_, on_layer = arguments
+        if on_layer is None:  # one call of C; else its parts are timed, as those of any other step
+            follow.step = model.around(follow.step)
         return follow
 
     with (
@@ -117,7 +121,7 @@ def measure(runner: ModelRunner, mailbox: Mailbox, rank: int, batch: int, contex
         rounds = [_round(worker, batch, context, model) for _ in range(num_rounds)]
     return Overhead(
         model=runner.spec.name,
-        client="",
+        client=client,
         batch=batch,
         context=context,
         num_steps=num_rounds * ROUND,

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -46,15 +46,14 @@ def measure(models: Sequence[str], dtype: str, num_threads: int, quick: bool, fo
             print(f"{model}: own work, client over {client}", file=sys.stderr, flush=True)
             own = folder / "own" / f"{model}-{client.split()[0]}"
             own.mkdir(parents=True)
-            order = {"model": model, "dtype": dtype, "num_threads": num_threads}
+            order = {"model": model, "client": client, "dtype": dtype, "num_threads": num_threads}
             order["num_rounds"] = QUICK_ROUNDS if quick else ROUNDS
             (own / ORDER).write_text(json.dumps(order))
             command = rank_command(LaunchConfig(args=options), 2, "benchmarks.engine.own", own)
             code = supervise(command, TIMEOUT_S, os.environ | rank_environment(ROOT))
             if code:
                 raise RuntimeError(f"the ranks that measure a worker's own work ended with code {code}")
-            rows = json.loads((own / FOUND).read_text())
-            found += [replace(Overhead(**row), client=client) for row in rows]
+            found += [Overhead(**row) for row in json.loads((own / FOUND).read_text())]
     return found
 
 
@@ -78,11 +77,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _work(mailbox: Mailbox, rank: int, model: str, dtype: str, num_threads: int, num_rounds: int) -> list[Overhead]:
+def _work(
+    mailbox: Mailbox, rank: int, model: str, client: str, dtype: str, num_threads: int, num_rounds: int
+) -> list[Overhead]:
     torch.set_num_threads(num_threads)
     longest = CONTEXT + overhead.MOST_OUTPUTS
     runner = EngineArm(spec_of(model, dtype), num_threads, (longest // BLOCK_SIZE + 2) * max(BATCHES)).runner
-    return [overhead.measure(runner, mailbox, rank, batch, CONTEXT, num_rounds) for batch in BATCHES]
+    return [overhead.measure(runner, mailbox, rank, client, batch, CONTEXT, num_rounds) for batch in BATCHES]
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def test_every_carrier_is_measured_on_loopback(mpirun: Run, tmp_path: Path, num_
 def test_a_workers_own_work_is_measured_between_two_ranks(mpirun: Run, tmp_path: Path) -> None:
     """Every batch, on an MPI as runs have it; no figure is checked here."""
     (tmp_path / own.ORDER).write_text(
-        json.dumps({"model": "tiny", "dtype": "float32", "num_threads": 1, "num_rounds": 1})
+        json.dumps({"model": "tiny", "client": "any", "dtype": "float32", "num_threads": 1, "num_rounds": 1})
     )
     done = mpirun(2, ["-m", "mpi4py", "-m", "benchmarks.engine.own", "--run-folder", str(tmp_path)], 120)
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ import ctypes
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 
@@ -160,16 +161,18 @@ class CompiledSteps:
     def _advance_all(self, step: native.Step, on_layer: Callable[[int], None] | None) -> None:
         decoder, at, num_layers = ctypes.addressof(self._decoder), ctypes.addressof(step), self._spec.num_layers
         if on_layer is None:
-            self.check(self.kernels.xpyd_run(decoder, at))
+            if self.kernels.xpyd_run(decoder, at):
+                self.out_of_memory()
             return
         for layer in range(num_layers + 1):
-            self.check(self._advance(decoder, at, layer))
+            if self._advance(decoder, at, layer):
+                self.out_of_memory()
             if layer < num_layers:
                 on_layer(layer)
 
-    def check(self, failed: int) -> None:
-        if failed:
-            raise MemoryError(f"no memory for attention in a step of {self._room.step.num_rows} tokens")
+    def out_of_memory(self) -> NoReturn:
+        """What C says of a step by a number that is not 0. Raises MemoryError."""
+        raise MemoryError(f"no memory for attention in a step of {self._room.step.num_rows} tokens")
 
     def largest(self) -> tuple[list[int], list[float]]:
         """Of the last step's logits: the token of each row's largest, and what it exceeds the second by."""

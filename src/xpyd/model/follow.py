@@ -39,7 +39,8 @@ class FollowOn:
         self._ledger = compiled.ledger(self._history, self._stamps, message, clock.offset_ns)
         self._at = ctypes.c_void_p(ctypes.addressof(self._ledger))
         again = partial(compiled.kernels.xpyd_again, self._at)
-        self.step: Callable[[], int] = again if on_layer is None else self._by_layers  # ``failed`` where it is not 0
+        self.step: Callable[[], int] = again if on_layer is None else self._by_layers  # not 0: ``out_of_memory``
+        self.out_of_memory = compiled.out_of_memory
         compiled.kernels.xpyd_follow(self._at)
 
     def _by_layers(self) -> int:
@@ -48,10 +49,6 @@ class FollowOn:
         self._compiled.run_again(self._on_layer)
         self._compiled.kernels.xpyd_book(self._at, begin_ns, self._clock.now_ns())
         return 0
-
-    def failed(self) -> None:
-        """Raises MemoryError."""
-        self._compiled.check(True)
 
     def lengthen(self, row: int, table: list[int]) -> bool:
         """The block table of a sequence has grown; False where it has become too wide to stay in its place."""

@@ -39,7 +39,7 @@ class Steady:
         if grown is None or (grown and not self._lengthen(grown)):
             return False
         if self._run():
-            self._follow.failed()
+            self._follow.out_of_memory()
         self._line.send()
         return True
 
