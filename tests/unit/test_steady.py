@@ -22,7 +22,7 @@ from xpyd.scheduler.config import SchedulerConfig
 from xpyd.worker import serving
 from xpyd.worker.desk import Desk
 from xpyd.worker.engine import Engine
-from xpyd.worker.messages import AnyMessage, Cancel, Cancelled, Gone, Message, Submit, Tokens, decode, encode
+from xpyd.worker.messages import AnyMessage, Cancel, Cancelled, Gone, Message, Ready, Submit, Tokens, decode, encode
 from xpyd.worker.serving import ServingWorker
 
 SPEC = ModelSpec("x", 2, 64, 4, 2, 32, 96, 101)
@@ -260,10 +260,14 @@ def test_without_compiled_code_every_step_is_planned(monkeypatch: pytest.MonkeyP
 
 
 class Hand:
-    """An end of the hand-off with a transfer under way while message 20 to 29 is made."""
+    """An end of the hand-off that hears of a transfer at message 20; it is under way until message 29 is made."""
 
     def __init__(self, post: Post) -> None:
         self._post = post
+
+    def handle(self, source: int, message: AnyMessage) -> bool:
+        assert isinstance(message, Ready)
+        return True
 
     @property
     def quiet(self) -> bool:
@@ -281,7 +285,7 @@ def test_short_steps_look_between_layers_only_while_a_hand_off_is_open(
     short_ns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "SHORT_STEP_NS", short_ns)
-    worker, post, _ = worker_of({0: submits(1)})
+    worker, post, _ = worker_of({0: submits(1), 20: [Ready(9, 1)]})
     worker._ends = [*_any(Hand(post))]
     looks: Counter[int] = Counter()
     poll = post.poll

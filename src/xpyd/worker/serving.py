@@ -6,9 +6,12 @@ served here from its first token to its last, the others are handed off once the
 
 from __future__ import annotations
 
+import time
+
 from xpyd.placement import Role
 from xpyd.request import Stage
 from xpyd.scheduler.sequence import Sequence, StepPlan
+from xpyd.units import NS_PER_S
 from xpyd.worker.base import Worker
 from xpyd.worker.desk import Desk
 from xpyd.worker.destination import DestinationEnd
@@ -41,8 +44,12 @@ class ServingWorker(Worker):
         self._destination = destination
         self.pool = pool
         self._ends: list[End] = [end for end in (source, destination, pool) if end is not None]
+        # Whether an end may have something open. Messages and prompts open it: the steps of a stretch need not ask.
+        self._open = False
+        self._look_due_s = 0.0  # when messages are to be looked at within a step
 
     def handle(self, source: int, message: AnyMessage) -> None:
+        self._open = bool(self._ends)
         if isinstance(message, Submit):
             self._take(message)
         elif not any(end.handle(source, message) for end in self._ends):
@@ -72,22 +79,24 @@ class ServingWorker(Worker):
             self._source.take(submit, len(sequence.prompt))
 
     def move(self) -> bool:
-        if not self._ends:
+        if not self._ends or (self._steady is not None and not self._open):
             return False
         if self._ending and self.pool is not None and super().quiet:
             self.pool.close()
         busy = [end for end in self._ends if not end.quiet]  # to progress UCX for nothing costs 1 % of a short step
-        return any([end.move() for end in busy])  # noqa: C419 - every end, whatever the first one did
+        moved = any([end.move() for end in busy])  # noqa: C419 - every end, whatever the first one did
+        self._open = any(not end.quiet for end in busy)
+        return moved
 
     def looks_between_layers(self, step_ns: int) -> bool:
         """While a hand-off is open; with none a message may wait for a short step, of which a look is a part."""
-        if not self._ends:
-            return False
-        return step_ns > SHORT_STEP_NS or not all(end.quiet for end in self._ends)
+        return self._open or (step_ns > SHORT_STEP_NS and bool(self._ends))
 
     def before_run(self, plan: StepPlan) -> None:
+        self._put_look_off()
         if self._source is not None:
             self._source.before_run(plan)
+            self._open |= not self._source.quiet
 
     def finals(self, plan: StepPlan) -> list[Final]:
         return self._source.finals(plan) if self._source is not None else []
@@ -98,10 +107,11 @@ class ServingWorker(Worker):
         self.between_layers()
 
     def between_layers(self) -> None:
-        """Messages and KV move, and a long step is no silence."""
-        if not self._ends:
+        """Messages and KV move, and a long step is no silence. With nothing open a message may wait, see above."""
+        if not self._ends or (not self._open and time.monotonic() < self._look_due_s):
             super().between_layers()
             return
+        self._put_look_off()
         self.receive()
         for end in self._ends:
             if not end.quiet:  # else there is nothing to progress, and a layer is short
@@ -112,6 +122,7 @@ class ServingWorker(Worker):
         self._stamp_ends(outputs, moving, end_ns)
         if self._source is not None:  # first of all: what has not left by now is exposed
             self._source.computed(moving)
+            self._open |= not self._source.quiet
         here = [o for o in outputs if o not in moving]
         self.desk.emit(outputs if self._source is not None and self._source.emits_first else here, end_ns)
         for output in moving:
@@ -123,6 +134,7 @@ class ServingWorker(Worker):
                 self.engine.scheduler.release(sequence)
 
     def cancel(self, request_id: int, attempt: int) -> None:
+        self._open = bool(self._ends)
         if self._mover is not None:
             self._mover.cancelled[request_id] = attempt
         if not any(end.cancel(request_id, attempt) for end in self._ends):
@@ -134,6 +146,7 @@ class ServingWorker(Worker):
             self._destination.fail_stranded()
 
     def drop_peer(self, rank: int) -> None:
+        self._open = bool(self._ends)
         if self._mover is not None:
             self._mover.drop(rank)
 
@@ -157,6 +170,9 @@ class ServingWorker(Worker):
 
     def unfinished(self) -> str:
         return ", ".join([super().unfinished(), *(end.unfinished() for end in self._ends)])
+
+    def _put_look_off(self) -> None:
+        self._look_due_s = time.monotonic() + SHORT_STEP_NS / NS_PER_S
 
     def _stamp_ends(self, outputs: list[Output], moving: list[Output], end_ns: int) -> None:
         for output in outputs:
