@@ -89,8 +89,9 @@ def modeled(compute: ComputeModel, steps: pd.DataFrame) -> pd.Series[float]:
     tokens = steps["num_prefill_tokens"]
     pairs = tokens * (tokens / steps["num_prefill_seqs"].clip(lower=1) + 1) / 2
     decodes = compute.decode_seq_s * steps["num_decode_seqs"] + compute.context_token_s * steps["num_context_tokens"]
-    base_s = compute.base_s - compute.hidden_s * (tokens > 0)
-    return base_s + compute.prefill_token_s * tokens + compute.prefill_pair_s * pairs + decodes
+    chunks_s = compute.prefill_token_s * tokens + compute.prefill_pair_s * pairs
+    spared_s = chunks_s.clip(upper=compute.hidden_s) * (tokens > 0)
+    return compute.base_s - spared_s + chunks_s + decodes
 
 
 def beside_transfers(steps: pd.DataFrame, transfers: pd.DataFrame) -> pd.Series[bool]:

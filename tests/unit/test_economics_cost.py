@@ -181,7 +181,8 @@ def test_fit_finds_what_a_chunk_hides_of_a_step() -> None:
     true = ComputeModel(3e-3, 80e-6, 20e-9, 0.4e-3, 1e-6, 2e-3)
     assert true.step_s(0, 0, 1, 100) == pytest.approx(3.5e-3)
     assert true.step_s(100) == pytest.approx(1e-3 + 8e-3 + 20e-9 * 5050)
-    points = [ComputePoint(true.step_s(n), n) for n in (16, 48, 96, 192, 384)]
+    assert true.step_s(1, 0, 1, 100) == true.step_s(0, 0, 1, 100), "no more than the chunk takes"
+    points = [ComputePoint(true.step_s(n), n) for n in (32, 48, 96, 192, 384)]
     points += [ComputePoint(true.step_s(0, 0, b, b * c), 0, 0, b, b * c) for b in (1, 2, 4, 8) for c in (64, 256)]
     points += [ComputePoint(true.step_s(32, 64, 4, 400), 32, 64, 4, 400)]
     assert astuple(fit_compute(points, hides=True).model) == pytest.approx(astuple(true))
@@ -195,6 +196,9 @@ def test_chunks_of_a_prompt_cost_one_base_each() -> None:
     steps = [model.step_s(4, 0), model.step_s(4, 4), model.step_s(2, 8)]
     assert model.prefill_s(10, chunk_tokens=4) == pytest.approx(sum(steps))
     assert model.prefill_s(10) == pytest.approx(model.step_s(10))
+    hides = replace(model, hidden_s=3e-5)  # of a chunk of 4; one of 2 takes less
+    assert hides.prefill_s(10, 4) == pytest.approx(sum([hides.step_s(4, 0), hides.step_s(4, 4), hides.step_s(2, 8)]))
+    assert hides.prefill_s(10, 4) == pytest.approx(model.prefill_s(10, 4) - 2 * 3e-5 - model.chunk_s(2, 8))
 
 
 def test_no_coefficient_below_zero_and_the_rest_refitted() -> None:

@@ -151,7 +151,7 @@ class ComputeModel:
 
     ``base_s`` (weights read, kernels started) is paid once per step, so a chunk beside decodes pays it no second time.
     ``hidden_s`` of it is not paid in a step with a chunk: weights are read while its rows are computed, as in a
-    roofline. Below zero: a chunk costs that before its first token.
+    roofline, and so no more of it than the chunk takes. Below zero: a chunk costs that before its first token.
     """
 
     base_s: float
@@ -164,6 +164,10 @@ class ComputeModel:
     def chunk_s(self, num_tokens: float, num_cached_tokens: float = 0) -> float:
         """What a prompt chunk adds to a step, and so to the gap of every decode beside it; quadratic through pairs."""
         return self.prefill_token_s * num_tokens + self.prefill_pair_s * _pairs(num_tokens, num_cached_tokens)
+
+    def spared_s(self, chunk_s: float) -> float:
+        """What of a step's base is not paid beside chunks that take so long."""
+        return min(self.hidden_s, chunk_s)
 
     def decode_s(self, num_seqs: float, context_len: float) -> float:
         """What ``num_seqs`` decodes of mean context ``context_len`` add to a step, ``base_s`` not included."""
@@ -178,13 +182,17 @@ class ComputeModel:
     ) -> float:
         """Seconds of one step; arguments as in :class:`ComputePoint`."""
         decodes = self.decode_seq_s * num_decode_seqs + self.context_token_s * num_context_tokens
-        base_s = self.base_s - (self.hidden_s if num_prefill_tokens else 0.0)
-        return base_s + self.chunk_s(num_prefill_tokens, num_cached_tokens) + decodes
+        if not num_prefill_tokens:
+            return self.base_s + decodes
+        chunk_s = self.chunk_s(num_prefill_tokens, num_cached_tokens)
+        return self.base_s - self.spared_s(chunk_s) + chunk_s + decodes
 
     def prefill_s(self, num_tokens: int, chunk_tokens: int | None = None) -> float:
         """A whole prompt alone on a rank: one step, or steps of ``chunk_tokens``, each of which pays its base."""
-        num_steps = 1 if chunk_tokens is None else -(-num_tokens // chunk_tokens)
-        return num_steps * (self.base_s - self.hidden_s) + self.chunk_s(num_tokens)
+        size = chunk_tokens or num_tokens
+        num_whole, last = (num_tokens - 1) // size, (num_tokens - 1) % size + 1
+        spared_s = num_whole * self.spared_s(self.chunk_s(size)) + self.spared_s(self.chunk_s(last, num_tokens - last))
+        return (num_whole + 1) * self.base_s - spared_s + self.chunk_s(num_tokens)
 
 
 @dataclass(frozen=True)

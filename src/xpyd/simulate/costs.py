@@ -32,7 +32,7 @@ class StepCosts:
     base_ps: int
     seq_ps: int
     token_ps: int
-    hidden_ps: int  # of the base, not paid in a step with a prompt chunk
+    hidden_ps: int  # of the base, not paid in a step with chunks, as far as these take so long
 
     @classmethod
     def of(cls, compute: ComputeModel, slowness: float) -> StepCosts:

@@ -93,9 +93,10 @@ class Instance(Event):
                 num_steps = self.lumped.num_steps()
         first_ps = costs.base_ps + costs.seq_ps * batch + costs.token_ps * self._context
         if plan.prefills:
-            first_ps -= costs.hidden_ps
-        for chunk in plan.prefills:
-            first_ps += costs.chunk_ps(chunk.num_tokens, chunk.start)
+            chunks_ps = 0
+            for chunk in plan.prefills:
+                chunks_ps += costs.chunk_ps(chunk.num_tokens, chunk.start)
+            first_ps += chunks_ps - min(costs.hidden_ps, chunks_ps)
         first_ps = first_ps if first_ps > 1 else 1
         if self._owed_ps or self._busy_ps > now_ps:
             first_ps += max(0, self._busy_ps - now_ps) + self._owed_ps
