@@ -23,8 +23,8 @@ from xpyd.units import NS_PER_S
 from xpyd.worker.session import Session
 from xpyd.worker.wire import receive_once, send_once
 
-# (new tokens, tokens cached before them); the last, a large chunk far behind, tells pairs from tokens
-CHUNKS = ((16, 0), (48, 0), (144, 0), (320, 0), (96, 160), (224, 288))
+# (new tokens, tokens cached before them); the last two, large chunks far behind, tell pairs from tokens
+CHUNKS = ((16, 0), (48, 0), (144, 0), (320, 0), (96, 160), (224, 288), (224, 1120))
 DECODES = ((1, 40), (1, 400), (3, 40), (6, 40), (6, 200), (12, 40))  # (sequences, context of each)
 MIXED = ((40, 3, 40), (144, 6, 40))  # (new tokens, sequences, context)
 TRANSFER_BLOCKS = (1, 3, 6, 12, 24, 48, 192)
@@ -46,13 +46,14 @@ def calibrate(session: Session) -> tuple[list[ComputePoint], list[LinkPoint]] | 
 
 
 def _time_steps(runner: ModelRunner, num_blocks: int) -> Iterator[ComputePoint]:
-    """Every point that fits the pool, ``NUM_REPEATS`` times, after one unrecorded round."""
+    """Every point that fits the pool and the model, ``NUM_REPEATS`` times, after one unrecorded round."""
     points = [(new, cached, 0, 0) for new, cached in CHUNKS] + [(0, 0, seqs, length) for seqs, length in DECODES]
     points += [(new, 0, seqs, length) for new, seqs, length in MIXED]
-    size = runner.cache.block_size
+    size, longest = runner.cache.block_size, runner.spec.max_position_embeddings
     for repeat in range(-1, NUM_REPEATS):
         for new, cached, num_seqs, context in points:
-            if num_seqs * -(-context // size) + -(-(new + cached) // size) > num_blocks:
+            num_wanted = num_seqs * -(-context // size) + -(-(new + cached) // size)
+            if num_wanted > num_blocks or max(new + cached, context) > longest:
                 continue
             segments = _segments(size, new, cached, num_seqs, context)
             begin_ns = perf_counter_ns()
