@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from xpyd.slurm import SlurmError
 from xpyd.streams import StreamError
 
 ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+PRINTING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}  # flags that run nothing
+PRESETS = "preset"  # a group that no experiment has a default of
 USER_ERROR = 2
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 USER_ERRORS = (ConfigError, PlacementError, SlurmError, InUseError, StreamError, RunFolderError, FileExistsError)
@@ -43,16 +46,19 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, li
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    OmegaConf.register_new_resolver("groups", lambda _root_: groups(_root_.hydra.runtime.choices), replace=True)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing: the words are ours
     overrides = [word for word in arguments if word.startswith("~") or ("=" in word and not word.startswith("-"))]
     for line in repeated(overrides):
         print(f"note: {line}", file=sys.stderr, flush=True)
     flags = [word for word in arguments if word not in overrides]  # Hydra's parser takes flags only before overrides
+    if PRINTING & set(flags):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ``--help | head``: end as others do whom nobody reads
     sys.argv = [f"python -m experiments.{experiment}", *flags, *overrides]
     codes = [0]
 
     @hydra.main(  # type: ignore[untyped-decorator]
-        version_base="1.3", config_path=str(ROOT / "conf"), config_name=experiment
+        version_base="1.3", config_path=str(CONF), config_name=experiment
     )
     def task(composed: Any) -> None:
         if codes[-1] in INTERRUPTED:
@@ -72,6 +78,15 @@ def compose(experiment: str, arguments: list[str], act: Callable[[Experiment, li
     except (HydraException, OmegaConfBaseException) as error:
         return user_error(explain(error, experiment))
     return max(codes)
+
+
+def groups(chosen: Iterable[str]) -> str:
+    """What ``--help`` says of the groups that an experiment reads, and of presets: a line each, with their options."""
+    own = sorted({group for group in chosen if (CONF / group).is_dir() and not group.startswith("hydra")})
+    return "\n".join(
+        f"{sign}{group}: {', '.join(sorted(path.stem for path in (CONF / group).glob('*.yaml')))}"
+        for group, sign in [*((group, "") for group in own), (PRESETS, "+")]
+    )
 
 
 def settled(config: Experiment) -> Experiment:

@@ -244,7 +244,16 @@ def test_help_and_cfg_are_useful() -> None:
     help_text = plain("compare", "--help").stdout
     for word in ("placement", "workload", "1p1d", "launch.dry_run"):
         assert word in help_text
+    assert "+preset: " in help_text
+    for group in ("claims", "search", "prices"):  # of other experiments: compare does not read them
+        assert f"{group}: " not in help_text
     assert "num_pairs" in plain("compare", "--cfg", "job").stdout
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as nobody:
+        command = [sys.executable, "-m", "experiments.compare", "--help"]
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
 
 
 def test_a_dry_run_prints_the_command_and_starts_nothing(tmp_path: Path) -> None:
