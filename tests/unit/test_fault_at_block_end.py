@@ -15,6 +15,7 @@ from xpyd.faults import ClientLost, FaultConfig
 from xpyd.placement import PlacementConfig, place
 from xpyd.records import LossRow
 from xpyd.router import RoundRobin
+from xpyd.worker import crew as crew_module
 from xpyd.worker.client import Client
 from xpyd.worker.crew import Crew
 from xpyd.worker.desk import Desk
@@ -64,7 +65,7 @@ def crew_of(world: World, patience_s: float) -> tuple[Crew, list[tuple[int, str]
         missed.append((rank, why))
         return f"rank {rank} is lost: {why}"
 
-    return Crew(world, patience_s, note), missed
+    return Crew(world, patience_s, note, lambda ranks, waited_s: None), missed
 
 
 def test_nobody_waits_for_a_rank_that_is_found_lost_meanwhile() -> None:
@@ -87,6 +88,22 @@ def test_who_misses_a_barrier_is_told_of() -> None:
     crew.wait()
     assert missed == [(2, "it did not come to a barrier within 0 s of the client")]
     assert crew.lost == {2: f"rank 2 is lost: {missed[0][1]}"}
+
+
+def test_a_wait_without_a_bound_says_for_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew_module, "NOTE_S", 0.0)
+    world, noted = World(3, {1: [None]}), list[tuple[list[int], float]]()
+
+    def note(ranks: list[int], waited_s: float) -> None:
+        noted.append((ranks, waited_s))
+        if len(noted) == 3:
+            world.inbox[2] = [None]
+
+    crew = Crew(world, 0.0, lambda *_: "lost", note)
+    crew.wait(patient=True)
+    assert [ranks for ranks, _ in noted] == [[2], [2], [2]]
+    assert sorted(waited_s for _, waited_s in noted) == [waited_s for _, waited_s in noted]
+    assert crew.lost == {}
 
 
 class Post:

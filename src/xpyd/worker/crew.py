@@ -16,6 +16,7 @@ from xpyd.worker.pulse import Outcast
 
 TAG = 7003
 SLEEP_S = 1e-3
+NOTE_S = 30.0  # between two notes of a wait without a bound
 
 
 def no_watch() -> None:
@@ -26,13 +27,21 @@ class Crew:
     """Collective to create. ``lost`` says why, by rank; every rank that is left knows it after the next exchange.
 
     ``on_loss`` is called at rank 0 for a rank that an exchange has missed, with the reason and for how long it waited;
-    what it returns is kept as the reason.
+    what it returns is kept as the reason. ``on_wait`` is called there now and then in a wait without a bound, with the
+    ranks that have not come and the seconds so far.
     """
 
-    def __init__(self, comm: Any, patience_s: float, on_loss: Callable[[int, str, float], str]) -> None:
+    def __init__(
+        self,
+        comm: Any,
+        patience_s: float,
+        on_loss: Callable[[int, str, float], str],
+        on_wait: Callable[[list[int], float], None],
+    ) -> None:
         self._comm = comm.Dup()
         self._patience_s = patience_s
         self._on_loss = on_loss
+        self._on_wait = on_wait
         self._replies: list[Any] = []  # until they are complete
         self._ended: set[int] = set()
         self.lost: dict[int, str] = {}
@@ -84,6 +93,7 @@ class Crew:
         values: list[Any] = [value, *[None] * (self._comm.size - 1)]
         missing = set(self.ranks[1:])
         begin_s = time.monotonic()
+        noted_s = begin_s
         while missing:
             for rank in sorted(missing):
                 try:
@@ -97,6 +107,9 @@ class Crew:
                 self._lose(missing, f"it did not come to a barrier within {patience_s:g} s of the client", begin_s)
             attend()
             missing -= self.lost.keys()
+            if missing and patience_s is None and time.monotonic() - noted_s > NOTE_S:
+                noted_s = time.monotonic()
+                self._on_wait(sorted(missing), noted_s - begin_s)
             time.sleep(SLEEP_S)
         return values
 

@@ -79,12 +79,13 @@ class Session:
         self._should_stop = should_stop
         self._launcher = os.getppid()
         self._mailbox = Mailbox(comm)
-        self.crew = Crew(comm, setup.drain_timeout_s, self._missed)
+        self.crew = Crew(comm, setup.drain_timeout_s, self._missed, self._still_loading)
         self._begun: set[tuple[str, bool, SchedulerConfig | None]] = set()  # arms that have had a block
         self._block, self._roles = -1, self.placement.roles  # of the block that is played, or was
         self._tiers = Tiers(setup.scheduler, setup.transfer, self.spec)
         self._quarantine: dict[tuple[int, ...], frozenset[int]] = {}  # blocks by the ranks of the instance
         self._runners = self._make_runners()
+        self.crew.wait(patient=True)  # who has loaded its model sleeps; the collectives below would spin
         here = None if self.rank == CLIENT_RANK else self.placement.instance_of(self.rank)
         self.runner = self._runners.of(here) if here is not None else None
         cache = self.runner.cache if self.runner is not None else None
@@ -326,6 +327,11 @@ class Session:
         self.rows.write(LossRow(self._block, rank, role.value, node, self.clock.now_ns(), silent_s, 0, why))
         self.rows.flush()
         return f"rank {rank} ({role} on {node}) is lost: {why}"
+
+    def _still_loading(self, ranks: list[int], waited_s: float) -> None:
+        """Models may take minutes to load; a rank that hangs there is only found by the launcher's bound."""
+        names = ", ".join(f"rank {rank} on {self.nodes[rank]}" for rank in ranks)
+        print(f"loading models, {waited_s:.0f} s so far: waits for {names}", file=sys.stderr, flush=True)
 
     def _bytes(self) -> tuple[int, int]:
         return self.links.bytes_so_far() if self.links is not None else (0, 0)
