@@ -85,7 +85,7 @@ class Session:
         self._tiers = Tiers(setup.scheduler, setup.transfer, self.spec)
         self._quarantine: dict[tuple[int, ...], frozenset[int]] = {}  # blocks by the ranks of the instance
         self._runners = self._make_runners()
-        self.crew.wait(patient=True)  # who has loaded its model sleeps; the collectives below would spin
+        self._wait_for_models()
         here = None if self.rank == CLIENT_RANK else self.placement.instance_of(self.rank)
         self.runner = self._runners.of(here) if here is not None else None
         cache = self.runner.cache if self.runner is not None else None
@@ -327,6 +327,12 @@ class Session:
         self.rows.write(LossRow(self._block, rank, role.value, node, self.clock.now_ns(), silent_s, 0, why))
         self.rows.flush()
         return f"rank {rank} ({role} on {node}) is lost: {why}"
+
+    def _wait_for_models(self) -> None:
+        """Who has loaded its model sleeps until all have: the collectives that follow would spin."""
+        self.crew.wait(patient=True)
+        if self.crew.lost:
+            raise WorkerError("; ".join(self.crew.lost.values()))
 
     def _still_loading(self, ranks: list[int], waited_s: float) -> None:
         """Models may take minutes to load; a rank that hangs there is only found by the launcher's bound."""
