@@ -234,8 +234,9 @@ def _read_table(folder: Path, table: str, partial: bool) -> pd.DataFrame:
     try:
         if path.exists():
             try:
-                return _frame(in_this_version(pq.read_table(path), table, path))
-            except (pa.ArrowException, OSError) as error:
+                with pq.ParquetFile(path) as file:  # each column in one piece; ``read_table`` scans it in hundreds
+                    return _frame(in_this_version(file.read(), table, path))
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of a column's name
                 if not partial:  # a run killed while it merged still has its streams
                     problem = f"damaged Parquet ({_first_line(error)})"
                     raise RunError(f"{path}: {problem}; restore it or measure again") from None
