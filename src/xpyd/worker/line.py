@@ -11,6 +11,15 @@ from xpyd.mpi import MPI
 NUM_COPIES = 32  # on their way: in shared memory a message has left once the other rank has looked, which may be asleep
 
 
+def has_left(request: Any, note: Callable[[Any], None]) -> bool:
+    """Whether a send is complete; of one to a rank that has ended ``note`` is told, and it is."""
+    try:
+        return bool(request.Test())
+    except MPI.Exception as error:
+        note(error)
+        return True
+
+
 class Line:
     """``note`` is told of every MPI error; what is sent to a rank that has ended is lost without one."""
 
@@ -60,12 +69,5 @@ class Line:
             request.Free()
 
     def _look(self) -> None:
-        while self._left < self._sent and self._has_left(self._copies[self._left % NUM_COPIES][1]):
+        while self._left < self._sent and has_left(self._copies[self._left % NUM_COPIES][1], self._note):
             self._left += 1
-
-    def _has_left(self, request: Any) -> bool:
-        try:
-            return bool(request.Test())
-        except MPI.Exception as error:
-            self._note(error)
-            return True

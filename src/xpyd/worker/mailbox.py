@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from xpyd.mpi import MPI, PROCESS_FAILED
-from xpyd.worker.line import Line
+from xpyd.worker.line import Line, has_left
 from xpyd.worker.messages import AnyMessage, Message, decode, encode
 
 TAG = 7002
@@ -49,7 +49,7 @@ class Mailbox:
             except MPI.Exception as error:
                 self._note(error)
             else:
-                if not self._sent(request):  # a short message mostly has left by now
+                if not has_left(request, self._note):  # a short message mostly has left by now
                     self._sending.append((request, data, rank))
 
     def line(self, rank: int, message: Message) -> Line | None:
@@ -69,7 +69,7 @@ class Mailbox:
     def poll(self) -> Iterable[tuple[int, AnyMessage]]:
         """Every message that is here now, with its sender, in the order of arrival."""
         if self._sending:
-            self._sending = [each for each in self._sending if not self._sent(each[0])]
+            self._sending = [each for each in self._sending if not has_left(each[0], self._note)]
         try:  # as ``_probe``, which most often finds nothing: a step of a small model is so short that a call counts
             found = self._comm.Improbe(ANYBODY, TAG, self._status)
         except MPI.Exception as error:
@@ -87,7 +87,7 @@ class Mailbox:
     def drain(self) -> None:
         """Complete every send; call it when all peers are known to receive, but those given up."""
         while self._sending or not all(line.quiet() for line in self._lines.values()):
-            self._sending = [each for each in self._sending if not self._sent(each[0])]
+            self._sending = [each for each in self._sending if not has_left(each[0], self._note)]
 
     def close(self) -> None:
         for line in self._lines.values():
@@ -122,13 +122,6 @@ class Mailbox:
             self._note(error)
             return False
         return True
-
-    def _sent(self, request: Any) -> bool:
-        try:
-            return bool(request.Test())
-        except MPI.Exception as error:
-            self._note(error)
-            return True
 
     def _note(self, error: MPI.Exception) -> None:
         """Learn which ranks have ended. Raises ``error`` again where it says something else."""
