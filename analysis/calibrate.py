@@ -21,6 +21,7 @@ from analysis.tables import config_columns
 from xpyd.economics.verdict import Interval
 
 FILE = "calibration.yaml"
+FACTORS = ("bytes_per_s", "gain_2", "gain_4", "step_factor", "prompt_factor")  # the others are seconds
 WORDS = {
     "base_s": "a step, before any token",
     "prefill_token_s": "a prompt token",
@@ -31,6 +32,8 @@ WORDS = {
     "alpha_s": "a transfer",
     "gamma_s": "a piece of it",
     "bytes_per_s": "bytes per second",
+    "gain_2": "two transfers at once, bandwidth times that of one",
+    "gain_4": "four, likewise",
     "step_factor": "a step of a run, times it alone",
     "prompt_factor": "a prompt in it, times it alone",
     "receive_step_s": "a decode step while KV lands",
@@ -71,7 +74,7 @@ def parts(content: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
 def coefficient_table(run: Run, rows: list[dict[str, Any]]) -> Table:
     cells = []
     for row in rows:
-        unit = "" if row["coefficient"] in ("bytes_per_s", "step_factor", "prompt_factor") else "s"
+        unit = "" if row["coefficient"] in FACTORS else "s"
         found = interval(Interval(row["low"], row["value"], row["high"]), unit)
         cells.append((row["part"], WORDS[row["coefficient"]], found))
     notes = [

@@ -33,8 +33,8 @@ from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, played_poin
 
 CALIBRATION = "calibration.yaml"
 # 1 had no `moving`, `engine`, `scatter` and `slowness`, and said no version; 2 did not say which blocks were played
-# within seconds of each other.
-VERSION = 3
+# within seconds of each other; 3 had one transfer at a time.
+VERSION = 4
 NUM_RESAMPLES = 200
 LEVEL = 0.95
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,15 @@ def test_a_calibration_knows_steps_link_runs_and_what_moving_costs(
     assert done.returncode == 0, done.stderr
     folder = run_folder(tmp_path, "calibrate")
     content = yaml.safe_load((folder / "calibration.yaml").read_text())
-    assert content["version"] == 3
+    assert content["version"] == 4
     assert set(content["engine"]) == set(content["scatter"]) == {"colocated", "prefill", "decode"}
     assert [len(group) for group in content["slowness"]] == [4], "one for each short block of the round"
     for part in (content["compute"], content["link"], content["moving"], *content["engine"].values()):
         assert all(each["low"] <= each["high"] for each in part.values())
         assert all(each["value"] >= 0 for name, each in part.items() if name != "hidden_s")
+    transfers = json.loads((folder / FILE).read_text())["transfers"]
+    assert {each["concurrency"] for each in transfers} == {1, 2, 4}
+    assert {"gain_2", "gain_4"} < set(content["link"])
     costs = read_calibration(folder / "calibration.yaml", MICRO)
     assert set(costs.engines) == set(costs.scatters) == {"colocated", "prefill", "decode"}
     assert (folder / FILE).exists()

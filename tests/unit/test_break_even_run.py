@@ -152,3 +152,6 @@ def test_a_calibrated_link_is_as_fast_as_the_slower_of_wire_and_software() -> No
     assert at_rate(link, 1.0, 10.0 * share) == dataclasses.replace(link, bytes_per_s=pytest.approx(0.95 * 0.125e9))
     assert at_rate(link, 100.0, 10.0 * share).bytes_per_s == pytest.approx(0.95 * 12.5e9)
     assert at_rate(link, 100.0, 20.0 * share) == link, "no wire kept it back, so no faster one helps"
+    several = dataclasses.replace(link, gain_2=1.2, gain_4=0.8)
+    assert at_rate(several, 100.0) == several
+    assert at_rate(several, 8.8) == dataclasses.replace(several, gain_2=pytest.approx(1.1)), "together no faster either"

@@ -140,6 +140,19 @@ def test_fit_finds_the_link_and_scores_points_it_never_saw() -> None:
     assert held_out.num_points == 1
 
 
+def test_fit_finds_what_transfers_at_once_gain() -> None:
+    """Two share 1 GB/s and move 1.2 between them, four 0.9: 10 MB each, in 1 + 2 * 10 / 1.2 and 1 + 4 * 10 / 0.9 ms."""
+    link = LinkModel(alpha_s=1e-3, gamma_s=0, bytes_per_s=1e9, gain_2=1.2, gain_4=0.9)
+    assert link.transfer_s(10**7, concurrency=2) == pytest.approx(1e-3 + 20e-3 / 1.2)
+    assert link.transfer_s(10**7, concurrency=4) == pytest.approx(1e-3 + 40e-3 / 0.9)
+    assert [link.gain(n) for n in (0.5, 1, 1.5, 2, 3, 4, 9)] == pytest.approx([1, 1, 1.1, 1.2, 1.05, 0.9, 0.9])
+    sizes = [(10**6, 1), (10**7, 1), (10**7, 2), (10**7, 4)]
+    fit = fit_link([LinkPoint(n, 1, link.transfer_s(n, concurrency=c), c) for n, c in sizes])
+    assert astuple(fit.model) == pytest.approx(astuple(link))
+    unknown = fit_link([LinkPoint(n, 1, link.transfer_s(n, concurrency=c), c) for n, c in sizes[:3]])
+    assert (unknown.model.gain_2, unknown.model.gain_4) == (pytest.approx(1.2), pytest.approx(1.2))
+
+
 def test_stalls_count_with_their_mean_and_not_less() -> None:
     link = LinkModel(alpha_s=1e-3, gamma_s=0, bytes_per_s=1e9)
     sizes = [10**4, 10**7] * 2000

@@ -145,16 +145,19 @@ def test_a_lone_request_takes_what_the_formulas_say() -> None:
 
 
 @pytest.mark.parametrize(("num_prefill", "num_decode"), [(2, 1), (1, 2)])
-def test_two_transfers_at_one_end_take_half_the_link_each(num_prefill: int, num_decode: int) -> None:
+@pytest.mark.parametrize("gain", [1.0, 1.25, 0.8])
+def test_two_transfers_at_one_end_take_half_the_link_each(num_prefill: int, num_decode: int, gain: float) -> None:
+    """And more or less than half where both together move more or less than one."""
     placement = PlacementConfig(num_prefill=num_prefill, num_decode=num_decode)
-    two = replace(SETUP, placement=placement, handover=CASES["whole"].handover)
+    link = replace(SETUP.link, gain_2=gain)
+    two = replace(SETUP, placement=placement, handover=CASES["whole"].handover, link=link)
     alone = next(row for row in play(two, [Request(0, 0, 64, 2)])[0] if isinstance(row, TransferRow))
     before = [Request(2, 0, 64, 1)] * (num_prefill == 1)  # both wait for it, and are computed in one step
     rows = play(two, [*before, Request(0, 1000, 64, 2), Request(1, 1000, 64, 2)])[0]
     shared = [row for row in rows if isinstance(row, TransferRow)]
     alpha_ns = 200_000
     assert [row.end_ns - row.begin_ns - alpha_ns for row in shared] == [
-        pytest.approx(2 * (alone.end_ns - alone.begin_ns - alpha_ns), rel=1e-5)
+        pytest.approx(2 / gain * (alone.end_ns - alone.begin_ns - alpha_ns), rel=1e-5)
     ] * 2
 
 

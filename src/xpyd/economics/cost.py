@@ -6,8 +6,9 @@ Payloads are bytes and rates bytes per second here; a link rate in Gb/s comes th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,19 +31,31 @@ def replication(spec: ModelSpec, tensor_parallel: int) -> float:
 class LinkModel:
     """``alpha + gamma * num_descriptors + bytes * replication / bandwidth(concurrency)``.
 
-    ``alpha_s`` is paid once per transfer, ``gamma_s`` per descriptor (one posted piece); transfers under way at the
-    same time share ``bytes_per_s`` equally.
+    ``alpha_s`` is paid once per transfer, ``gamma_s`` per descriptor (one posted piece). Transfers under way at the
+    same time share ``bytes_per_s`` equally, of which two move ``gain_2`` times as much together as one, four or more
+    ``gain_4`` times: below 1 they are in each other's way, above 1 one alone does not fill the link.
     """
 
     alpha_s: float
     gamma_s: float
     bytes_per_s: float
+    gain_2: float = 1.0
+    gain_4: float = 1.0
+
+    def gain(self, concurrency: float) -> float:
+        """What so many transfers at once move together, over what one moves; linear between 1, 2 and 4."""
+        if concurrency <= 1:
+            return 1.0
+        if concurrency <= 2:
+            return 1 + (self.gain_2 - 1) * (concurrency - 1)
+        return self.gain_2 + (self.gain_4 - self.gain_2) * min(concurrency - 2, 2.0) / 2
 
     def wire_s(
         self, num_bytes: float, num_descriptors: int = 1, concurrency: float = 1.0, replication: float = 1.0
     ) -> float:
         """The part of a transfer that grows with its size: all but ``alpha_s``."""
-        return self.gamma_s * num_descriptors + num_bytes * replication * concurrency / self.bytes_per_s
+        share = concurrency / self.gain(concurrency)
+        return self.gamma_s * num_descriptors + num_bytes * replication * share / self.bytes_per_s
 
     def transfer_s(
         self, num_bytes: float, num_descriptors: int = 1, concurrency: float = 1.0, replication: float = 1.0
@@ -112,18 +125,33 @@ class LinkFit:
 def fit_link(points: Sequence[LinkPoint]) -> LinkFit:
     """Alpha, gamma and bandwidth from timed transfers: relative least squares, no coefficient below zero.
 
-    Where all points have as many descriptors, gamma cannot be told from alpha and is 0. Raises ValueError where
-    times do not grow with bytes: then no bandwidth can be seen.
+    From those that had the link for themselves, where there are any; the others say what several at once gain. Where
+    all points have as many descriptors, gamma cannot be told from alpha and is 0. Raises ValueError where times do not
+    grow with bytes: then no bandwidth can be seen.
     """
-    features = np.array([[1.0, p.num_descriptors, p.num_bytes * p.concurrency] for p in points]).reshape(-1, 3)
-    alpha, gamma, per_byte = fit_relative(features, _times(points)).tolist()
+    alone = [p for p in points if p.concurrency == 1] or points
+    features = np.array([[1.0, p.num_descriptors, p.num_bytes * p.concurrency] for p in alone]).reshape(-1, 3)
+    alpha, gamma, per_byte = fit_relative(features, _times(alone)).tolist()
     if per_byte == 0:
         raise ValueError(
             f"{len(points)} link points from {min(p.num_bytes for p in points)} to {max(p.num_bytes for p in points)} "
             "bytes show no time that grows with bytes; measure larger payloads"
         )
     model = LinkModel(alpha, gamma, 1 / per_byte)
+    gain_2 = _gain(model, [p for p in points if p.concurrency == 2], 1.0)
+    gain_4 = _gain(model, [p for p in points if p.concurrency == 4], gain_2)
+    model = replace(model, gain_2=gain_2, gain_4=gain_4)
     return LinkFit(model, score_link(model, points))
+
+
+def _gain(fair: LinkModel, points: Sequence[LinkPoint], unknown: float) -> float:
+    """The median over points of as many transfers at once; ``fair`` has no gain."""
+    if not points:
+        return unknown
+    fixed_s = [fair.alpha_s + fair.gamma_s * p.num_descriptors for p in points]
+    bytes_s = [p.num_bytes * p.concurrency / fair.bytes_per_s for p in points]
+    moving_s = [max(p.seconds - fixed, p.seconds / 10) for p, fixed in zip(points, fixed_s, strict=True)]
+    return median(fair_s / own_s for fair_s, own_s in zip(bytes_s, moving_s, strict=True))
 
 
 def score_link(model: LinkModel, points: Sequence[LinkPoint]) -> Score:

@@ -1,8 +1,9 @@
 """Links with fair share: every rank has one, and transfers under way at the same end share it equally.
 
-A flow gets the smaller of its shares at the source and at the destination, as ``LinkModel`` has it for one link; what
-a slow other end leaves unused is not given away (that would be max-min fairness). ``alpha`` is added at the end,
-descriptors count as the bytes that they delay. A flow may only send what is computed: it is released in parts.
+A flow gets the smaller of its shares at the source and at the destination, as ``LinkModel`` has it for one link, what
+several at once gain or lose included; what a slow other end leaves unused is not given away (that would be max-min
+fairness). ``alpha`` is added at the end, descriptors count as the bytes that they delay. A flow may only send what is
+computed: it is released in parts.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ class Links:
     """All flows. ``handoffs`` hears of it when a last byte has arrived."""
 
     def __init__(self, link: LinkModel, agenda: Agenda, handoffs: Handoffs) -> None:
+        self._link = link
+        self._gains = link.gain_2 != 1.0 or link.gain_4 != 1.0
         self._per_ps = link.bytes_per_s / PS_PER_S
         self._alpha_ps = to_ps(link.alpha_s)
         self._bytes_per_descriptor = link.gamma_s * link.bytes_per_s
@@ -143,7 +146,10 @@ class Links:
         for other in flows:
             source, destination = other.source, other.destination
             ours, theirs = len(source.outgoing) / source.width, len(destination.incoming) / destination.width
-            rate = self._per_ps / (ours if ours > theirs else theirs)
+            sharing = ours if ours > theirs else theirs
+            rate = self._per_ps / sharing
+            if self._gains:
+                rate *= self._link.gain(sharing)
             if other is flow or rate != other.rate:
                 self._settle(other, now_ps)
                 other.rate = rate

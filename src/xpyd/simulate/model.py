@@ -65,13 +65,16 @@ def at_rate(link: LinkModel, link_gbps: float, calibrated_gbps: float | None = N
     """The calibrated link where the wire has another rate.
 
     One that was nearly as fast as its own wire (``calibrated_gbps``) is limited by it, and gets the same share of
-    another. Else, or where that is not known, neither the wire nor the software is outrun.
+    another. Else, or where that is not known, neither the wire nor the software is outrun, by several transfers either.
     """
+    wire = gbps_to_bytes_per_s(link_gbps)
     if calibrated_gbps is not None:
         share = link.bytes_per_s / gbps_to_bytes_per_s(calibrated_gbps)
         if share >= WIRE_BOUND:
-            return replace(link, bytes_per_s=share * gbps_to_bytes_per_s(link_gbps))
-    return replace(link, bytes_per_s=min(link.bytes_per_s, gbps_to_bytes_per_s(link_gbps)))
+            return replace(link, bytes_per_s=share * wire)
+    bytes_per_s = min(link.bytes_per_s, wire)
+    most = max(1.0, wire / bytes_per_s)
+    return replace(link, bytes_per_s=bytes_per_s, gain_2=min(link.gain_2, most), gain_4=min(link.gain_4, most))
 
 
 def read_calibration(path: Path, spec: ModelSpec) -> Costs:

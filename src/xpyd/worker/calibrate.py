@@ -21,7 +21,7 @@ from xpyd.model.runner import ModelRunner, Segment
 from xpyd.placement import Role
 from xpyd.units import NS_PER_S
 from xpyd.worker.session import Session
-from xpyd.worker.wire import receive_once, send_once
+from xpyd.worker.wire import receive_once, receive_together, send_once, send_together
 
 # (new tokens, tokens cached before them); the last two, large chunks far behind, tell pairs from tokens
 CHUNKS = ((16, 0), (48, 0), (144, 0), (320, 0), (96, 160), (224, 288), (224, 1120))
@@ -29,6 +29,8 @@ DECODES = ((1, 40), (1, 400), (3, 40), (6, 40), (6, 200), (12, 40))  # (sequence
 MIXED = ((40, 3, 40), (144, 6, 40))  # (new tokens, sequences, context)
 TRANSFER_BLOCKS = (1, 3, 6, 12, 24, 48, 192)
 MIN_TRANSFER_SIZES = 3
+AT_ONCE = (2, 4)  # transfers, each of as many blocks as
+BLOCKS_AT_ONCE = 24
 MAX_TRANSFER_BYTES = 64 << 20  # larger ones say no more, and take many seconds on a slow link
 NUM_REPEATS = 3
 
@@ -78,9 +80,10 @@ def _segments(size: int, new: int, cached: int, num_seqs: int, context: int) -> 
 
 
 def _time_transfers(session: Session) -> list[LinkPoint]:
-    """Hand-offs of whole block tables between the first prefill and the first decode rank, alone on the link.
+    """Hand-offs of whole block tables between the first prefill and the first decode rank: one at a time, then several.
 
-    With a codec a point is what so many blocks cost: fewer bytes on the wire, and the time to encode and decode them.
+    With a codec a point is what so many blocks cost: fewer bytes on the wire, and the time to encode and decode them,
+    one at a time only.
     """
     placement, transfer = session.placement, session.setup.transfer
     if session.links is None or session.runner is None:
@@ -106,6 +109,33 @@ def _time_transfers(session: Session) -> list[LinkPoint]:
         if seq >= len(sizes):  # the first round warms up
             seconds += 0.0 if codec is None else _codec_s(codec, layout, blocks)
             points.append(LinkPoint(blocks * layout.num_layers * layout.block_bytes, len(plan.destination), seconds))
+    if codec is None:
+        points += _time_together(session, source, destination, len(sizes) * (NUM_REPEATS + 1))
+    return points
+
+
+def _time_together(session: Session, source: int, destination: int, seq: int) -> list[LinkPoint]:
+    """Equal transfers that begin at once, each from and to blocks of its own."""
+    assert session.links is not None
+    assert session.runner is not None
+    transfer, layout, transport = session.setup.transfer, session.runner.cache.layout, session.links.transport
+    room = min(layout.num_blocks, MAX_TRANSFER_BYTES * layout.num_blocks // layout.nbytes)  # in blocks
+    points: list[LinkPoint] = []
+    for repeat in range(-1, NUM_REPEATS):  # -1 warms up
+        for together in AT_ONCE:
+            blocks = min(BLOCKS_AT_ONCE, room // together)
+            if not blocks:
+                continue
+            tables = [range(i * blocks, (i + 1) * blocks) for i in range(together)]
+            plans = [plan_request(layout, table, table, transfer.max_piece_bytes) for table in tables]
+            if session.rank == source:
+                send_together(transport, session.comm, destination, plans, seq, transfer.pieces_in_flight)
+            else:
+                seconds = receive_together(transport, session.comm, source, plans, seq, transfer.pieces_in_flight)
+                num_bytes = blocks * layout.num_layers * layout.block_bytes
+                if repeat >= 0:
+                    points.append(LinkPoint(num_bytes, len(plans[0].destination), seconds, together))
+            seq += together
     return points
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
@@ -58,25 +58,41 @@ def patterns(sweep: WireSweep) -> list[Pattern]:
 
 def send_once(transport: Transport, comm: Any, peer: int, plan: Plan, seq: int, window: int) -> None:
     """The source's side of one timed transfer."""
-    comm.recv(source=peer, tag=GO_TAG)
-    if not transport.capabilities.two_sided:
-        _serve(transport, comm, peer)
-        return
-    flow = SendFlow(transport, peer, plan.source, seq, window, plan.part_ends)
-    flow.release(len(plan.source))
-    _finish(transport, flow, f"sending to rank {peer}")
+    send_together(transport, comm, peer, [plan], seq, window)
 
 
 def receive_once(transport: Transport, comm: Any, peer: int, plan: Plan, seq: int, window: int) -> float:
     """The destination's side; returns the seconds from "go" to the last byte."""
-    if transport.capabilities.two_sided:
-        flow: RecvFlow | ReadFlow = RecvFlow(transport, peer, plan.destination, seq, plan.part_ends)
-    else:
-        flow = ReadFlow(transport, peer, plan.source, plan.destination, window)
+    return receive_together(transport, comm, peer, [plan], seq, window)
+
+
+def send_together(transport: Transport, comm: Any, peer: int, plans: Sequence[Plan], seq: int, window: int) -> None:
+    """As ``send_once``, several transfers at once: ``seq`` and those behind it."""
+    comm.recv(source=peer, tag=GO_TAG)
+    if not transport.capabilities.two_sided:
+        _serve(transport, comm, peer)
+        return
+    flows = []
+    for i, plan in enumerate(plans):
+        flow = SendFlow(transport, peer, plan.source, seq + i, window, plan.part_ends)
         flow.release(len(plan.source))
+        flows.append(flow)
+    _finish(transport, flows, f"sending to rank {peer}")
+
+
+def receive_together(transport: Transport, comm: Any, peer: int, plans: Sequence[Plan], seq: int, window: int) -> float:
+    """The destination's side; returns the seconds from "go" to the last byte of the last of them."""
+    flows: list[RecvFlow | ReadFlow] = []
+    for i, plan in enumerate(plans):
+        if transport.capabilities.two_sided:
+            flows.append(RecvFlow(transport, peer, plan.destination, seq + i, plan.part_ends))
+            continue
+        read = ReadFlow(transport, peer, plan.source, plan.destination, window)
+        read.release(len(plan.source))
+        flows.append(read)
     begin_ns = perf_counter_ns()
     comm.send(None, dest=peer, tag=GO_TAG)
-    _finish(transport, flow, f"receiving from rank {peer}")
+    _finish(transport, flows, f"receiving from rank {peer}")
     seconds = (perf_counter_ns() - begin_ns) / NS_PER_S
     if not transport.capabilities.two_sided:
         comm.send(None, dest=peer, tag=LANDED_TAG)
@@ -161,10 +177,11 @@ def _serve(transport: Transport, comm: Any, peer: int) -> None:
     comm.recv(source=peer, tag=LANDED_TAG)
 
 
-def _finish(transport: Transport, flow: SendFlow | RecvFlow | ReadFlow, what: str) -> None:
+def _finish(transport: Transport, flows: Sequence[SendFlow | RecvFlow | ReadFlow], what: str) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while not flow.done:
+    while left := [flow for flow in flows if not flow.done]:
         transport.progress()
-        flow.advance()
+        for flow in left:
+            flow.advance()
         if time.monotonic() > deadline:
             raise TransportError(f"{what} is not done after {TIMEOUT_S:.0f} s")
