@@ -12,7 +12,9 @@ from analysis.load import load_run
 from tests.mpi.test_experiments import run_folder, tables, tokens_by_arm
 from tests.rdma.conftest import Session
 
-FRAMING = 1.2  # of pieces: headers of packets that hold 4 KiB, acknowledgements, UCX's own messages
+# Times the pieces: headers of packets that hold 4 KiB, acknowledgements, UCX's own messages, and what is sent again as
+# a slow guest acknowledges late (1.27 was seen over ud). Both directions counted as one would be twice.
+FRAMING = 1.9
 
 
 def told(output: str) -> list[dict[str, Any]]:
