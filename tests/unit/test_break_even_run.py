@@ -155,3 +155,5 @@ def test_a_calibrated_link_is_as_fast_as_the_slower_of_wire_and_software() -> No
     several = dataclasses.replace(link, gain_2=1.2, gain_4=0.8)
     assert at_rate(several, 100.0) == several
     assert at_rate(several, 8.8) == dataclasses.replace(several, gain_2=pytest.approx(1.1)), "together no faster either"
+    bound = at_rate(several, 100.0, 10.0 * share)
+    assert (bound.bytes_per_s, bound.gain_2) == (pytest.approx(0.95 * 12.5e9), pytest.approx(1 / 0.95))

@@ -68,11 +68,8 @@ def at_rate(link: LinkModel, link_gbps: float, calibrated_gbps: float | None = N
     another. Else, or where that is not known, neither the wire nor the software is outrun, by several transfers either.
     """
     wire = gbps_to_bytes_per_s(link_gbps)
-    if calibrated_gbps is not None:
-        share = link.bytes_per_s / gbps_to_bytes_per_s(calibrated_gbps)
-        if share >= WIRE_BOUND:
-            return replace(link, bytes_per_s=share * wire)
-    bytes_per_s = min(link.bytes_per_s, wire)
+    share = 0.0 if calibrated_gbps is None else link.bytes_per_s / gbps_to_bytes_per_s(calibrated_gbps)
+    bytes_per_s = share * wire if share >= WIRE_BOUND else min(link.bytes_per_s, wire)
     most = max(1.0, wire / bytes_per_s)
     return replace(link, bytes_per_s=bytes_per_s, gain_2=min(link.gain_2, most), gain_4=min(link.gain_4, most))
 
