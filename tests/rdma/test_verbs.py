@@ -12,9 +12,9 @@ from analysis.load import load_run
 from tests.mpi.test_experiments import run_folder, tables, tokens_by_arm
 from tests.rdma.conftest import Session
 
-# Times the pieces: headers of packets that hold 4 KiB, acknowledgements, UCX's own messages, and what is sent again as
-# a slow guest acknowledges late (1.27 was seen over ud). Both directions counted as one would be twice.
-FRAMING = 1.9
+FRAMING = 1.2  # of pieces: headers of packets that hold 4 KiB, acknowledgements, UCX's own messages
+# UCX sends again over ud what a slow guest acknowledges late: 1.27 was seen. Both directions counted would be twice.
+SENT_AGAIN = 1.9
 
 
 def told(output: str) -> list[dict[str, Any]]:
@@ -35,8 +35,10 @@ def test_the_guest_has_two_active_ports(session: Session) -> None:
     assert output.count("PORT_ACTIVE") == 2
 
 
-@pytest.mark.parametrize(("step", "kind"), [("rc", "rc_verbs"), ("ud", "ud_verbs")])
-def test_pieces_cross_the_wire_whole_and_every_count_agrees(session: Session, step: str, kind: str) -> None:
+@pytest.mark.parametrize(("step", "kind", "at_most"), [("rc", "rc_verbs", FRAMING), ("ud", "ud_verbs", SENT_AGAIN)])
+def test_pieces_cross_the_wire_whole_and_every_count_agrees(
+    session: Session, step: str, kind: str, at_most: float
+) -> None:
     ranks = told(session.step(step))
     assert len(ranks) == 2
     for rank, found in enumerate(ranks):
@@ -44,7 +46,7 @@ def test_pieces_cross_the_wire_whole_and_every_count_agrees(session: Session, st
         assert all(lane.endswith(f"_verbs/rxe{rank}:1") for lane in lanes(found["route"])), "nothing but verbs"
         assert found["mismatches"] == []
         assert found["ledger_bytes"] == found["transport_bytes"]
-        assert found["ledger_bytes"] <= found["port_bytes"] <= FRAMING * found["ledger_bytes"]
+        assert found["ledger_bytes"] <= found["port_bytes"] <= at_most * found["ledger_bytes"]
 
 
 def test_both_arms_of_the_main_job_give_the_same_tokens_over_verbs(session: Session) -> None:
