@@ -96,7 +96,7 @@ def _time_transfers(session: Session) -> list[LinkPoint]:
     wire_share = 1.0 if codec is None else codec.cell_bytes / layout.block_bytes
     points: list[LinkPoint] = []
     sizes = [blocks for blocks in TRANSFER_BLOCKS if blocks <= layout.num_blocks]
-    largest = MAX_TRANSFER_BYTES * layout.num_blocks // layout.nbytes  # in blocks
+    largest = _most_blocks(layout)
     sizes = sizes[:MIN_TRANSFER_SIZES] + [blocks for blocks in sizes[MIN_TRANSFER_SIZES:] if blocks <= largest]
     for seq, blocks in enumerate(sizes * (NUM_REPEATS + 1)):
         sent = range(ceil(blocks * wire_share))
@@ -119,11 +119,10 @@ def _time_together(session: Session, source: int, destination: int, seq: int) ->
     assert session.links is not None
     assert session.runner is not None
     transfer, layout, transport = session.setup.transfer, session.runner.cache.layout, session.links.transport
-    room = min(layout.num_blocks, MAX_TRANSFER_BYTES * layout.num_blocks // layout.nbytes)  # in blocks
     points: list[LinkPoint] = []
     for repeat in range(-1, NUM_REPEATS):  # -1 warms up
         for together in AT_ONCE:
-            blocks = min(BLOCKS_AT_ONCE, room // together)
+            blocks = min(BLOCKS_AT_ONCE, min(layout.num_blocks, _most_blocks(layout)) // together)
             if not blocks:
                 continue
             tables = [range(i * blocks, (i + 1) * blocks) for i in range(together)]
@@ -137,6 +136,11 @@ def _time_together(session: Session, source: int, destination: int, seq: int) ->
                     points.append(LinkPoint(num_bytes, len(plans[0].destination), seconds, together))
             seq += together
     return points
+
+
+def _most_blocks(layout: PoolLayout) -> int:
+    """As many as ``MAX_TRANSFER_BYTES`` hold."""
+    return MAX_TRANSFER_BYTES * layout.num_blocks // layout.nbytes
 
 
 def _codec_s(codec: CellCodec, layout: PoolLayout, num_blocks: int) -> float:
