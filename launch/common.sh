@@ -117,14 +117,15 @@ run_ranks() {
   local code=0 interrupted=1 child
   "$@" &
   child=$!
-  trap 'interrupted=1; XPYD_NEAR_LIMIT=1; kill -USR1 "$child"' USR1
-  trap 'interrupted=1; kill -TERM "$child"' TERM INT
+  trap 'interrupted=1; XPYD_NEAR_LIMIT=1; kill -USR1 "$child" || true' USR1
+  trap 'interrupted=1; kill -TERM "$child" || true' TERM INT
   while ((interrupted)); do # a signal ends `wait` before the child ends
     interrupted=0
     code=0
     wait "$child" || code=$?
   done
-  trap - USR1 TERM INT
+  trap - TERM INT
+  trap '' USR1 # a warning that comes too late must not fail a job that is done
   ((code == 0)) || show_logs "$code"
   return "$code"
 }

@@ -41,7 +41,11 @@ def leave_together(code: int) -> NoReturn:
 
     ``python -m mpi4py`` makes an MPI_Abort of every exit code that is not 0, and the launcher (prterun 5.0.11) can lock
     up when several ranks abort, or end with such a code, at once: they meet in MPI_Finalize, and rank 0 alone has it.
+
+    SIGUSR1 (a time limit is near) means nothing any more. Python puts back what it does by default, which is to end the
+    process, before the process ends; a signal that is ignored stays so.
     """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     rank = MPI.COMM_WORLD.rank
     if code:
         MPI.Finalize()

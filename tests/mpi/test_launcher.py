@@ -1,9 +1,11 @@
-"""The parent of an mpirun: what an earlier, killed one left behind does not end this one."""
+"""The ends of a job: what an earlier, killed mpirun left does not end this one, nor does a signal that comes late."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,8 @@ def test_the_session_of_a_killed_mpirun_is_not_met_again(tmp_path: Path, capfd: 
     environment = {name: value for name, value in os.environ.items() if name not in SESSION_VARIABLES}
     code = supervise([sys.executable, "-c", AFTER_A_KILLED_ONE, *command], 60, {**environment, "TMPDIR": str(tmp_path)})
     assert code == 0, capfd.readouterr().err
+
+
+def test_a_late_warning_does_not_fail_a_rank(mpirun: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = mpirun(1, ["-m", "mpi4py", "-m", "tests.mpi.programs.late_signal"])
+    assert done.returncode == 0, done.stderr
