@@ -83,6 +83,11 @@ class VirtualCluster:
         wait_for(lambda: self.job(job_id, "JobState")[0] in ENDED, f"the end of job {job_id}", timeout)
         return self.job(job_id, "JobState")[0]
 
+    def complete(self, job_id: str, output: Path, timeout: float = 120) -> None:
+        """Wait for the end of a job that must be a success; ``output`` is shown where it is not."""
+        state = self.finish(job_id, timeout)
+        assert state == "COMPLETED", f"job {job_id}: {state}\n{output.read_text()}"
+
 
 def wait_for(condition: Callable[[], object], what: str, timeout: float = 60) -> None:
     deadline = time.monotonic() + timeout

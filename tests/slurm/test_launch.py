@@ -29,7 +29,7 @@ def test_srun_gives_one_world(cluster: VirtualCluster, ready: Path, monkeypatch:
 
 def test_sbatch_places_client_and_workers(cluster: VirtualCluster, ready: Path) -> None:
     job = cluster.submit(ready, "-N", "3", "launch/slurm.sbatch", "hello", "model=tiny", "note='two words'")
-    assert cluster.finish(job) == "COMPLETED"
+    cluster.complete(job, ready / f"xpyd-{job}.out")
     said = hello((ready / f"xpyd-{job}.out").read_text())
     assert said["nodes"] == ["n1", "n1", "n2", "n3"]
     assert said["local"] == [2, 2, 1, 1]
@@ -42,7 +42,7 @@ def test_sbatch_places_client_and_workers(cluster: VirtualCluster, ready: Path) 
 def test_more_workers_per_node(cluster: VirtualCluster, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cluster.env, "XPYD_WORKERS_PER_NODE", "2")
     job = cluster.submit(ready, "-N", "2", "launch/slurm.sbatch", "hello")
-    assert cluster.finish(job) == "COMPLETED"
+    cluster.complete(job, ready / f"xpyd-{job}.out")
     assert hello((ready / f"xpyd-{job}.out").read_text())["nodes"] == ["n1", "n1", "n1", "n2", "n2"]
 
 
@@ -76,7 +76,7 @@ def test_time_nearly_up_reaches_the_ranks(cluster: VirtualCluster, ready: Path) 
     output = ready / f"xpyd-{job}.out"
     wait_for(lambda: output.exists() and "hello" in output.read_text(), "rank 0")
     cluster.run("scancel", "--batch", "--signal=USR1", job)
-    assert cluster.finish(job) == "COMPLETED"
+    cluster.complete(job, output)
     assert "signals 1" in output.read_text()
 
 
@@ -106,7 +106,7 @@ def test_a_dead_node_requeues_the_job(cluster: VirtualCluster, ready: Path) -> N
         wait_for(lambda: output.read_text().count("hello") == 2, "rank 0 of the second attempt", timeout=120)
         assert '"nodes": ["n1", "n1", "n2", "n4"]' in output.read_text()
         cluster.run("scancel", "--batch", "--signal=USR1", job)
-        assert cluster.finish(job) == "COMPLETED"
+        cluster.complete(job, output)
     finally:
         cluster.call("boot", "n3")
 
@@ -126,13 +126,13 @@ def test_mpirun_across_nodes(cluster: VirtualCluster, ready: Path, monkeypatch: 
 
 def test_one_world_over_two_partitions(cluster: VirtualCluster, ready: Path) -> None:
     job = cluster.submit(ready, "launch/slurm_het.sbatch", "hello", "model=tiny")
-    assert cluster.finish(job, timeout=180) == "COMPLETED"
+    cluster.complete(job, ready / f"xpyd-{job}.out", timeout=180)
     said = hello((ready / f"xpyd-{job}.out").read_text())
     assert said["nodes"] == ["n1", "n1", "n3"], "client and prefill on the first partition, decode on the second"
     assert said["arguments"] == ["model=tiny"]
     sizes = ["-p", "prefill", "-N", "2", ":", "-p", "decode", "-N", "2"]
     job = cluster.submit(ready, *sizes, "launch/slurm_het.sbatch", "hello")
-    assert cluster.finish(job, timeout=180) == "COMPLETED"
+    cluster.complete(job, ready / f"xpyd-{job}.out", timeout=180)
     assert hello((ready / f"xpyd-{job}.out").read_text())["nodes"] == ["n1", "n1", "n2", "n3", "n4"]
 
 

@@ -22,7 +22,7 @@ if "fail" in sys.argv and comm.rank == comm.size - 1:
     raise RuntimeError("planted failure")
 if "die" in sys.argv and comm.rank == comm.size - 1:
     os._exit(3)  # without a word to MPI
-while "wait" in sys.argv and not comm.allreduce(len(nearly_over)):
+while "wait" in sys.argv and not comm.allreduce(len(nearly_over), MPI.MIN):  # until the signal has reached every rank
     time.sleep(0.02)
 if comm.rank == 0:
     print(f"signals {len(nearly_over)}", flush=True)
