@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xpyd.calibration import alike
 from xpyd.economics.cost import ComputeModel, ComputePoint
 from xpyd.economics.engine import EngineModel, Scatter, fit_engine, scatter, step_s
 from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, played_points
@@ -37,6 +38,20 @@ def test_a_known_engine_is_found_though_steps_stall() -> None:
     assert fit_engine(ALONE, decodes).prompt_factor == 1.0
     assert fit_engine(ALONE, []) == EngineModel()
     assert EngineModel().of(ALONE) == ALONE
+
+
+def test_prompts_are_fitted_together_whichever_role_computes_them() -> None:
+    """A slow minute under one of the two must not look like its role."""
+    prompts = [point for point in planted() if point.num_prefill_tokens]
+    decodes = [point for point in planted() if not point.num_prefill_tokens]
+    slow = [replace(point, seconds=1.2 * point.seconds) for point in prompts]
+    groups = alike({"colocated": prompts + decodes, "decode": decodes, "prefill": slow})
+    assert list(groups) == ["colocated", "decode", "prefill"]
+    assert groups["decode"] == decodes
+    engine = fit_engine(ALONE, groups["prefill"])
+    assert fit_engine(ALONE, groups["colocated"]) == engine
+    assert engine.prompt_factor == pytest.approx(1.1 * ENGINE.prompt_factor, rel=0.05)
+    assert engine.step_factor == pytest.approx(ENGINE.step_factor, rel=0.05)
 
 
 def test_the_scatter_holds_the_stalls() -> None:
