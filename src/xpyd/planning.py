@@ -37,7 +37,7 @@ from xpyd.simulate.costs import PS_PER_S
 from xpyd.simulate.hybrid import hybrid_for, threshold
 from xpyd.simulate.model import Costs
 from xpyd.simulate.setup import Setup
-from xpyd.simulation import costs_of, on_link, origin, setup_of
+from xpyd.simulation import at_home, costs_of, on_link, origin, setup_of
 
 AS_ASKED = ""  # the axis of the question itself
 LINK, LENGTH = "link_gbps", "input_len"
@@ -49,7 +49,8 @@ def run_plan(config: Plan, job: Job) -> None:
     spec = resolve_spec(config.model)
     measured = _measured_codecs(config)
     ways = candidates(config.plan, spec.num_params() * spec.dtype_bytes, measured)
-    costs = costs_of(config)
+    measured_costs = costs_of(config)
+    costs = at_home(config, measured_costs)
     labels = ["modeled", costs.label]
     labels += ["codecs assumed"] * bool(config.plan.codecs) + ["codecs measured elsewhere"] * bool(measured)
     job.run_dir.write_json("environment.json", {**lone_environment(ROOT, []), "labels": labels})
@@ -68,7 +69,7 @@ def run_plan(config: Plan, job: Job) -> None:
                 job.say("stopped on request: what was played is kept")
                 return
         _freeze(config, costs, labels, asked, job)
-        for axis, value, varied, varied_costs in _variants(config, costs):
+        for axis, value, varied, varied_costs in _variants(config, costs, measured_costs):
             for way in _best(sustained):
                 climbed = _climb(varied, varied_costs, way, axis, value)
                 _keep(rows, climbed)
@@ -93,10 +94,10 @@ def _best(sustained: Mapping[Candidate, float]) -> Iterator[Candidate]:
             yield max(kind, key=lambda way: sustained[way])
 
 
-def _variants(config: Plan, costs: Costs) -> Iterator[tuple[str, float, Plan, Costs]]:
-    """The question on another link, or with prompts of another length."""
+def _variants(config: Plan, costs: Costs, measured: Costs) -> Iterator[tuple[str, float, Plan, Costs]]:
+    """The question on another link (from what was ``measured``), or with prompts of another length."""
     for gbps in config.plan.link_gbps:
-        yield LINK, gbps, config, on_link(config, costs, gbps)
+        yield LINK, gbps, config, on_link(config, measured, gbps)
     for input_len in config.plan.input_lens:
         yield LENGTH, float(input_len), replace(config, workload=replace(config.workload, input_len=input_len)), costs
 

@@ -36,7 +36,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 
 def run_simulation(config: Simulate, job: Job) -> None:
     """Play every block and write rows, ``simulated.json`` (sums of every block) and environment.json."""
-    costs = costs_of(config)
+    costs = at_home(config, costs_of(config))
     options = config.simulate
     arms = (COLOCATED, DISAGGREGATED) if options.arms == "compare" else (_lone_arm(config),)
     labels = ["modeled", costs.label]
@@ -84,6 +84,15 @@ def origin(config: Simulate, costs: Costs) -> dict[str, Any]:
         "costs": asdict(costs),
         "calibration": None if path is None else {"path": str(Path(path).absolute()), HASH: file_hash(Path(path))},
     }
+
+
+def at_home(config: Simulate, costs: Costs) -> Costs:
+    """On the wire of ``fabric.rate_gbps``: as calibrated, unless that was done with another rate."""
+    gbps = config.fabric.rate_gbps
+    if costs.made_gbps in (None, gbps):
+        return costs
+    label = f"{costs.label}, its link taken from {costs.made_gbps:g} to {gbps:g} Gb/s"
+    return replace(on_link(config, costs, gbps), label=label)
 
 
 def on_link(config: Simulate, costs: Costs, link_gbps: float) -> Costs:

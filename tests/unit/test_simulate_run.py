@@ -24,8 +24,8 @@ from xpyd.entry import Job
 from xpyd.model.spec import ModelSpec
 from xpyd.run_dir import RunDir
 from xpyd.simulate.config import MachineConfig
-from xpyd.simulate.model import closed_form, read_calibration
-from xpyd.simulation import costs_of, run_simulation, setup_of
+from xpyd.simulate.model import EMULATED, closed_form, read_calibration
+from xpyd.simulation import at_home, costs_of, run_simulation, setup_of
 
 COMPUTE = ComputeModel(2e-3, 1e-4, 3e-8, 3e-4, 1e-6, 5e-4)
 LINK = LinkModel(2e-4, 1e-5, 1e9)
@@ -189,6 +189,22 @@ def test_a_file_of_before_moving_was_measured_still_loads(tmp_path: Path) -> Non
         costs_of(load_config(composed(simulate={"calibration": str(path), "scatter": True})))
     path.write_text(yaml.safe_dump({**old, "moving": None, "slowness": [1.0]}))  # version 2, no room for a hand-off
     assert (read_calibration(path, TINY).moving, read_calibration(path, TINY).slowness) == (UNKNOWN, ())
+
+
+def test_a_calibrated_link_is_taken_to_the_rate_that_is_asked_for(tmp_path: Path) -> None:
+    """As emulated, it fills a wire of any rate; without an override it stays as it was measured."""
+    content = {"conditions": {"model": "tiny", "rate_gbps": 10.0, "labels": [EMULATED]}, **fitted([points()])}
+    content["link"]["bytes_per_s"]["value"] = 1.2e9  # of 1.25e9
+    path = tmp_path / "calibration.yaml"
+    path.write_text(yaml.safe_dump(content))
+    found = []
+    for gbps in (10.0, 0.5):
+        config = load_config(composed(simulate={"calibration": str(path)}, fabric={"name": "tcp", "rate_gbps": gbps}))
+        assert isinstance(config, Simulate)
+        costs = at_home(config, costs_of(config))
+        found.append((costs.link.bytes_per_s, costs.label))
+    assert found[0] == (1.2e9, "calibrated")
+    assert found[1] == (pytest.approx(6e7), "calibrated, its link taken from 10 to 0.5 Gb/s")
 
 
 def test_steps_scatter_where_they_are_told_to_or_where_the_calibration_says_how(tmp_path: Path) -> None:

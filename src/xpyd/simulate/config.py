@@ -33,7 +33,8 @@ class SimulateConfig:
     ``arms``: compare plays both arms of every pair, serve the placement as it is. ``num_requests`` of a block, where
     it is more than workload.num_requests: runs of that many requests follow each other, so memory stays flat.
     ``calibration``: a file of ``experiments.calibrate``; without one, step times follow from the model and ``machine``,
-    and the link has fabric.rate_gbps. ``speeds``: of each instance, relative to the step model, repeated in turn.
+    and the link has fabric.rate_gbps. One made with another fabric.rate_gbps has its link taken to this one.
+    ``speeds``: of each instance, relative to the step model, repeated in turn.
     ``scatter``: steps are not all as long as the model says, but lie about it as those of the calibration did; slower.
     None: where the calibration says how.
     ``tp_efficiency``: an instance of w ranks is w times this share as fast as one.

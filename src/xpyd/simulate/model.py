@@ -31,7 +31,8 @@ class Costs:
     seconds of each other: how even the machine was.
     ``engines``: what a step of each role takes in a run, from what it takes alone (``compute``); ``scatters``: how such
     steps lay about that. Both empty where nothing was played.
-    ``calibrated_gbps``: the rate of the emulated wire that the link was calibrated on, if it was one.
+    ``made_gbps``: fabric.rate_gbps of the calibration, if there was one; ``calibrated_gbps``: the same, if its wire was
+    emulated, and so had that rate.
     """
 
     compute: ComputeModel
@@ -39,6 +40,7 @@ class Costs:
     label: str
     moving: MovingModel = UNKNOWN
     slowness: tuple[tuple[float, ...], ...] = ()
+    made_gbps: float | None = None
     calibrated_gbps: float | None = None
     engines: Mapping[str, EngineModel] = field(default_factory=dict)
     scatters: Mapping[str, Scatter] = field(default_factory=dict)
@@ -81,7 +83,8 @@ def read_calibration(path: Path, spec: ModelSpec) -> Costs:
         conditions = content["conditions"]
         made_for = conditions["model"]
         # Of a real wire the configured rate is often a guess, of an emulated one it is what was asked for.
-        wire_gbps = conditions.get("rate_gbps") if EMULATED in conditions.get("labels", ()) else None
+        made_gbps = conditions.get("rate_gbps")
+        wire_gbps = made_gbps if EMULATED in conditions.get("labels", ()) else None
         compute = ComputeModel(**{name: float(found["value"]) for name, found in content["compute"].items()})
         link = LinkModel(**{name: float(found["value"]) for name, found in content["link"].items()})
         measured = content.get("moving")  # none in files of before it was measured
@@ -111,4 +114,4 @@ def read_calibration(path: Path, spec: ModelSpec) -> Costs:
             f"simulate.calibration={path}: made for model {made_for}, here {spec.name}; calibrate this one"
         )
     label = "calibrated" if measured else "calibrated, but for what moving KV costs the steps beside it"
-    return Costs(compute, link, label, moving, tuple(groups), wire_gbps, engines, scatters)
+    return Costs(compute, link, label, moving, tuple(groups), made_gbps, wire_gbps, engines, scatters)
