@@ -30,7 +30,7 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
         root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
         options = [*root, "--oversubscribe", "--bind-to", "none", "--mca", "pml", "ob1", "-n", str(num_ranks)]
         command = [program, *options, sys.executable, *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}", "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
 
     return start
