@@ -285,6 +285,7 @@ def test_short_steps_look_between_layers_only_while_a_hand_off_is_open(
     short_ns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "SHORT_STEP_NS", short_ns)
+    monkeypatch.setattr(serving, "LOOK_NS", short_ns)
     worker, post, _ = worker_of({0: submits(1), 20: [Ready(9, 1)]})
     worker._ends = [*_any(Hand(post))]
     looks: Counter[int] = Counter()

@@ -22,7 +22,8 @@ from xpyd.worker.mover import Mover
 from xpyd.worker.pool import PoolEnd
 from xpyd.worker.source import SourceEnd
 
-SHORT_STEP_NS = 5_000_000  # so long a message may wait for a step to end
+SHORT_STEP_NS = 5_000_000  # so long a message may wait for a step to end,
+LOOK_NS = 2_000_000  # and so long within a longer one, with no hand-off open
 
 
 class ServingWorker(Worker):
@@ -107,7 +108,7 @@ class ServingWorker(Worker):
         self.between_layers()
 
     def between_layers(self) -> None:
-        """Messages and KV move, and a long step is no silence. With nothing open a message may wait, see above."""
+        """Messages and KV move, and a long step is no silence. With nothing open a message may wait a little."""
         if not self._ends or (not self._open and time.monotonic() < self._look_due_s):
             super().between_layers()
             return
@@ -172,7 +173,7 @@ class ServingWorker(Worker):
         return ", ".join([super().unfinished(), *(end.unfinished() for end in self._ends)])
 
     def _put_look_off(self) -> None:
-        self._look_due_s = time.monotonic() + SHORT_STEP_NS / NS_PER_S
+        self._look_due_s = time.monotonic() + LOOK_NS / NS_PER_S
 
     def _stamp_ends(self, outputs: list[Output], moving: list[Output], end_ns: int) -> None:
         for output in outputs:
