@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from analysis.intervals import bootstrap_mean, covers_zero
+from analysis import intervals
+from analysis.intervals import bootstrap_difference, bootstrap_mean, covers_zero
 from xpyd.economics.verdict import Interval
 
 
@@ -45,3 +47,28 @@ def test_pairs_without_a_value_do_not_count() -> None:
 def test_the_same_rows_give_the_same_interval() -> None:
     values = [1.0, 5.0, 2.0, 8.0, 3.0, 2.5]
     assert bootstrap_mean(values) == bootstrap_mean(values)
+
+
+@pytest.mark.parametrize("size", [5, 9, 40])
+def test_the_bootstrap_is_the_one_of_scipy(size: int) -> None:
+    generator = np.random.default_rng(size)
+    ours, theirs = generator.lognormal(size=size), generator.normal(size=5)
+
+    def scipys(*samples: np.ndarray) -> tuple[float, float]:
+        fewest = min(map(len, samples))
+        z = np.sqrt(fewest / (fewest - 1)) * stats.t.ppf(0.975, fewest - 1)
+        found = stats.bootstrap(
+            samples,
+            lambda a, b=None, axis=-1: np.mean(a, axis) - (0 if b is None else np.mean(b, axis)),
+            confidence_level=1 - 2 * stats.norm.cdf(-z),
+            n_resamples=intervals.NUM_RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng(intervals.SEED),
+        ).confidence_interval
+        return float(found.low), float(found.high)
+
+    for found, expected in (
+        (bootstrap_mean(ours), scipys(ours)),
+        (bootstrap_difference(ours, theirs), scipys(ours, theirs)),
+    ):
+        assert (found.low, found.high) == pytest.approx(expected, rel=1e-12)
