@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from analysis.load import Run
 from analysis.tokens import Tokens
-from xpyd.metrics import places
+from xpyd.metrics import places, stretches
 
 ROUNDING_MARGIN = 1e-3
 PAIR_KEY = ["pair", "request_id"]
@@ -84,12 +84,13 @@ def _first_difference(
     """The index of the first token that differs, or that one arm lacks; -1 where none does."""
     token_id = run.tables["tokens"]["token_id"].to_numpy()
     shared = np.minimum(tokens.counts[ours], tokens.counts[theirs])
-    a, b = (token_id[tokens.order[places(tokens.starts[rows], shared)]] for rows in (ours, theirs))
     found = np.where(tokens.counts[ours] == tokens.counts[theirs], -1, shared)
-    differing = np.flatnonzero(a != b)
-    ends = np.cumsum(shared)
-    request, where = np.unique(np.searchsorted(ends, differing, side="right"), return_index=True)
-    found[request] = differing[where] - (ends - shared)[request]
+    for first, last in stretches(np.concatenate(([0], np.cumsum(shared)))):
+        counts, ends = shared[first:last], np.cumsum(shared[first:last])
+        a, b = (token_id[tokens.order[places(tokens.starts[rows[first:last]], counts)]] for rows in (ours, theirs))
+        differing = np.flatnonzero(a != b)
+        request, where = np.unique(np.searchsorted(ends, differing, side="right"), return_index=True)
+        found[first + request] = differing[where] - (ends - counts)[request]
     return found
 
 

@@ -75,9 +75,11 @@ class Sides:
 
     def ledgers(self) -> pd.DataFrame:
         """The ledger lines (columns, seconds per request) of each pair (rows)."""
+        pairs = self.colocated.index.intersection(self.other.index)
+        arms = [arm.loc[pairs, STAGE_TIMES].to_numpy() for arm in (self.colocated, self.other)]
         rows = {}
-        for pair in self.colocated.index.intersection(self.other.index):
-            made = make_ledger(*(ArmTimes(*arm.loc[pair, STAGE_TIMES]) for arm in (self.colocated, self.other)))
+        for pair, *times in zip(pairs, *arms, strict=True):
+            made = make_ledger(*(ArmTimes(*own) for own in times))
             rows[pair] = {name: getattr(made, name) for name in LEDGER_LINES}
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(LEDGER_LINES), dtype="float64")
 
@@ -149,31 +151,32 @@ class Comparison:
 
     def sides_of(self, length: str, base: str, other: str) -> Sides:
         """The same for any two arms; the pairs are those of ``sides``."""
-        asked = length, base, other
+        paired = self.pairs[other if other in self.pairs else DISAGGREGATED]
+        asked = length if paired else OVERALL, base, other  # without a pair every length has nothing
         if asked not in self._sides:
-            self._sides[asked] = self._find_sides(length, base, other)
+            self._sides[asked] = self._find_sides(*asked, paired)
         return self._sides[asked]
 
-    def _find_sides(self, length: str, base: str, other: str) -> Sides:
-        chosen = self.requests[self.requests["pair"].isin(self.pairs[other if other in self.pairs else DISAGGREGATED])]
+    def _find_sides(self, length: str, base: str, other: str, pairs: Sequence[int]) -> Sides:
+        requests, blocks = self.requests, self.run.tables["blocks"]
+        chosen = requests["pair"].isin(pairs)
         if length != OVERALL:
-            chosen = chosen[chosen["length"] == length]
-        finished = chosen[chosen["status"] == "finished"]
-        played = {arm: finished[finished["arm"] == arm] for arm in (base, other)}
-        both = [pd.MultiIndex.from_frame(requests[["pair", "request_id"]]) for requests in played.values()]
-        found = []
-        for arm, requests in played.items():
-            timed = requests[both[0].isin(both[1])] if arm == base else requests[both[1].isin(both[0])]
-            found.append(
-                block_statistics(
-                    offered=chosen[chosen["arm"] == arm],
-                    timed=timed,
-                    gaps=self.tokens.gaps,
-                    blocks=self.run.tables["blocks"].query("arm == @arm"),
-                    slo=self.run.config["slo"],
-                    num_workers=num_workers(self.run),
-                )
+            chosen &= requests["length"] == length
+        offered = [requests[chosen & (requests["arm"] == arm)] for arm in (base, other)]
+        finished = [own[own["status"] == "finished"] for own in offered]
+        keys = [pd.MultiIndex.from_frame(own[["pair", "request_id"]]) for own in finished]
+        timed = [finished[0][keys[0].isin(keys[1])], finished[1][keys[1].isin(keys[0])]]
+        found = [
+            block_statistics(
+                offered=offered[side],
+                timed=timed[side],
+                gaps=self.tokens.gaps,
+                blocks=blocks[blocks["arm"] == arm],
+                slo=self.run.config["slo"],
+                num_workers=num_workers(self.run),
             )
+            for side, arm in enumerate((base, other))
+        ]
         return Sides(*found)
 
     def net_against(self, base: str, other: str) -> Interval:

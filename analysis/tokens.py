@@ -6,6 +6,7 @@ is whole: a token's place follows from its request and its index.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -51,35 +52,55 @@ def order_tokens(run: Run) -> Tokens:
     """All tokens of offered requests, in request order."""
     requests, table = run.tables["requests"], run.tables["tokens"]
     request = _request_of(requests, table)
-    counts = np.bincount(request[request >= 0], minlength=len(requests))
-    starts = np.concatenate(([0], np.cumsum(counts)))
+    counts = np.zeros(len(requests) + 1, dtype=np.int64)
+    for part in _parts(len(request)):
+        counts += np.bincount(request[part], minlength=len(counts))
+    starts = np.concatenate(([0], np.cumsum(counts[:-1])))
     order = _order(request, table["index"].to_numpy(), starts)
-    origins = requests["block"].map(run.tables["stages"].groupby("block")["t_ns"].min())
-    since_ns = table["t_ns"].to_numpy()[order]
-    since_ns -= np.repeat(origins.fillna(0).to_numpy(dtype=np.int64), counts)  # int64: a float would round such stamps
-    at_ns = since_ns.astype(np.float64)
-    if origins.isna().any():
-        at_ns[np.repeat(origins.isna().to_numpy(), counts)] = np.nan
-    return Tokens(starts, order, at_ns)
+    return Tokens(starts, order, _since_begin_ns(run, starts, order))
 
 
-def _request_of(requests: pd.DataFrame, table: pd.DataFrame) -> NDArray[np.int64]:
-    """The request (row) of each token; -1 for one that was never offered."""
+def _parts(num_rows: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + metrics.PART, num_rows)) for begin in range(0, num_rows, metrics.PART))
+
+
+def _request_of(requests: pd.DataFrame, table: pd.DataFrame) -> NDArray[np.int32]:
+    """The request (row) of each token; ``len(requests)`` for one that was never offered."""
     width = max((int(frame["request_id"].max()) + 1 for frame in (requests, table) if len(frame)), default=1)
-    offered, owner = (frame["block"].to_numpy() * width + frame["request_id"].to_numpy() for frame in (requests, table))
-    return np.asarray(pd.Index(offered).get_indexer(owner), dtype=np.int64)
+    offered = pd.Index(requests["block"].to_numpy() * width + requests["request_id"].to_numpy())
+    block, request_id = table["block"].to_numpy(), table["request_id"].to_numpy()
+    found = np.empty(len(table), dtype=np.int32)
+    for part in _parts(len(table)):
+        found[part] = offered.get_indexer(block[part] * width + request_id[part])
+    found[found < 0] = len(requests)
+    return found
 
 
-def _order(request: NDArray[np.int64], index: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _order(request: NDArray[np.int32], index: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rows of the table in request order, those without a request left out."""
-    rows = np.arange(len(request))
-    if len(request) and request.min() < 0:
-        rows = np.flatnonzero(request >= 0)
-        request, index = request[rows], index[rows]
-    place = starts[request] + index
-    order = np.full(len(rows), -1, dtype=np.int64)
-    if (place < starts[request + 1]).all():
-        order[place] = rows
-    if (order >= 0).all():
+    if len(request) > starts[-1]:
+        rows = np.flatnonzero(request < len(starts) - 1)
+        return rows[_order(request[rows], index[rows], starts)]
+    order = np.full(len(request), -1, dtype=np.int64)
+    for part in _parts(len(request)):
+        place = starts[request[part]] + index[part]
+        if index[part].min() < 0 or place.max() >= len(order):
+            break
+        order[place] = np.arange(part.start, part.stop)
+    if (order >= 0).all():  # each place is taken once, so no request has a token in another's
         return order
-    return rows[np.lexsort((index, request))]  # tokens are missing or twice there: their places are not their indices
+    return np.lexsort((index, request))  # tokens are missing or twice there: their places are not their indices
+
+
+def _since_begin_ns(run: Run, starts: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.float64]:
+    """``Tokens.at_ns``. Subtracted as integers: a float would round such stamps."""
+    origins = run.tables["requests"]["block"].map(run.tables["stages"].groupby("block")["t_ns"].min())
+    begin_ns, counts = origins.fillna(0).to_numpy(dtype=np.int64), np.diff(starts)
+    t_ns = run.tables["tokens"]["t_ns"].to_numpy()
+    found = np.empty(len(order))
+    for first, last in metrics.stretches(starts):
+        own = slice(starts[first], starts[last])
+        found[own] = t_ns[order[own]] - np.repeat(begin_ns[first:last], counts[first:last])
+    if origins.isna().any():
+        found[np.repeat(origins.isna().to_numpy(), counts)] = np.nan
+    return found

@@ -12,8 +12,15 @@ from analysis.requests import request_frame
 from analysis.tokens import order_tokens
 from analysis.traffic import Traffic
 from tests.analysis.synthetic import Way, block_rows, write_run
+from xpyd import metrics
 
 SAME = Way(tokens=(5, 6, 7, 8))
+
+
+@pytest.fixture(params=[3, metrics.PART], autouse=True)
+def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are compared in parts: several, and one."""
+    monkeypatch.setattr(metrics, "PART", request.param)
 
 
 def check(folder: Path, second: list[Way], first: list[Way] | None = None) -> Invariance:

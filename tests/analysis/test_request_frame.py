@@ -100,8 +100,12 @@ def test_a_run_without_rows_gives_an_empty_frame(tmp_path: Path) -> None:
     assert not len(order_tokens(run).gaps.seconds)
 
 
+@pytest.mark.parametrize("part", [3, metrics.PART])
 @pytest.mark.parametrize("damage", ["none", "shuffled", "a token twice", "a token missing", "a stranger's tokens"])
-def test_tokens_are_put_in_request_order_whatever_the_log_holds(tmp_path: Path, damage: str) -> None:
+def test_tokens_are_put_in_request_order_whatever_the_log_holds(
+    tmp_path: Path, damage: str, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "PART", part)
     ways = [(100, Way(gaps=(10, 20, 30))), (100, Way(failed="x")), (100, Way(gaps=(5, 6)))]
     run = load_run(write_run(tmp_path / "r", block_rows(0, 0, "colocated", ways)))
     table = run.tables["tokens"]

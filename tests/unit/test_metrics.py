@@ -108,18 +108,24 @@ def test_a_finished_request_without_a_first_token_misses() -> None:
     assert not metrics.meets_slo(True, nan, nan, 0.2, 0.05)
 
 
-def test_grouped_gaps_never_cross_requests() -> None:
+@pytest.mark.parametrize("part", [1, 4, metrics.PART])
+def test_grouped_gaps_never_cross_requests(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "PART", part)
     starts = np.array([0, 0, 3, 4, 4, 6, 6])
     t_ns = np.array([10, 12, 17, 4, 20, 21]) * MS
     gaps = metrics.gaps_by_request(starts, t_ns)
     assert gaps.starts.tolist() == [0, 0, 2, 2, 2, 3, 3]
     assert gaps.seconds == pytest.approx([0.002, 0.005, 0.001])
     assert gaps.of(np.array([4, 1])) == pytest.approx([0.001, 0.002, 0.005])
+    assert gaps.of(np.array([0, 1, 4])) == pytest.approx([0.002, 0.005, 0.001])
+    assert not len(gaps.of(np.array([], dtype=np.int64)))
     assert metrics.max_gap_by_request(gaps) == pytest.approx([nan, 0.005, nan, nan, 0.001, nan], nan_ok=True)
     assert metrics.mean_gap_by_request(gaps) == pytest.approx([nan, 0.0035, nan, nan, 0.001, nan], nan_ok=True)
 
 
-def test_grouped_tail_equals_one_by_one() -> None:
+@pytest.mark.parametrize("part", [1, 4, metrics.PART])
+def test_grouped_tail_equals_one_by_one(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "PART", part)
     generator = np.random.default_rng(0)
     starts = np.concatenate(([0], np.cumsum(generator.integers(0, 30, size=200))))
     t_ns = generator.integers(1, 50 * MS, size=starts[-1]).cumsum()
