@@ -29,7 +29,7 @@ class Tokens:
     """
 
     starts: NDArray[np.int64]
-    order: NDArray[np.int64]
+    order: NDArray[np.int32]
     at_ns: NDArray[np.float64]
 
     @property
@@ -50,14 +50,18 @@ class Tokens:
 
 def order_tokens(run: Run) -> Tokens:
     """All tokens of offered requests, in request order."""
-    requests, table = run.tables["requests"], run.tables["tokens"]
+    starts, order = _in_request_order(run.tables["requests"], run.tables["tokens"])
+    return Tokens(starts, order, _since_begin_ns(run, starts, order))
+
+
+def _in_request_order(requests: pd.DataFrame, table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """``Tokens.starts`` and ``Tokens.order``."""
     request = _request_of(requests, table)
     counts = np.zeros(len(requests) + 1, dtype=np.int64)
     for part in _parts(len(request)):
         counts += np.bincount(request[part], minlength=len(counts))
     starts = np.concatenate(([0], np.cumsum(counts[:-1])))
-    order = _order(request, table["index"].to_numpy(), starts)
-    return Tokens(starts, order, _since_begin_ns(run, starts, order))
+    return starts, _order(request, table["index"].to_numpy(), starts)
 
 
 def _parts(num_rows: int) -> Iterator[slice]:
@@ -76,12 +80,12 @@ def _request_of(requests: pd.DataFrame, table: pd.DataFrame) -> NDArray[np.int32
     return found
 
 
-def _order(request: NDArray[np.int32], index: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _order(request: NDArray[np.int32], index: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int32]:
     """The rows of the table in request order, those without a request left out."""
     if len(request) > starts[-1]:
-        rows = np.flatnonzero(request < len(starts) - 1)
+        rows = np.flatnonzero(request < len(starts) - 1).astype(np.int32)
         return rows[_order(request[rows], index[rows], starts)]
-    order = np.full(len(request), -1, dtype=np.int64)
+    order = np.full(len(request), -1, dtype=np.int32)
     for part in _parts(len(request)):
         place = starts[request[part]] + index[part]
         if index[part].min() < 0 or place.max() >= len(order):
@@ -89,10 +93,11 @@ def _order(request: NDArray[np.int32], index: NDArray[np.int64], starts: NDArray
         order[place] = np.arange(part.start, part.stop)
     if (order >= 0).all():  # each place is taken once, so no request has a token in another's
         return order
-    return np.lexsort((index, request))  # tokens are missing or twice there: their places are not their indices
+    # Tokens are missing or twice there: their places are not their indices.
+    return np.lexsort((index, request)).astype(np.int32)
 
 
-def _since_begin_ns(run: Run, starts: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.float64]:
+def _since_begin_ns(run: Run, starts: NDArray[np.int64], order: NDArray[np.int32]) -> NDArray[np.float64]:
     """``Tokens.at_ns``. Subtracted as integers: a float would round such stamps."""
     origins = run.tables["requests"]["block"].map(run.tables["stages"].groupby("block")["t_ns"].min())
     begin_ns, counts = origins.fillna(0).to_numpy(dtype=np.int64), np.diff(starts)
