@@ -50,6 +50,11 @@ class Crew:
     def ranks(self) -> list[int]:
         return [rank for rank in range(self._comm.size) if rank not in self.lost]
 
+    @property
+    def losses(self) -> str:
+        """Why each lost rank is, in words for an error."""
+        return "; ".join(self.lost.values())
+
     def gather(self, value: Any, attend: Callable[[], None] = no_watch) -> list[Any] | None:
         """The values by rank at rank 0, None for a lost one; None elsewhere.
 

@@ -154,7 +154,7 @@ class Session:
     def check_whole(self) -> None:
         """Raises RanksLost at the end of a run that went on without some of its ranks."""
         if self.crew.lost:
-            raise RanksLost("; ".join(self.crew.lost.values()))
+            raise RanksLost(self.crew.losses)
 
     def placement_of(self, arm: str) -> Placement:
         """The roles of an arm: the configured placement, it with every worker hybrid, or as many colocated workers."""
@@ -319,7 +319,7 @@ class Session:
     def _check_crew(self) -> None:
         """Raises WorkerError where a rank did not come to the end of a block, and the policy is to end then."""
         if self.crew.lost and not self.setup.faults.goes_on and self.rank == CLIENT_RANK:
-            raise WorkerError("; ".join(self.crew.lost.values()))
+            raise WorkerError(self.crew.losses)
 
     def _missed(self, rank: int, why: str, silent_s: float) -> str:
         """A rank did not come to a barrier: a row says so, as of one that is lost within a block; returns its name."""
@@ -332,7 +332,7 @@ class Session:
         """Who has loaded its model sleeps until all have: the collectives that follow would spin."""
         self.crew.wait(patient=True)
         if self.crew.lost:
-            raise WorkerError("; ".join(self.crew.lost.values()))
+            raise WorkerError(self.crew.losses)
 
     def _still_loading(self, ranks: list[int], waited_s: float) -> None:
         """Models may take minutes to load; a rank that hangs there is only found by the launcher's bound."""
