@@ -15,13 +15,13 @@ from statistics import fmean
 from typing import Any
 
 from xpyd.entry import Job
+from xpyd.order import interleave
 from xpyd.records import SaturationRow
 from xpyd.request import Request
 from xpyd.run_dir import RowWriter
 from xpyd.saturation_search import SaturationSearch
 from xpyd.score import score
 from xpyd.streams import merge
-from xpyd.trial import interleave
 from xpyd.worker.client import Played
 from xpyd.workload.slo import SloConfig
 

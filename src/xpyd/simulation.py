@@ -18,6 +18,7 @@ from xpyd.economics.frozen import HASH, file_hash
 from xpyd.entry import Job
 from xpyd.environment import commit, lone_environment
 from xpyd.model.checkpoint_config import resolve_spec
+from xpyd.order import interleave
 from xpyd.records import COLOCATED, DISAGGREGATED, BlockRow, RequestRow
 from xpyd.request import Request
 from xpyd.run_dir import RowWriter
@@ -27,7 +28,6 @@ from xpyd.simulate.costs import PS_PER_S, to_ns
 from xpyd.simulate.model import Costs, at_rate, closed_form, read_calibration
 from xpyd.simulate.setup import Handover, Setup
 from xpyd.simulate.stream import stream_requests
-from xpyd.trial import interleave
 from xpyd.units import NS_PER_S
 
 SIMULATED = "simulated.json"

@@ -1,13 +1,8 @@
-"""How a run is put together: the order of blocks, warm-up, the frozen prediction, the environment, the end.
-
-Arms alternate A B B A, so that a drift of the machine falls on both alike; a tuned rival sits beside the configured
-one, and the null control (colocated once more) at the far end of each pair, mirrored likewise.
-"""
+"""How a run is put together: its blocks, warm-up, the frozen prediction, the environment, the end."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from statistics import median
@@ -22,6 +17,7 @@ from xpyd.economics.scenario import Calibration, Scenario, calibration_from, cla
 from xpyd.entry import Job, mpi_library
 from xpyd.environment import environment, machine
 from xpyd.model.spec import ModelSpec
+from xpyd.order import interleave
 from xpyd.placement import Placement
 from xpyd.records import COLOCATED, COLOCATED_TUNED, DISAGGREGATED, HYBRID, PREDICTED
 from xpyd.run_dir import RowWriter
@@ -101,11 +97,6 @@ def with_attempts(before: dict[str, Any], now: dict[str, Any], attempt: int) -> 
         **{key: ", ".join(dict.fromkeys(str(tried[key]) for tried in attempts)) for key in ("commit", "mpi")},
         "attempts": attempts,
     }
-
-
-def interleave(num_pairs: int, arms: Sequence[str]) -> list[tuple[int, str]]:
-    """(pair, arm) of every block in playing order: all arms, then their mirror, and so on."""
-    return [(pair, arm) for pair in range(num_pairs) for arm in (arms if pair % 2 == 0 else arms[::-1])]
 
 
 def compare_blocks(config: Compare) -> list[Block]:

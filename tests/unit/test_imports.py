@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = {
     "xpyd.units": 0,
     "xpyd.request": 0,
+    "xpyd.order": 0,
     "xpyd.placement": 0,
     "xpyd.mpi": 0,
     "xpyd.model.shapes": 0,

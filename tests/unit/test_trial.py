@@ -14,8 +14,9 @@ from xpyd.config.compare import Compare
 from xpyd.config.load import load_config
 from xpyd.economics.cost import ComputePoint, LinkPoint
 from xpyd.entry import Job
+from xpyd.order import interleave
 from xpyd.run_dir import RunDir
-from xpyd.trial import compare_blocks, fit_points, interleave, write_prediction
+from xpyd.trial import compare_blocks, fit_points, write_prediction
 
 
 def compare(*overrides: str) -> Compare:
