@@ -34,6 +34,7 @@ from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.fabric import FabricConfig
 from xpyd.transport.registry import TransportConfig
 from xpyd.worker.block import Block, Setup
+from xpyd.worker.equipment import Equipment
 from xpyd.worker.runners import Runners
 from xpyd.worker.session import Session
 from xpyd.worker.transfer_config import TransferConfig
@@ -65,15 +66,22 @@ class StandInRunners(Runners):
         return PatternRunner(pool)
 
 
-class StandInSession(Session):
-    """A session of such runners."""
+class StandInEquipment(Equipment):
+    """The equipment of such runners."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._tiers.arenas = lambda runner, scheduler: NoTiers()  # type: ignore[method-assign, assignment, return-value]
+        self.tiers.arenas = lambda runner, scheduler: NoTiers()  # type: ignore[method-assign, assignment, return-value]
 
-    def _make_runners(self) -> Runners:
-        return StandInRunners(self.setup, self.comm, self.spec, 1, 0)
+    def _make_runners(self, comm: Any, num_threads: int) -> Runners:
+        return StandInRunners(self.setup, comm, self.spec, num_threads, 0)
+
+
+class StandInSession(Session):
+    """A session whose workers have it."""
+
+    def _make_equipment(self) -> Equipment:
+        return StandInEquipment(self.setup, self.comm, self.spec, self.placement, 1)
 
 
 def requests_of(order: Order, block: int) -> list[Request]:
@@ -134,9 +142,9 @@ def play(session: Session, order: Order, folder: Path) -> bool:
 
 def report_rank(session: Session, folder: Path, waits: WaitCount) -> None:
     """What this rank checked, and which blocks it had to put aside; that none is held, every block has checked."""
-    runner: Any = session.runner
-    if runner is not None:
-        quarantined = sum(len(blocks) for blocks in session._quarantine.values())
+    if session.equipment is not None:
+        runner: Any = session.equipment.runner
+        quarantined = sum(len(blocks) for blocks in session.equipment.quarantine.values())
         mine = RankReport(session.rank, runner.num_checked, quarantined, waits.num_waits)
         (folder / f"rank.{session.rank}.json").write_text(json.dumps(asdict(mine)))
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xpyd.kv.layout import PoolLayout, PoolOrder
-from xpyd.model.sampling import Sampled
+from xpyd.model.sampled import Sampled
 from xpyd.model.segment import Segment
 from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.sequence import Sequence as Request

@@ -8,7 +8,7 @@ from xpyd.economics.moving import UNKNOWN, BesidePoint, MovingModel, fit_moving
 from xpyd.kv.layout import PoolLayout
 from xpyd.records import ReceiptRow, ReceivingGapRow
 from xpyd.worker.beside import loads, received_points, sent_points, sweep_for
-from xpyd.worker.contention import Load, SourceStep
+from xpyd.worker.load import Load, SourceStep
 from xpyd.worker.transfer_config import TransferConfig
 
 MODEL = MovingModel(2e-4, 1.5e-9, 1e-4, 0.5e-9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xpyd.economics.cost import LinkPoint, fit_link
-from xpyd.worker.fetch_costs import fastest
+from xpyd.worker.remote_link import fastest
 
 
 def test_stalls_do_not_hide_the_time_that_grows_with_bytes() -> None:

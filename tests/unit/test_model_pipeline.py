@@ -21,7 +21,7 @@ from tests.unit.test_model_parallel import MICRO, PROMPTS, TABLES, VARIANTS
 from xpyd.economics.pipeline import bubble_share
 from xpyd.model.pipeline import PipelineRunner, micro_batches
 from xpyd.model.runner import ModelRunner, Segment
-from xpyd.model.sampling import Sampled
+from xpyd.model.sampled import Sampled
 from xpyd.model.shard import Member
 from xpyd.model.weights import load_weights
 from xpyd.placement import Division

@@ -17,7 +17,7 @@ from xpyd.model.spec import ModelSpec
 from xpyd.placement import Division, PlacementConfig, Role, place
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.loopback import Hub, LoopbackTransport
-from xpyd.worker.base import WorkerError
+from xpyd.worker.errors import WorkerError
 from xpyd.worker.messages import Move, Sums
 from xpyd.worker.shards import Shapes, ShardReceive, ShardSend, instance_blocks
 from xpyd.worker.transfer_config import TransferConfig

@@ -9,7 +9,7 @@ import torch
 
 from tests.unit.test_model_runner import MICRO
 from xpyd.model.runner import ModelRunner
-from xpyd.model.sampling import Sampled
+from xpyd.model.sampled import Sampled
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.model.tensors import Linear

@@ -6,18 +6,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+RANKED = ("trial", "calibration", "colocated_tuning", "handoffs", "kv_caches", "regret", "saturation", "worker.session")
+SIMULATED = ("planning", "simulation")
 START = """
+import importlib
 import sys
 from pathlib import Path
-import xpyd.worker.session
+for name in sys.argv[2:]:
+    importlib.import_module("xpyd." + name)
 from xpyd.run_dir import RowWriter, RunDir
 RowWriter(RunDir(Path(sys.argv[1])), 1)
-print(sorted({"hydra", "matplotlib", "pandas", "scipy"} & set(sys.modules)))
-import pandas
+print(sorted({"hydra", "matplotlib", "mpi4py", "pandas", "scipy", "torch"} & set(sys.modules)))
+import pandas, torch
 """
 
 
-def test_ranks_load_neither_hydra_nor_pandas_nor_scipy(tmp_path: Path) -> None:
-    found = subprocess.run([sys.executable, "-c", START, str(tmp_path)], capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize(
+    ("modules", "loaded"),
+    [(("worker.session", "worker.equipment"), ["mpi4py", "torch"]), (RANKED, ["mpi4py"]), (SIMULATED, [])],
+    ids=["worker", "client", "simulation"],
+)
+def test_ranks_load_what_they_need(tmp_path: Path, modules: tuple[str, ...], loaded: list[str]) -> None:
+    """Hydra, pandas and scipy nowhere; torch, which takes seconds, where there is a model; MPI on ranks."""
+    command = [sys.executable, "-c", START, str(tmp_path), *modules]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
-    assert found.stdout == "[]\n"
+    assert found.stdout == f"{loaded}\n"

@@ -18,7 +18,7 @@ from xpyd.model.batch import Batch
 from xpyd.model.exchange import Pending
 from xpyd.model.group import Group
 from xpyd.model.runner import ModelRunner
-from xpyd.model.sampling import Sampled
+from xpyd.model.sampled import Sampled
 from xpyd.model.segment import Segment
 from xpyd.model.shard import Member, Shard
 from xpyd.model.spec import ModelSpec

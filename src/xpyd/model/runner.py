@@ -18,7 +18,8 @@ from xpyd.model.follow import FollowOn
 from xpyd.model.graphs import CudaRecorder, DecodeGraphs, Recorder
 from xpyd.model.parallel import Reducer
 from xpyd.model.rope import Rope
-from xpyd.model.sampling import Sampled, sample
+from xpyd.model.sampled import Sampled
+from xpyd.model.sampling import sample
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.segment import Segment
 from xpyd.model.shard import Member

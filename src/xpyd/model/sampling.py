@@ -7,19 +7,12 @@ from __future__ import annotations
 
 import ctypes
 
-import msgspec
 import numpy as np
 import torch
 
 from xpyd import native
+from xpyd.model.sampled import Sampled
 from xpyd.model.sampling_config import SamplingConfig
-
-
-class Sampled(msgspec.Struct, frozen=True):
-    """A token, and the gap between the two largest logits: how close the greedy choice was."""
-
-    token: int
-    margin: float
 
 
 def sample(logits: torch.Tensor, config: SamplingConfig, seeds: list[tuple[int, int]]) -> list[Sampled]:

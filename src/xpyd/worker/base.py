@@ -11,17 +11,15 @@ from xpyd.request import Stage
 from xpyd.scheduler.base import NeverFits
 from xpyd.scheduler.sequence import Sequence, StepPlan
 from xpyd.worker.desk import Desk
-from xpyd.worker.engine import Engine, Output
+from xpyd.worker.engine import Engine
+from xpyd.worker.errors import WorkerError
 from xpyd.worker.messages import AnyMessage, Beat, Cancel, EndBlock, Final, Gone, Step
+from xpyd.worker.output import Output
 from xpyd.worker.pulse import Outcast, Pulse
 from xpyd.worker.steady import MAX_STEPS, Steady, begin_steady
 
 STRETCH_NS = 500_000_000  # of a stretch of steps, at most: its rows wait until it ends
 IDLE_SLEEP_S = 50e-6  # an idle worker leaves its core to others, and adds at most this to a latency
-
-
-class WorkerError(RuntimeError):
-    """A worker cannot go on; the message names rank, peer, request and stage."""
 
 
 class Worker(ABC):

@@ -17,7 +17,7 @@ from xpyd.economics.moving import BesidePoint
 from xpyd.kv.layout import PoolLayout
 from xpyd.placement import Role
 from xpyd.records import ReceivingGapRow
-from xpyd.worker.contention import ContentionProbe, Load, SourceStep
+from xpyd.worker.load import Load, SourceStep
 from xpyd.worker.session import Session
 from xpyd.worker.sweeps import ContentionSweep
 from xpyd.worker.transfer_config import TransferConfig
@@ -37,6 +37,8 @@ def measure_beside(session: Session, num_repeats: int) -> list[BesidePoint] | No
     found: list[BesidePoint] = []
     source, destination = (session.placement.ranks(role)[0] for role in (Role.PREFILL, Role.DECODE))
     if session.rank in (source, destination):
+        from xpyd.worker.contention import ContentionProbe  # torch: the client, which is here too, goes without
+
         assert session.runner is not None
         assert session.links is not None
         sends = session.rank == source

@@ -9,19 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import ceil
 from time import perf_counter_ns
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xpyd.clock import wait_quietly
 from xpyd.economics.cost import ComputePoint, LinkPoint
-from xpyd.kv.codec.cells import CellCodec
+from xpyd.kv.codec.config import CodecConfig
 from xpyd.kv.layout import PoolLayout
 from xpyd.kv.plan import plan_request
-from xpyd.model.runner import ModelRunner, Segment
+from xpyd.model.segment import Segment
 from xpyd.placement import Role
 from xpyd.units import NS_PER_S
 from xpyd.worker.session import Session
 from xpyd.worker.wire import receive_once, receive_together, send_once, send_together
+
+if TYPE_CHECKING:  # torch: the client takes part, and has no model
+    from xpyd.kv.codec.cells import CellCodec
+    from xpyd.model.runner import ModelRunner
 
 # (new tokens, tokens cached before them); the last two, large chunks far behind, tell pairs from tokens
 CHUNKS = ((16, 0), (48, 0), (144, 0), (320, 0), (96, 160), (224, 288), (224, 1120))
@@ -92,7 +97,7 @@ def _time_transfers(session: Session) -> list[LinkPoint]:
     if session.rank not in (source, destination):
         return []
     layout = session.runner.cache.layout
-    codec = None if transfer.codec.name == "none" else CellCodec(transfer.codec, session.runner.cache.cells)
+    codec = _codec(session.runner, transfer.codec)
     wire_share = 1.0 if codec is None else codec.cell_bytes / layout.block_bytes
     points: list[LinkPoint] = []
     sizes = [blocks for blocks in TRANSFER_BLOCKS if blocks <= layout.num_blocks]
@@ -141,6 +146,14 @@ def _time_together(session: Session, source: int, destination: int, seq: int) ->
 def _most_blocks(layout: PoolLayout) -> int:
     """As many as ``MAX_TRANSFER_BYTES`` hold."""
     return MAX_TRANSFER_BYTES * layout.num_blocks // layout.nbytes
+
+
+def _codec(runner: ModelRunner, config: CodecConfig) -> CellCodec | None:
+    if config.name == "none":
+        return None
+    from xpyd.kv.codec.cells import CellCodec
+
+    return CellCodec(config, runner.cache.cells)
 
 
 def _codec_s(codec: CellCodec, layout: PoolLayout, num_blocks: int) -> float:

@@ -8,44 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 
 from xpyd.kv.plan import Plan, plan_request
-from xpyd.model.runner import ModelRunner, Segment
+from xpyd.model.runner import ModelRunner
+from xpyd.model.segment import Segment
 from xpyd.records import ReceiptRow, ReceivingGapRow
 from xpyd.transport.base import Transport, TransportError
 from xpyd.transport.flow import ReadFlow, RecvFlow, SendFlow
 from xpyd.units import NS_PER_S
 from xpyd.worker.interference import decode_batch
+from xpyd.worker.load import Load, SourceStep
 from xpyd.worker.mover import while_moving
 from xpyd.worker.sweeps import ContentionSweep
 
 READY_TAG, GO_TAG, LANDED_TAG = 7006, 7007, 7008
 IDLE_SLEEP_S = 50e-6  # as an idle worker's
 TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Load:
-    """What runs beside a hand-off of ``prompt_tokens``: 0 prompt tokens is the decode batch alone."""
-
-    prompt_tokens: int
-    num_decode_seqs: int
-    prefill_tokens: int
-
-
-@dataclass(frozen=True)
-class SourceStep:
-    """One prefill step of the source; ``beside``: while it sends the hand-off of ``load``, or a part of that time."""
-
-    load: Load
-    repeat: int
-    beside: bool
-    seconds: float
 
 
 def loads(sweep: ContentionSweep) -> list[Load]:

@@ -10,9 +10,9 @@ from xpyd.placement import CLIENT_RANK, Role
 from xpyd.records import StageRow
 from xpyd.request import Stage
 from xpyd.run_dir import RowWriter
-from xpyd.worker.engine import Output
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.messages import Cancelled, Emitted, Failed, Tokens
+from xpyd.worker.output import Output
 
 
 @dataclass(frozen=True)

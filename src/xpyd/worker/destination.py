@@ -9,15 +9,15 @@ import numpy as np
 
 from xpyd.kv.checksum import checksums, mismatches
 from xpyd.kv.coalesce import choose
-from xpyd.model.sampling import Sampled
+from xpyd.model.sampled import Sampled
 from xpyd.records import CacheRow, CoalescingRow
 from xpyd.request import Stage
 from xpyd.scheduler.base import NeverFits
 from xpyd.scheduler.sequence import Sequence
 from xpyd.transport.base import TransportError
 from xpyd.transport.flow import ReadFlow, RecvFlow
-from xpyd.worker.base import WorkerError
-from xpyd.worker.engine import Engine, Output
+from xpyd.worker.engine import Engine
+from xpyd.worker.errors import WorkerError
 from xpyd.worker.handoff import Incoming
 from xpyd.worker.messages import (
     Accept,
@@ -32,6 +32,7 @@ from xpyd.worker.messages import (
     unpack_prompt,
 )
 from xpyd.worker.mover import Mover
+from xpyd.worker.output import Output
 from xpyd.worker.staged import StagedReceive
 from xpyd.worker.undo import UndoingDestination
 

@@ -11,21 +11,14 @@ import msgspec
 from xpyd.kv.arenas import Arenas
 from xpyd.kv.entries import BlockMove
 from xpyd.model.runner import ModelRunner, Segment
-from xpyd.model.sampling import Sampled
+from xpyd.model.sampled import Sampled
 from xpyd.scheduler.base import Scheduler
 from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
+from xpyd.worker.output import Output
 from xpyd.worker.speculation import Speculator, agreed
 
 OnLayer = Callable[[int], None]
 Tell = Callable[[StepPlan, list[Segment]], None]
-
-
-class Output(msgspec.Struct, frozen=True):
-    """One token that a step yielded: the ``index``-th output of its request."""
-
-    sequence: Sequence
-    index: int
-    sampled: Sampled
 
 
 class Engine:

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from time import perf_counter_ns
-from typing import Any
 
-from xpyd.clock import wait_quietly
 from xpyd.economics.cost import ComputePoint, LinkModel, LinkPoint, fit_link
 from xpyd.kv.arenas import Arenas, block_nbytes
 from xpyd.kv.entries import BlockMove
-from xpyd.kv.remote import plan_fetch
-from xpyd.model.runner import ModelRunner, Segment
-from xpyd.transport.base import Transport
+from xpyd.model.runner import ModelRunner
+from xpyd.model.segment import Segment
 from xpyd.units import NS_PER_S
-from xpyd.worker.transfer_config import TransferConfig
-from xpyd.worker.wire import receive_once, send_once
+from xpyd.worker.remote_link import NUM_BLOCKS, NUM_COPIES, fastest
 
 CHUNKS = ((16, 0), (64, 0), (192, 0), (64, 192), (16, 240))  # (new tokens, tokens with KV before them)
-NUM_BLOCKS = (1, 4, 16, 48)
 NUM_REPEATS = 4
-NUM_COPIES = 8  # of each size, of which the fastest counts: a stall on a busy node is longer than any copy here
 
 
 def time_chunks(runner: ModelRunner) -> Iterator[ComputePoint]:
@@ -55,39 +49,3 @@ def host_link(runner: ModelRunner, num_host_blocks: int) -> LinkModel:
             if repeat >= 0:
                 points.append(LinkPoint(count * block_nbytes(layout), 1, seconds))
     return fit_link(fastest(points)).model
-
-
-def remote_link(
-    comm: Any,
-    pair: tuple[int, int],
-    transport: Transport,
-    runner: ModelRunner | None,
-    shelf: int,
-    config: TransferConfig,
-) -> LinkModel:
-    """Fetches of scattered blocks between two ranks, the same on every rank; ``shelf``: its first byte. Collective."""
-    source, destination = pair
-    points: list[LinkPoint] = []
-    if comm.rank in pair and runner is not None:
-        layout = runner.cache.layout
-        sizes = [count for count in NUM_BLOCKS if 2 * count <= layout.num_blocks] or [1]
-        for seq, count in enumerate(sizes * (NUM_COPIES + 1)):
-            table = range(0, 2 * count, 2) if 2 * count <= layout.num_blocks else range(count)
-            plan = plan_fetch(layout, (shelf, [0] * count), table, config.max_piece_bytes)
-            if comm.rank == source:
-                send_once(transport, comm, destination, plan, seq, config.pieces_in_flight)
-                continue
-            seconds = receive_once(transport, comm, source, plan, seq, config.pieces_in_flight)
-            if seq >= len(sizes):  # the first round warms up
-                points.append(LinkPoint(plan.nbytes, 1, seconds))
-    wait_quietly(comm)
-    timed: list[LinkPoint] = comm.bcast(points, root=destination)
-    return fit_link(fastest(timed)).model
-
-
-def fastest(points: list[LinkPoint]) -> list[LinkPoint]:
-    """Of each number of bytes the point that took least."""
-    found: dict[int, LinkPoint] = {}
-    for point in points:
-        found[point.num_bytes] = min(point, found.get(point.num_bytes, point), key=lambda each: each.seconds)
-    return list(found.values())

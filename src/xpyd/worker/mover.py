@@ -16,9 +16,9 @@ from xpyd.kv.staging import Slots, StagedPlan, plan_staged
 from xpyd.placement import CLIENT_RANK
 from xpyd.transport.base import Transport, TransportError
 from xpyd.units import NS_PER_S
-from xpyd.worker.base import WorkerError
 from xpyd.worker.desk import Desk
 from xpyd.worker.engine import Engine
+from xpyd.worker.errors import WorkerError
 from xpyd.worker.messages import PeerLost
 from xpyd.worker.packing import CodedPacker, CopyPacker, Packer
 from xpyd.worker.transfer_config import TransferConfig

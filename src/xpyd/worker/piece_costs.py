@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xpyd.clock import wait_quietly
 from xpyd.economics.cost import LinkPoint
-from xpyd.kv.cache import KVCache
 from xpyd.kv.coalesce import PieceCosts, fit_pieces
 from xpyd.kv.plan import Plan, plan_request
 from xpyd.kv.staging import gather, plan_staged, scatter
@@ -24,6 +23,9 @@ from xpyd.transport.base import Transport
 from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
 from xpyd.worker.transfer_config import TransferConfig
 from xpyd.worker.wire import receive_once, send_once
+
+if TYPE_CHECKING:  # torch: the client takes part, and has no cache
+    from xpyd.kv.cache import KVCache
 
 NUM_BLOCKS = (8, 32, 96)  # of each timed hand-off, as far as they fit the pool twice
 NUM_REPEATS = 5

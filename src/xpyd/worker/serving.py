@@ -16,9 +16,10 @@ from xpyd.worker.base import Worker
 from xpyd.worker.desk import Desk
 from xpyd.worker.destination import DestinationEnd
 from xpyd.worker.end import End
-from xpyd.worker.engine import Engine, Output
+from xpyd.worker.engine import Engine
 from xpyd.worker.messages import AnyMessage, Final, Submit, unpack_prompt
 from xpyd.worker.mover import Mover
+from xpyd.worker.output import Output
 from xpyd.worker.pool import PoolEnd
 from xpyd.worker.source import SourceEnd
 

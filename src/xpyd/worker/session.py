@@ -1,4 +1,4 @@
-"""What a rank keeps for a whole run: model, pool, transport, mailbox, rows; and how it plays one block.
+"""What a rank keeps for a whole run: model and pool, transport, mailbox, rows; and how it plays one block.
 
 The same processes serve every arm: between blocks a rank only changes its role, so arms share weights, memory, cores
 and connections, and differ in placement, scheduler and transfer alone. Where the arms' instances join different ranks,
@@ -13,43 +13,37 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from xpyd.clock import Clock, synchronise
 from xpyd.dispatch import Dispatch, HybridDispatch, KvMap, PoolDispatch
 from xpyd.economics.scenario import Calibration, Scenario
 from xpyd.faults import EXIT_RANKS_LOST, RanksLost
 from xpyd.hybrid import HybridConfig, HybridPolicy
-from xpyd.kv.coalesce import PieceCosts
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.mpi import leave_job, survives_ends
 from xpyd.placement import CLIENT_RANK, Placement, Role, make_hybrid, node_names, place
 from xpyd.records import HYBRID, SPLIT_ARMS, BlockRow, LossRow, RequestRow
 from xpyd.run_dir import RowWriter, RunDir
 from xpyd.scheduler.config import SchedulerConfig
-from xpyd.scheduler.registry import build_scheduler
 from xpyd.worker.affinity import pin_cores, sharpen_sleeps
-from xpyd.worker.base import Worker, WorkerError
 from xpyd.worker.block import Block, Setup
 from xpyd.worker.client import Client, Played
 from xpyd.worker.crew import Crew
 from xpyd.worker.desk import Desk
-from xpyd.worker.destination import DestinationEnd
-from xpyd.worker.engine import Engine
-from xpyd.worker.follower import Follower
+from xpyd.worker.errors import WorkerError
 from xpyd.worker.links import Links
 from xpyd.worker.mailbox import Mailbox
-from xpyd.worker.mover import Mover
 from xpyd.worker.piece_costs import measure_piece_costs
 from xpyd.worker.pulse import Outcast
-from xpyd.worker.runners import Runners
-from xpyd.worker.serving import ServingWorker
-from xpyd.worker.sharded import ShardedDestination, ShardedSource
-from xpyd.worker.shards import Shapes, instance_blocks
-from xpyd.worker.source import SourceEnd
-from xpyd.worker.speculation import build_speculator
-from xpyd.worker.tiers import Tiers, tier_rows
+from xpyd.worker.remote_link import measure_remote_link
+
+if TYPE_CHECKING:  # torch, which takes seconds to import: see _make_equipment
+    from xpyd.model.runner import ModelRunner
+    from xpyd.worker.base import Worker
+    from xpyd.worker.equipment import Equipment
+    from xpyd.worker.follower import Follower
 
 
 class Session:
@@ -82,30 +76,40 @@ class Session:
         self.crew = Crew(comm, setup.drain_timeout_s, self._missed, self._still_loading)
         self._begun: set[tuple[str, bool, SchedulerConfig | None]] = set()  # arms that have had a block
         self._block, self._roles = -1, self.placement.roles  # of the block that is played, or was
-        self._tiers = Tiers(setup.scheduler, setup.transfer, self.spec)
-        self._quarantine: dict[tuple[int, ...], frozenset[int]] = {}  # blocks by the ranks of the instance
-        self._runners = self._make_runners()
+        self.equipment = None if self.rank == CLIENT_RANK else self._make_equipment()
         self._wait_for_models()
-        here = None if self.rank == CLIENT_RANK else self.placement.instance_of(self.rank)
-        self.runner = self._runners.of(here) if here is not None else None
-        cache = self.runner.cache if self.runner is not None else None
-        self.links: Links | None = None
-        shares = setup.scheduler.num_remote_blocks > 0
-        if shares or not setup.placement.num_colocated:
-            buffer, unit_bytes = (cache.buffer, cache.layout.block_bytes) if cache is not None else (None, 0)
-            self.links = Links(setup.transport, setup.fabric, comm, self.placement, buffer, unit_bytes, shares)
-        if shares and self.links is not None:
-            self._tiers.measure_remote(comm, self.placement, self.links.transport, self.runner)
-        self._piece_costs: PieceCosts | None = None
-        if self.links is not None and setup.transfer.staging == "auto":
-            self._piece_costs = measure_piece_costs(
-                comm, self.placement, self.links.transport, cache, setup.transfer, setup.fabric.rate_gbps
-            )
+        self.links = self._connect()
         gc.freeze()  # libraries and weights stay: walking them again takes 0.3 s before each block
 
-    def _make_runners(self) -> Runners:
-        num_threads, tier_bytes = self.cores.num_threads, self._tiers.registered_bytes
-        return Runners(self.setup, self.comm, self.spec, num_threads, tier_bytes)
+    @property
+    def runner(self) -> ModelRunner | None:
+        """This rank's shard of the model in the configured placement; None at the client."""
+        return None if self.equipment is None else self.equipment.runner
+
+    def _make_equipment(self) -> Equipment:
+        from xpyd.worker.equipment import Equipment  # here alone: the client imports no torch
+
+        return Equipment(self.setup, self.comm, self.spec, self.placement, self.cores.num_threads)
+
+    def _connect(self) -> Links | None:
+        """The transport, where KV moves between ranks, and what is to be measured of it. Collective."""
+        setup, equipment, cache = self.setup, self.equipment, self.runner.cache if self.runner is not None else None
+        shares = setup.scheduler.num_remote_blocks > 0
+        if setup.placement.num_colocated and not shares:
+            return None
+        buffer, unit_bytes = (cache.buffer, cache.layout.block_bytes) if cache is not None else (None, 0)
+        links = Links(setup.transport, setup.fabric, self.comm, self.placement, buffer, unit_bytes, shares)
+        remote, piece_costs = None, None
+        if shares and setup.scheduler.fetch == "cheaper":
+            shelf = equipment.shelf(self.placement) if equipment is not None else None
+            remote = measure_remote_link(self.comm, self.placement, links.transport, shelf, setup.transfer)
+        if setup.transfer.staging == "auto":
+            piece_costs = measure_piece_costs(
+                self.comm, self.placement, links.transport, cache, setup.transfer, setup.fabric.rate_gbps
+            )
+        if equipment is not None:
+            equipment.connect(links.transport, remote, piece_costs)
+        return links
 
     def play(self, block: Block) -> Played | None:
         """Play one block on every rank; the client's rank gets what it saw. Collective.
@@ -119,12 +123,8 @@ class Session:
 
     def _play(self, block: Block) -> Played | None:
         placement = self.placement_of(block.arm)
-        if self.rank != CLIENT_RANK:
-            instance = placement.instance_of(self.rank)
-            runner = self._runners.of(instance)  # an arm's first block may have to load it, before any clock runs
-            if block.speculates:
-                self._runners.draft_of(instance)
-            self._tiers.prepare(runner, block.scheduler or self.setup.scheduler)
+        if self.equipment is not None:
+            self.equipment.prepare(placement, block)  # before any clock runs
         kind = block.arm, block.speculates, block.scheduler
         self.crew.wait(patient=kind not in self._begun)  # a model may have been loaded
         self._begun.add(kind)
@@ -136,12 +136,14 @@ class Session:
         gc.disable()
         self._meet()
         played = None
+        part: Client | Worker | Follower
         try:
-            part = self._client(block, placement) if self.rank == CLIENT_RANK else self._worker(placement, block)
-            if isinstance(part, Client):
+            if self.equipment is None:
+                part = self._client(block, placement)
                 played = part.play(block.requests, block.concurrency)
             else:
-                self._serve(part, placement)
+                part = self.equipment.worker(placement, block, partial(self._desk, block))
+                self.equipment.serve(part, placement)
         finally:
             gc.enable()
         self._close_block(block, part, played, before)
@@ -189,47 +191,6 @@ class Session:
 
     def _desk(self, block: Block, role: Role, followers: tuple[int, ...] = ()) -> Desk:
         return Desk(self.rank, block.number, self._mailbox, self.rows, self.clock, followers, self.setup.faults, role)
-
-    def _serve(self, worker: Worker | Follower, placement: Placement) -> None:
-        worker.run()
-        if isinstance(worker, ServingWorker):
-            for row in tier_rows(worker.desk.block, self.rank, worker.engine, worker.pool):
-                self.rows.write(row)
-        if isinstance(worker, Worker):
-            self._check_blocks(worker, placement)
-
-    def _check_blocks(self, worker: Worker, placement: Placement) -> None:
-        """After a block that was served to its end every KV block is free again, or in quarantine for good."""
-        scheduler, ranks = worker.engine.scheduler, placement.instance_of(self.rank).ranks
-        self._quarantine[ranks] = scheduler.quarantined
-        num_held = scheduler.total_blocks - scheduler.num_free_blocks - len(scheduler.quarantined)
-        if num_held and not worker.aborted:
-            raise WorkerError(f"{worker.desk.who}: {num_held} KV blocks were not returned by the block")
-
-    def _worker(self, placement: Placement, block: Block) -> Worker | Follower:
-        """What this rank does in a block: lead its instance of one or several ranks, or follow."""
-        setup, instance = self.setup, placement.instance_of(self.rank)
-        runner, role, timeout_s = self._runners.of(instance), instance.role, setup.drain_timeout_s
-        scheduler = block.scheduler or setup.scheduler
-        moves = role is not Role.COLOCATED or scheduler.num_remote_blocks
-        transport = self.links.transport if self.links is not None and moves else None
-        shapes = Shapes(self.spec, placement, scheduler, block.transfer or setup.transfer)
-        if self.rank != instance.leader:
-            return Follower(runner, self._desk(block, role), instance.leader, transport, shapes)
-        num_blocks = instance_blocks(self.spec, instance.division, setup.scheduler.num_kv_blocks)
-        fetch = self._tiers.fetch(runner, scheduler)
-        policy = build_scheduler(replace(scheduler, num_kv_blocks=num_blocks), role, fetch)
-        speculator = None
-        if block.speculates and role is not Role.PREFILL:  # a prompt's only token comes with it
-            speculator = build_speculator(setup.speculation, self._runners.draft_of(instance), policy)
-        engine = Engine(runner, policy, speculator, self._tiers.arenas(runner, scheduler))
-        engine.scheduler.withhold(self._quarantine.get(instance.ranks, frozenset()))
-        desk = self._desk(block, role, instance.ranks[1:])
-        if transport is None:
-            return ServingWorker(engine, desk, timeout_s)
-        mover = Mover(engine, desk, transport, shapes.transfer, self._piece_costs)
-        ends = _ends(role, engine, mover, shapes if setup.placement.several_ranks else None)
-        return ServingWorker(engine, desk, timeout_s, mover, *ends, self._tiers.pool_end(engine, mover, placement))
 
     def _client(self, block: Block, placement: Placement) -> Client:
         """The client of a block, whose requests are listed by then."""
@@ -347,18 +308,3 @@ class Session:
         if self.links is None or not self.links.interfaces:
             return -1
         return sum(deltas[self.nodes.index(node)] for node in dict.fromkeys(self.nodes))
-
-
-def _ends(
-    role: Role, engine: Engine, mover: Mover, shapes: Shapes | None
-) -> tuple[SourceEnd | None, DestinationEnd | None]:
-    """The ends of the hand-off that a role has; ``shapes`` where a hand-off is between several ranks."""
-    source: SourceEnd | None = None
-    destination: DestinationEnd | None = None
-    if role is Role.COLOCATED:
-        return None, None
-    if role in (Role.PREFILL, Role.HYBRID):
-        source = SourceEnd(engine, mover) if shapes is None else ShardedSource(engine, mover, shapes)
-    if role in (Role.DECODE, Role.HYBRID):
-        destination = DestinationEnd(engine, mover) if shapes is None else ShardedDestination(engine, mover, shapes)
-    return source, destination

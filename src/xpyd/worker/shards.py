@@ -22,8 +22,8 @@ from xpyd.placement import Division, Placement
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.transport.base import Transport
 from xpyd.transport.flow import RecvFlow, SendFlow
-from xpyd.worker.base import WorkerError
 from xpyd.worker.desk import Desk
+from xpyd.worker.errors import WorkerError
 from xpyd.worker.messages import Move, Sums
 from xpyd.worker.transfer_config import TransferConfig
 

@@ -11,7 +11,7 @@ from xpyd.request import Stage
 from xpyd.scheduler.sequence import Chunk, Sequence, StepPlan
 from xpyd.transport.base import TransportError
 from xpyd.transport.flow import SendFlow, WriteFlow
-from xpyd.worker.engine import Engine, Output
+from xpyd.worker.engine import Engine
 from xpyd.worker.handoff import Outgoing
 from xpyd.worker.messages import (
     Accept,
@@ -27,6 +27,7 @@ from xpyd.worker.messages import (
     Submit,
 )
 from xpyd.worker.mover import Mover, while_moving
+from xpyd.worker.output import Output
 from xpyd.worker.staged import StagedSend
 from xpyd.worker.undo import UndoingSource
 

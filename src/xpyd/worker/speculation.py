@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 
 from xpyd.model.runner import ModelRunner
-from xpyd.model.sampling import Sampled
+from xpyd.model.sampled import Sampled
 from xpyd.model.speculation_config import SpeculationConfig
 from xpyd.records import SpeculationRow
 from xpyd.scheduler.base import Scheduler

@@ -15,9 +15,10 @@ from xpyd.records import StepRow
 from xpyd.scheduler.sequence import Sequence, StepPlan
 from xpyd.scheduler.stretch import Stretch, begin_stretch
 from xpyd.worker.desk import Desk, emitted
-from xpyd.worker.engine import Engine, OnLayer, Output
+from xpyd.worker.engine import Engine, OnLayer
 from xpyd.worker.line import Line
 from xpyd.worker.messages import Tokens
+from xpyd.worker.output import Output
 
 MAX_STEPS = 128  # bringing so many up to date at once takes less than a step
 

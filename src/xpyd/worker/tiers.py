@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from xpyd.economics.cost import ComputeModel, LinkModel, fit_compute
 from xpyd.kv.arenas import Arenas
 from xpyd.kv.tiers import FetchCosts
 from xpyd.model.runner import ModelRunner
 from xpyd.model.spec import ModelSpec
-from xpyd.placement import Placement, Role
+from xpyd.placement import Placement
 from xpyd.records import TierRow
 from xpyd.scheduler.config import SchedulerConfig
-from xpyd.transport.base import Transport
 from xpyd.worker.engine import Engine
-from xpyd.worker.fetch_costs import host_link, remote_link, time_chunks
+from xpyd.worker.fetch_costs import host_link, time_chunks
 from xpyd.worker.mover import Mover
 from xpyd.worker.pool import OUTBOX_BLOCKS, Lent, PoolEnd
+from xpyd.worker.remote_link import Shelf, sharers
 from xpyd.worker.transfer_config import TransferConfig
 
 
@@ -31,14 +30,11 @@ class Tiers:
         self.registered_bytes = Lent.nbytes(config.num_remote_blocks, self._block_bytes)
         self._compute: dict[ModelRunner, ComputeModel] = {}
         self._host: dict[ModelRunner, LinkModel] = {}
-        self._remote: LinkModel | None = None
+        self.remote: LinkModel | None = None  # as measured, where the remote pool has to know it
 
-    def measure_remote(self, comm: Any, placement: Placement, transport: Transport, runner: ModelRunner | None) -> None:
-        """Time fetches between the first two ranks that share the pool. Collective."""
-        ranks = sharers(placement)
-        if self._config.fetch == "cheaper" and len(ranks) > 1:
-            shelf = self._lent(ranks, runner).shelf_begin if runner is not None else 0
-            self._remote = remote_link(comm, (ranks[0], ranks[1]), transport, runner, shelf, self._transfer)
+    def shelf(self, placement: Placement, runner: ModelRunner) -> Shelf:
+        """Where this rank keeps blocks for all that share the remote pool."""
+        return Shelf(runner.cache.layout, self._lent(sharers(placement), runner).shelf_begin)
 
     def prepare(self, runner: ModelRunner, scheduler: SchedulerConfig) -> None:
         """Measure, before any clock runs, what this block's choices need and no earlier one did."""
@@ -70,8 +66,8 @@ class Tiers:
             return None
         fetch = None
         if scheduler.fetch == "cheaper":
-            assert self._remote is not None, "the remote pool's link was not measured"
-            fetch = FetchCosts(self._compute[engine.runner], self._remote, scheduler.block_size, self._block_bytes)
+            assert self.remote is not None, "the remote pool's link was not measured"
+            fetch = FetchCosts(self._compute[engine.runner], self.remote, scheduler.block_size, self._block_bytes)
         return PoolEnd(engine, mover, self._lent(ranks, engine.runner), fetch)
 
     def _behind(self, runner: ModelRunner) -> int:
@@ -80,11 +76,6 @@ class Tiers:
 
     def _lent(self, ranks: tuple[int, ...], runner: ModelRunner) -> Lent:
         return Lent(ranks, self._config.num_remote_blocks, self._behind(runner), self._block_bytes)
-
-
-def sharers(placement: Placement) -> tuple[int, ...]:
-    """The ranks that share the remote pool: all that compute prompts."""
-    return placement.leaders(*(role for role in Role if role not in (Role.CLIENT, Role.DECODE)))
 
 
 def tier_rows(block: int, rank: int, engine: Engine, pool: PoolEnd | None) -> Iterator[TierRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from xpyd.faults import FaultConfig
 from xpyd.model.sampling_config import SamplingConfig
 from xpyd.model.spec import ModelSpec
 from xpyd.mpi import MPI
-from xpyd.placement import PlacementConfig
+from xpyd.placement import CLIENT_RANK, PlacementConfig
 from xpyd.router import RouterConfig
 from xpyd.run_dir import RunDir
 from xpyd.scheduler.config import SchedulerConfig
@@ -64,6 +65,7 @@ def play(
                 assert not played.unfinished, (
                     f"block {block.number}, {block.arm}, {block.transfer}: {played.unfinished}"
                 )
+    assert (comm.rank == CLIENT_RANK) == ("torch" not in sys.modules), "who has no model does without torch"
     comm.Barrier()
     if comm.rank == 0:
         run_dir.finish()
