@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -54,7 +55,7 @@ def load_config(composed: Mapping[str, Any]) -> Experiment:
     if not isinstance(name, str) or name not in SCHEMAS:
         raise ConfigError(f"experiment={name!r}: allowed are {', '.join(SCHEMAS)}")
     try:
-        return TypeAdapter(SCHEMAS[name]).validate_python(dict(composed))
+        return _adapter(name).validate_python(dict(composed))
     except ValidationError as error:
         problems = [_explain(problem, SCHEMAS[name]) for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from None
@@ -64,6 +65,12 @@ def dump_config(config: Experiment) -> dict[str, Any]:
     """The configuration as plain nested dicts and lists, as frozen into the run folder."""
     dumped: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
     return dumped
+
+
+@cache
+def _adapter(experiment: str) -> TypeAdapter[Experiment]:
+    """Kept: to make one takes thirty times as long as to use it."""
+    return TypeAdapter(SCHEMAS[experiment])
 
 
 def _explain(problem: Any, schema: type) -> str:
