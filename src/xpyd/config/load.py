@@ -63,7 +63,7 @@ def load_config(composed: Mapping[str, Any]) -> Experiment:
 
 def dump_config(config: Experiment) -> dict[str, Any]:
     """The configuration as plain nested dicts and lists, as frozen into the run folder."""
-    dumped: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    dumped: dict[str, Any] = _adapter(config.experiment).dump_python(config, mode="json")
     return dumped
 
 
