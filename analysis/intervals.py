@@ -35,8 +35,7 @@ def bootstrap_mean(values: Any) -> Interval:
         return Interval(np.nan, mid, np.nan)
     if np.ptp(known) == 0:
         return Interval(mid, mid, mid)
-    low, high = _percentiles(_resampled_means(known)[0], _expanded_level(len(known)))
-    return Interval(low, mid, high)
+    return _interval(_resampled_means(known)[0], mid, len(known))
 
 
 def bootstrap_difference(values: Any, base: Any) -> Interval:
@@ -55,8 +54,7 @@ def bootstrap_difference(values: Any, base: Any) -> Interval:
     if np.ptp(ours) == 0 and np.ptp(theirs) == 0:
         return Interval(mid, mid, mid)
     our_means, their_means = _resampled_means(ours, theirs)
-    low, high = _percentiles(our_means - their_means, _expanded_level(fewest))
-    return Interval(low, mid, high)
+    return _interval(our_means - their_means, mid, fewest)
 
 
 def covers_zero(interval: Interval) -> bool | None:
@@ -79,18 +77,9 @@ def _draws(*sizes: int) -> list[NDArray[np.int64]]:
     return [generator.integers(0, size, (NUM_RESAMPLES, size)) for size in sizes]
 
 
-def _percentiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:
-    """The bounds of the middle ``level`` of ``values``, with a straight line between neighbours."""
-    ascending, tail = np.sort(values), (1 - level) / 2
-    shares = np.array([tail, 1 - tail])
-    places = shares * len(values) + (1 - shares) - 1
-    below = np.floor(places).astype(np.int64)
-    share = places - below
-    low, high = (1 - share) * ascending[below] + share * ascending[np.minimum(below + 1, len(values) - 1)]
-    return float(low), float(high)
-
-
-def _expanded_level(num_pairs: int) -> float:
-    """The percentile level that gives ``CONFIDENCE`` coverage: tails ``Phi(-sqrt(n / (n - 1)) * t)``."""
+def _interval(resampled: NDArray[np.float64], mid: float, num_pairs: int) -> Interval:
+    """Between the percentiles with ``CONFIDENCE`` coverage: tails ``Phi(-sqrt(n / (n - 1)) * t)``."""
     t = stdtrit(num_pairs - 1, 0.5 + CONFIDENCE / 2)
-    return float(1 - 2 * ndtr(-np.sqrt(num_pairs / (num_pairs - 1)) * t))
+    tail = ndtr(-np.sqrt(num_pairs / (num_pairs - 1)) * t)
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Interval(float(low), mid, float(high))
