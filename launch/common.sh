@@ -9,6 +9,9 @@
 # XPYD_SRUN_MPI          srun's --mpi (default pmix, for Open MPI; pmi2 for MPICH)
 # XPYD_REQUEUE           1: a Slurm job near its time limit, or one that lost a node, goes back into the queue once it
 #                        has written what it has; its run goes on at the next block
+# XPYD_MEET_S            ranks that have not met in one world this long after their start are ended, and started once
+#                        more (default 600; 0: wait for ever)
+# XPYD_PART_S            a launcher that still runs this long after all ranks have ended is ended (default 60)
 # XPYD_DRY_RUN           1: print the command that would start the ranks, and stop
 
 fail() {
@@ -44,7 +47,8 @@ setup() {
   fi
   XPYD_WORKERS_PER_NODE=${XPYD_WORKERS_PER_NODE:-1}
   [[ $XPYD_WORKERS_PER_NODE =~ ^[1-9][0-9]*$ ]] || fail "XPYD_WORKERS_PER_NODE=$XPYD_WORKERS_PER_NODE: must be a positive number"
-  export XPYD_LOG_DIR="${XPYD_LOG_DIR:-$PWD/logs}/$1"
+  export XPYD_LOG_DIR="${XPYD_LOG_DIR:-$PWD/logs}/$1" XPYD_WORLD
+  XPYD_WORLD=$XPYD_LOG_DIR/world
   export PYTHONPATH="$XPYD_ROOT${PYTHONPATH:+:$PYTHONPATH}"
 }
 
@@ -114,20 +118,74 @@ run_ranks() {
     return 0
   fi
   mkdir -p "$XPYD_LOG_DIR"
-  local code=0 interrupted=1 child
-  "$@" &
-  child=$!
-  trap 'interrupted=1; XPYD_NEAR_LIMIT=1; kill -USR1 "$child" || true' USR1
-  trap 'interrupted=1; kill -TERM "$child" || true' TERM INT
-  while ((interrupted)); do # a signal ends `wait` before the child ends
-    interrupted=0
+  local code=0 interrupted=0 ending=0 launcher='' world
+  trap 'interrupted=1; XPYD_NEAR_LIMIT=1; kill -USR1 "$launcher" || true' USR1
+  trap 'interrupted=1; ending=1; kill -TERM "$launcher" || true' TERM INT
+  run_launcher "$@" || code=$?
+  look_at_world
+  if [[ $world == apart ]] && ((!XPYD_NEAR_LIMIT && !ending)); then
+    echo "starting them once more" >&2
     code=0
-    wait "$child" || code=$?
-  done
+    run_launcher "$@" || code=$?
+    look_at_world
+  fi
+  if [[ $world == "parted "* ]]; then code=${world#parted }; fi
   trap - TERM INT
   trap '' USR1 # a warning that comes too late must not fail a job that is done
   ((code == 0)) || show_logs "$code"
   return "$code"
+}
+
+# Run mpirun or srun to its end and return its code, beside a watch that ends it where it hangs.
+run_launcher() {
+  local code watch
+  rm -f "$XPYD_WORLD"
+  "$@" &
+  launcher=$!
+  watch_launcher "$1" &
+  watch=$!
+  interrupted=1
+  while ((interrupted)); do # a signal ends `wait` before the child ends
+    interrupted=0
+    code=0
+    wait "$launcher" || code=$?
+  done
+  kill "$watch" 2>/dev/null || true
+  wait "$watch" 2>/dev/null || true
+  return "$code"
+}
+
+# Sets `world` to what is known of the ranks. Rank 0 writes it (src/xpyd/mpi.py): `met` when all are in one world,
+# `ended CODE` when all have come to their end. The watch makes `apart` of neither, and `parted CODE` of the second.
+look_at_world() {
+  world=
+  if [[ -s $XPYD_WORLD ]]; then read -r world <"$XPYD_WORLD" || true; fi
+}
+
+# End the launcher, named $1, where its ranks do not meet, and where they have ended and it has not: srun of Slurm 22.05
+# can wait for ever for a thread that both components of a heterogeneous pmix step want to end.
+watch_launcher() {
+  local meet_s=${XPYD_MEET_S:-600} part_s=${XPYD_PART_S:-60} since=$SECONDS ended=
+  trap '' USR1 INT
+  while sleep 1 >/dev/null 2>&1; do
+    look_at_world
+    if [[ -z $world ]] && ((meet_s > 0 && SECONDS - since >= meet_s)); then
+      echo "error: the ranks have not met within XPYD_MEET_S=$meet_s s of their start; ending them" >&2
+      echo apart >"$XPYD_WORLD"
+      end_launcher
+    elif [[ $world == "ended "* ]] && ((SECONDS - ${ended:=$SECONDS} >= part_s)); then
+      echo "warning: all ranks ended XPYD_PART_S=$part_s s ago, and $1 has not; ending it" >&2
+      echo "parted ${world#ended }" >"$XPYD_WORLD"
+      end_launcher
+    fi
+  done
+}
+
+# By SIGTERM, so that it ends its ranks; by SIGKILL where it does not within 15 s. Its end is the end of the watch.
+end_launcher() {
+  kill -TERM "$launcher" || true
+  sleep 15 >/dev/null 2>&1
+  kill -KILL "$launcher" || true
 }
 
 # The last words of every rank but the first, whose output is the job's.

@@ -166,13 +166,14 @@ def _follow_jobs(points: list[Point], again: str) -> int:
 
 def _main_rank(experiment: str, phases: Phases, arguments: list[str]) -> int:
     """Inside MPI: rank 0 finds or composes each job and broadcasts it; every rank runs it."""
-    from xpyd.mpi import MPI
+    from xpyd.mpi import MPI, meet
 
     comm = MPI.COMM_WORLD
     stop = Stop()
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGUSR1, lambda number, frame: setattr(stop, "requested", True))
     _refuse_split_worlds(comm)
+    meet()
     if comm.rank:
         return _follow(comm, phases, stop)
     code = 1

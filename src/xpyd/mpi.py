@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -36,6 +37,13 @@ def survives_ends() -> bool:
     return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - its name is Open MPI's
 
 
+def meet() -> None:
+    """Wait until all ranks are in one world, and let the launch script know. Collective."""
+    MPI.COMM_WORLD.Barrier()
+    if MPI.COMM_WORLD.rank == 0:
+        _tell_launch_script("met")
+
+
 def leave_together(code: int) -> NoReturn:
     """End this process when all ranks have come to the same end. Collective.
 
@@ -49,7 +57,17 @@ def leave_together(code: int) -> NoReturn:
     rank = MPI.COMM_WORLD.rank
     if code:
         MPI.Finalize()
+    if rank == 0:
+        _tell_launch_script(f"ended {code}")
     sys.exit(code if rank == 0 else 0)
+
+
+def _tell_launch_script(state: str) -> None:
+    """Replace the one line of the file XPYD_WORLD, which launch/common.sh watches; nothing where no script does."""
+    if name := os.environ.get("XPYD_WORLD"):
+        new = Path(f"{name}.new")
+        new.write_text(f"{state}\n")
+        new.replace(name)
 
 
 def leave_job() -> NoReturn:
@@ -62,4 +80,4 @@ def leave_job() -> NoReturn:
     raise AssertionError("a process outlived SIGKILL")
 
 
-__all__ = ["MPI", "PROCESS_FAILED", "leave_job", "leave_together", "survives_ends"]
+__all__ = ["MPI", "PROCESS_FAILED", "leave_job", "leave_together", "meet", "survives_ends"]

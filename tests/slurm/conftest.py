@@ -79,9 +79,22 @@ class VirtualCluster:
         return [re.search(rf"\b{name}=(\S*)", text)[1] for name in fields]  # type: ignore[index]
 
     def finish(self, job_id: str, timeout: float = 120) -> str:
-        """The state a job ended in."""
-        wait_for(lambda: self.job(job_id, "JobState")[0] in ENDED, f"the end of job {job_id}", timeout)
+        """The state a job ended in. One that does not end is shown, and ended, for the tests that come."""
+        try:
+            wait_for(lambda: self.job(job_id, "JobState")[0] in ENDED, f"the end of job {job_id}", timeout)
+        except AssertionError as error:
+            evidence = self.evidence(job_id)
+            self.run("scancel", job_id)
+            pytest.fail(f"{error}\n{evidence}")
         return self.job(job_id, "JobState")[0]
+
+    def evidence(self, job_id: str) -> str:
+        """What the cluster knows of a job that should have ended, and the end of what it printed."""
+        asked = (["scontrol", "show", "job", job_id], ["squeue", "-a"], ["squeue", "-s"], ["sinfo", "-N", "-l"])
+        output = Path(self.job(job_id, "StdOut")[0])
+        printed = output.read_text()[-2000:] if output.exists() else "nothing"
+        processes = self.run("sh", "-c", "ps -eo pid,ppid,stat,etimes,args | grep -E 's[r]un|[s]lurm|[e]xperiments'")
+        return "\n".join([*(self.run(*command) for command in asked), processes, f"it printed: {printed}"])
 
     def complete(self, job_id: str, output: Path, timeout: float = 120) -> None:
         """Wait for the end of a job that must be a success; ``output`` is shown where it is not."""

@@ -114,6 +114,54 @@ def test_mistakes_are_named(mpirun: Path) -> None:
     assert "must be a positive number" in call("launch/mpirun.sh", "--hosts", "a", "compare", code=2, **zero)
 
 
+def launched(tmp_path: Path, body: str, code: int, **env: str) -> tuple[str, str]:
+    """What is printed, to stdout and to stderr, where mpirun is a script of ``body``."""
+    program = tmp_path / "mpirun"
+    program.write_text(f'#!/bin/bash\nif [[ $1 == --version ]]; then echo "{VERSIONS["openmpi5"]}"; exit; fi\n{body}\n')
+    program.chmod(0o755)
+    own = {"XPYD_MPIRUN": str(program), "XPYD_PYTHON": "/site/python", "XPYD_LOG_DIR": str(tmp_path / "logs")}
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **own, **env}
+    done = subprocess.run(["launch/mpirun.sh", "--hosts", "a", "compare"], cwd=ROOT, env=env, **CAPTURED)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+FOR_EVER = "exec sleep 1000"
+
+
+def test_ranks_that_do_not_meet_are_started_once_more(tmp_path: Path) -> None:
+    """A launcher that hangs at the first start, not at the second; whatever an earlier job left says nothing."""
+    came_up = f'echo came up; if [[ -e {tmp_path}/again ]]; then echo met >"$XPYD_WORLD"; exit 0; fi'
+    said, errors = launched(tmp_path, f"{came_up}; touch {tmp_path}/again; {FOR_EVER}", 0, XPYD_MEET_S="1")
+    assert said == "came up\ncame up\n"
+    assert "the ranks have not met within XPYD_MEET_S=1 s of their start" in errors
+    assert errors.endswith("starting them once more\n")
+
+
+def test_ranks_that_never_meet_end_the_job(tmp_path: Path) -> None:
+    said, errors = launched(tmp_path, f"echo came up; {FOR_EVER}", 143, XPYD_MEET_S="1")
+    assert said == "came up\ncame up\n"
+    assert errors.count("have not met") == 2
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_launcher_that_outlasts_its_ranks_is_ended(tmp_path: Path, code: int) -> None:
+    """The job's code is that of the ranks: srun of a heterogeneous step can hang behind a run that is whole."""
+    said, errors = launched(tmp_path, f'echo ended {code} >"$XPYD_WORLD"; {FOR_EVER}', code, XPYD_PART_S="1")
+    assert said == ""
+    assert f"all ranks ended XPYD_PART_S=1 s ago, and {tmp_path}/mpirun has not; ending it" in errors
+    assert ("the ranks ended with exit code 3" in errors) == (code == 3)
+
+
+def test_a_job_that_ends_is_left_alone(tmp_path: Path) -> None:
+    """Its own code counts, and no word of a watch is in its output."""
+    assert launched(tmp_path, 'echo met >"$XPYD_WORLD"; sleep 4; echo ended 0 >"$XPYD_WORLD"', 0, XPYD_MEET_S="3") == (
+        "",
+        "",
+    )
+    assert "exit code 5" in launched(tmp_path, "exit 5", 5)[1]
+
+
 def test_a_dry_run_starts_nothing(mpirun: Path, tmp_path: Path) -> None:
     output = call(
         "launch/mpirun.sh",

@@ -6,11 +6,12 @@ import signal
 import sys
 import time
 
-from mpi4py import MPI
+from xpyd.mpi import MPI, leave_together, meet
 
 comm = MPI.COMM_WORLD
 nearly_over: list[int] = []
 signal.signal(signal.SIGUSR1, lambda number, frame: nearly_over.append(number))
+meet()
 nodes = comm.gather(MPI.Get_processor_name())
 local = comm.gather(comm.Split_type(MPI.COMM_TYPE_SHARED).size)
 if comm.rank == 0:
@@ -26,3 +27,4 @@ while "wait" in sys.argv and not comm.allreduce(len(nearly_over), MPI.MIN):  # u
     time.sleep(0.02)
 if comm.rank == 0:
     print(f"signals {len(nearly_over)}", flush=True)
+leave_together(0)
