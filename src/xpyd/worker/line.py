@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xpyd.mpi import MPI
+from xpyd.worker.pieces import cut
 
 NUM_COPIES = 32  # on their way: in shared memory a message has left once the other rank has looked, which may be asleep
 
@@ -27,7 +28,9 @@ class Line:
         self.rank = rank
         self._page = bytearray(data)  # its owner writes into it at any time; copies of it are sent
         copies = [bytearray(len(data)) for _ in range(NUM_COPIES)]
-        self._copies = [(copy, comm.Send_init([copy, MPI.BYTE], dest=rank, tag=tag)) for copy in copies]
+        self._copies = [
+            (copy, [comm.Send_init([piece, MPI.BYTE], dest=rank, tag=tag) for piece in cut(copy)]) for copy in copies
+        ]
         self._sent, self._left = 0, 0  # numbers of messages; those that are known to have left
         self._note = note
 
@@ -56,18 +59,23 @@ class Line:
 
     def send(self) -> None:
         """Send the message as it is now, without waiting; the line must be ``free``."""
-        copy, request = self._copies[self._sent % NUM_COPIES]
+        copy, requests = self._copies[self._sent % NUM_COPIES]
         copy[:] = self._page
         self._sent += 1
-        try:
-            request.Start()
-        except MPI.Exception as error:
-            self._note(error)
+        for request in requests:
+            try:
+                request.Start()
+            except MPI.Exception as error:
+                self._note(error)
 
     def close(self) -> None:
-        for _, request in self._copies:
-            request.Free()
+        for _, requests in self._copies:
+            for request in requests:
+                request.Free()
 
     def _look(self) -> None:
-        while self._left < self._sent and has_left(self._copies[self._left % NUM_COPIES][1], self._note):
+        while self._left < self._sent:
+            _, requests = self._copies[self._left % NUM_COPIES]
+            if not all(has_left(request, self._note) for request in requests):
+                return
             self._left += 1

@@ -12,6 +12,7 @@ from typing import Any
 from xpyd.mpi import MPI, PROCESS_FAILED
 from xpyd.worker.line import Line, has_left
 from xpyd.worker.messages import AnyMessage, Message, decode, encode
+from xpyd.worker.pieces import PIECE_BYTES, Pieces, cut
 
 TAG = 7002
 ANYBODY = MPI.ANY_SOURCE
@@ -20,17 +21,24 @@ ANYBODY = MPI.ANY_SOURCE
 class Mailbox:
     """Sends and polls control messages on a communicator of its own (collective to create).
 
+    A receive is always posted, and a look is one test of it, in which Open MPI takes in what has come. A probe looks
+    first and takes in then: what came while this rank computed would be found by its next look.
+
     ``ended``: the ranks whose processes MPI reports as ended, where it can go on without them (ULFM); what is sent to
     them is lost without an error.
     """
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm.Dup()
-        self._sending: list[tuple[Any, bytes, int]] = []  # a buffer lives until its send is complete
-        self._given_up: list[tuple[Any, bytes, int]] = []  # to lost ranks: MPI may read these buffers for ever
+        self._sending: list[tuple[Any, memoryview, int]] = []  # a buffer lives until its send is complete
+        self._given_up: list[tuple[Any, memoryview, int]] = []  # to lost ranks: MPI may read these buffers for ever
         self._lines: dict[tuple[int, int], Line] = {}  # by rank and size
         self._lost_lines: list[Line] = []  # to lost ranks, likewise
+        self._inbox = bytearray(PIECE_BYTES)
+        self._posted = self._comm.Recv_init([self._inbox, MPI.BYTE], source=ANYBODY, tag=TAG)
+        self._post()
         self._status = MPI.Status()
+        self._pieces = Pieces()
         self._lost: set[int] = set()  # so that a stopped rank which comes back, blocks later, disturbs nobody
         self.ended: set[int] = set()
 
@@ -42,15 +50,8 @@ class Mailbox:
         """The same message to each rank, encoded once."""
         data = encode(message)
         for rank in ranks:
-            if rank in self.ended:
-                continue
-            try:
-                request = self._comm.Isend([data, MPI.BYTE], dest=rank, tag=TAG)
-            except MPI.Exception as error:
-                self._note(error)
-            else:
-                if not has_left(request, self._note):  # a short message mostly has left by now
-                    self._sending.append((request, data, rank))
+            for piece in cut(data):
+                self._send_piece(rank, piece)
 
     def line(self, rank: int, message: Message) -> Line | None:
         """To send ``message`` again and again, changed in place, until this is asked for a line of its size again.
@@ -70,8 +71,7 @@ class Mailbox:
         """Every message that is here now, with its sender, in the order of arrival."""
         if self._sending:
             self._sending = [each for each in self._sending if not has_left(each[0], self._note)]
-        found = self._probe()
-        return () if found is None else self._take_all(found)
+        return self._take_all() if self._has_come() else ()
 
     def give_up(self, ranks: Collection[int]) -> None:
         """These ranks are lost: nobody waits for sends to them any more, and what still comes of them is dropped."""
@@ -86,41 +86,51 @@ class Mailbox:
             self._sending = [each for each in self._sending if not has_left(each[0], self._note)]
 
     def close(self) -> None:
+        """Collective, when every message has been polled."""
+        self._posted.Cancel()
+        self._posted.Wait()
+        self._posted.Free()
         for line in self._lines.values():
             line.close()
         self._comm.Free()
 
-    def _take_all(self, found: Any) -> Iterator[tuple[int, AnyMessage]]:
-        while found is not None:
-            source = int(self._status.Get_source())
-            data = bytearray(self._status.Get_count(MPI.BYTE))
-            if self._receive(found, data) and source not in self._lost:
-                yield source, decode(data)
-            found = self._probe()
-
-    def _probe(self) -> Any:
-        """A message that is here, None where there is none.
-
-        Matched, so that it is out of MPI's queue: one from a rank that has ended cannot be received, and would be
-        found again for ever. Open MPI looks at what it has taken in already, and then takes in what has come: a message
-        that came while this rank computed is found by the second of two calls, and were there one, a layer or a step
-        later.
-        """
-        probe = self._comm.Improbe
+    def _send_piece(self, rank: int, piece: memoryview) -> None:
+        if rank in self.ended:
+            return
         try:
-            return probe(ANYBODY, TAG, self._status) or probe(ANYBODY, TAG, self._status)
-        except MPI.Exception as error:  # a rank has ended, which any source might have been: take note, and go on
-            self._note(error)
-            return self._probe()
-
-    def _receive(self, found: Any, data: bytearray) -> bool:
-        """False where the sender has ended, and its message with it."""
-        try:
-            found.Recv([data, MPI.BYTE])
+            request = self._comm.Isend([piece, MPI.BYTE], dest=rank, tag=TAG)
         except MPI.Exception as error:
             self._note(error)
-            return False
-        return True
+        else:
+            if not has_left(request, self._note):  # a short message mostly has left by now
+                self._sending.append((request, piece, rank))
+
+    def _take_all(self) -> Iterator[tuple[int, AnyMessage]]:
+        """Behind a piece that has come: it and all that have come since, where they complete a message."""
+        come = True
+        while come:
+            source = int(self._status.Get_source())
+            data = None
+            if source >= 0:  # none where the receive was given up, as its sender has ended
+                data = self._pieces.add(source, self._inbox[: self._status.Get_count(MPI.BYTE)])
+            self._post()
+            if data is not None and source not in self._lost:
+                yield source, decode(data)
+            come = self._has_come()
+
+    def _post(self) -> None:
+        try:
+            self._posted.Start()
+        except MPI.Exception as error:
+            self._note(error)
+
+    def _has_come(self) -> bool:
+        """Whether a piece is in the inbox; ``_status`` says whose."""
+        try:
+            return bool(self._posted.Test(self._status))
+        except MPI.Exception as error:  # a rank has ended, which any source might have been: take note, and go on
+            self._note(error)
+            return self._has_come()
 
     def _note(self, error: MPI.Exception) -> None:
         """Learn which ranks have ended. Raises ``error`` again where it says something else."""

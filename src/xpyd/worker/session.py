@@ -175,8 +175,10 @@ class Session:
             self.rows.close()
         if kind is not None and issubclass(kind, RanksLost):
             self.crew.wait()  # every row is written before rank 0 merges
-        elif kind is None and not self.crew.lost and self.links is not None:
-            self.links.close()
+        elif kind is None and not self.crew.lost:
+            self._mailbox.close()
+            if self.links is not None:
+                self.links.close()
 
     def _outlive(self, error: Outcast) -> NoReturn:
         """Leave where the job survives that; else wait for its end, or that of its launcher."""

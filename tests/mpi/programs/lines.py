@@ -1,4 +1,4 @@
-"""Rank 1 tells rank 0 two kinds of messages by lines, changed from one to the next; rank 0 checks all, and their order.
+"""Rank 1 tells rank 0 messages of three lengths by lines, each changed in place; rank 0 checks all, and their order.
 
 Usage (under mpirun -n 2): python -m mpi4py lines.py
 """
@@ -12,24 +12,27 @@ from xpyd.worker.line import NUM_COPIES
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.messages import Emitted, Tokens
 
-NUM_MESSAGES = 5 * NUM_COPIES
-LENGTHS = (1, 40)  # tokens of the two kinds: of a few bytes, and of more than MPI sends at once
+LENGTHS = (1, 40, 400)  # tokens of each kind: of a few bytes, of one piece, and of two
+NUM_KINDS = len(LENGTHS)
+NUM_MESSAGES = 5 * NUM_COPIES * NUM_KINDS // 2
 
 
 def message(number: int) -> Tokens:
-    return Tokens.of(number, [Emitted(i, number, 7, 0.5) for i in range(LENGTHS[number % 2])])
+    return Tokens.of(number, [Emitted(i, number, 7, 0.5) for i in range(LENGTHS[number % NUM_KINDS])])
 
 
 def tell(mailbox: Mailbox) -> None:
-    lines = [mailbox.line(0, message(kind)) for kind in (0, 1)]
+    lines = [mailbox.line(0, message(kind)) for kind in range(NUM_KINDS)]
     for number in range(NUM_MESSAGES):
-        line = lines[number % 2]
+        line = lines[number % NUM_KINDS]
         assert line is not None
-        if number < 2 * NUM_COPIES:
+        if number < NUM_KINDS * NUM_COPIES:
             assert line.free(), f"message {number} waits, and rank 0 need not have looked"
         while not line.free():
             mailbox.poll()
-        stamp = ctypes.c_int64.from_address(line.address + line.num_bytes - Tokens.num_bytes(LENGTHS[number % 2]))
+        stamp = ctypes.c_int64.from_address(
+            line.address + line.num_bytes - Tokens.num_bytes(LENGTHS[number % NUM_KINDS])
+        )
         stamp.value = number
         line.send()
     mailbox.drain()
@@ -44,7 +47,7 @@ def hear(mailbox: Mailbox) -> None:
             assert isinstance(found, Tokens)
             number = found.emitted_ns
             heard.append(number)
-            assert len(list(found.tokens)) == LENGTHS[number % 2]
+            assert len(list(found.tokens)) == LENGTHS[number % NUM_KINDS]
     assert heard == list(range(NUM_MESSAGES))
 
 
