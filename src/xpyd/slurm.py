@@ -24,7 +24,7 @@ ENDED = frozenset(
     ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
 )
 # Settings of the launch scripts that a job keeps, so that job.sh submits the same job from any other shell.
-KEPT = ("XPYD_SITE", "XPYD_PYTHON", "XPYD_SRUN_MPI")
+KEPT = ("XPYD_SITE", "XPYD_PYTHON", "XPYD_SRUN_MPI", "XPYD_MEET_S", "XPYD_PART_S")
 
 
 class SlurmError(ValueError):

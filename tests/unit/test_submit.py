@@ -44,7 +44,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (bin_folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
     monkeypatch.setenv("CALLS", str(calls))
-    for name in ("XPYD_SITE", "XPYD_PYTHON", "XPYD_SRUN_MPI", "XPYD_JOB"):
+    for name in ("XPYD_SITE", "XPYD_PYTHON", "XPYD_SRUN_MPI", "XPYD_MEET_S", "XPYD_PART_S", "XPYD_JOB"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "queue").touch()
