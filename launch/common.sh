@@ -167,7 +167,7 @@ look_at_world() {
 watch_launcher() {
   local meet_s=${XPYD_MEET_S:-600} part_s=${XPYD_PART_S:-60} since=$SECONDS ended=
   trap '' USR1 INT
-  while sleep 1 >/dev/null 2>&1; do
+  while sleep 1 >/dev/null 2>&1 && kill -0 "$launcher" 2>/dev/null; do
     look_at_world
     if [[ -z $world ]] && ((meet_s > 0 && SECONDS - since >= meet_s)); then
       echo "error: the ranks have not met within XPYD_MEET_S=$meet_s s of their start; ending them" >&2
