@@ -36,11 +36,11 @@ class Mailbox:
         self._lost_lines: list[Line] = []  # to lost ranks, likewise
         self._inbox = bytearray(PIECE_BYTES)
         self._posted = self._comm.Recv_init([self._inbox, MPI.BYTE], source=ANYBODY, tag=TAG)
-        self._post()
         self._status = MPI.Status()
         self._pieces = Pieces()
         self._lost: set[int] = set()  # so that a stopped rank which comes back, blocks later, disturbs nobody
         self.ended: set[int] = set()
+        self._post()
 
     def send(self, rank: int, message: Message) -> None:
         """Send without waiting; completes as the mailbox is polled."""
