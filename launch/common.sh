@@ -118,27 +118,23 @@ run_ranks() {
     return 0
   fi
   mkdir -p "$XPYD_LOG_DIR"
-  local code=0 interrupted=0 ending=0 launcher='' world
+  local code interrupted ending=0 launcher='' world
   trap 'interrupted=1; XPYD_NEAR_LIMIT=1; kill -USR1 "$launcher" || true' USR1
   trap 'interrupted=1; ending=1; kill -TERM "$launcher" || true' TERM INT
-  run_launcher "$@" || code=$?
-  look_at_world
+  run_launcher "$@"
   if [[ $world == apart ]] && ((!XPYD_NEAR_LIMIT && !ending)); then
     echo "starting them once more" >&2
-    code=0
-    run_launcher "$@" || code=$?
-    look_at_world
+    run_launcher "$@"
   fi
-  if [[ $world == "parted "* ]]; then code=${world#parted }; fi
   trap - TERM INT
   trap '' USR1 # a warning that comes too late must not fail a job that is done
   ((code == 0)) || show_logs "$code"
   return "$code"
 }
 
-# Run mpirun or srun to its end and return its code, beside a watch that ends it where it hangs.
+# Run mpirun or srun to its end, beside a watch that ends it where it hangs. Sets `code`, and `world`.
 run_launcher() {
-  local code watch
+  local watch
   rm -f "$XPYD_WORLD"
   "$@" &
   launcher=$!
@@ -152,7 +148,8 @@ run_launcher() {
   done
   kill "$watch" 2>/dev/null || true
   wait "$watch" 2>/dev/null || true
-  return "$code"
+  look_at_world
+  if [[ $world == "parted "* ]]; then code=${world#parted }; fi
 }
 
 # Sets `world` to what is known of the ranks. Rank 0 writes it (src/xpyd/mpi.py): `met` when all are in one world,
@@ -171,18 +168,18 @@ watch_launcher() {
     look_at_world
     if [[ -z $world ]] && ((meet_s > 0 && SECONDS - since >= meet_s)); then
       echo "error: the ranks have not met within XPYD_MEET_S=$meet_s s of their start; ending them" >&2
-      echo apart >"$XPYD_WORLD"
-      end_launcher
+      end_launcher apart
     elif [[ $world == "ended "* ]] && ((SECONDS - ${ended:=$SECONDS} >= part_s)); then
       echo "warning: all ranks ended XPYD_PART_S=$part_s s ago, and $1 has not; ending it" >&2
-      echo "parted ${world#ended }" >"$XPYD_WORLD"
-      end_launcher
+      end_launcher "parted ${world#ended }"
     fi
   done
 }
 
-# By SIGTERM, so that it ends its ranks; by SIGKILL where it does not within 15 s. Its end is the end of the watch.
+# For the reason $1. By SIGTERM, so that it ends its ranks; by SIGKILL where it does not within 15 s. Its end is the end
+# of the watch.
 end_launcher() {
+  echo "$1" >"$XPYD_WORLD" || true
   kill -TERM "$launcher" || true
   sleep 15 >/dev/null 2>&1
   kill -KILL "$launcher" || true

@@ -13,8 +13,9 @@ from tests.slurm.conftest import ROOT, VirtualCluster, hello, wait_for
 @pytest.fixture
 def ready(cluster: VirtualCluster, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout whose launch scripts use this Python; returns its folder."""
-    bounds = {"XPYD_MEET_S": "60", "XPYD_PART_S": "10"}
-    for name, value in {"XPYD_PYTHON": sys.executable, "XPYD_LOG_DIR": str(checkout / "logs"), **bounds}.items():
+    settings = {"XPYD_PYTHON": sys.executable, "XPYD_LOG_DIR": str(checkout / "logs")}
+    settings |= {"XPYD_MEET_S": "60", "XPYD_PART_S": "10"}
+    for name, value in settings.items():
         monkeypatch.setitem(cluster.env, name, value)
     return checkout
 

@@ -22,12 +22,18 @@ VERSIONS = {
 }
 
 
+def outputs(*command: str, code: int = 0, cwd: Path = ROOT, **env: str) -> tuple[str, str]:
+    """stdout and stderr of a script that must end with ``code``."""
+    keep = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    done = subprocess.run(command, cwd=cwd, env={**keep, **env}, **CAPTURED)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
 def call(*command: str, code: int = 0, cwd: Path = ROOT, **env: str) -> str:
     """stdout of a script that must end with ``code``; stderr where it must fail."""
-    keep = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-    done = subprocess.run(command, cwd=cwd, env={**keep, **env}, capture_output=True, text=True, timeout=60)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stderr
+    said, errors = outputs(*command, code=code, cwd=cwd, **env)
+    return said if code == 0 else errors
 
 
 @pytest.fixture
@@ -120,10 +126,7 @@ def launched(tmp_path: Path, body: str, code: int, **env: str) -> tuple[str, str
     program.write_text(f'#!/bin/bash\nif [[ $1 == --version ]]; then echo "{VERSIONS["openmpi5"]}"; exit; fi\n{body}\n')
     program.chmod(0o755)
     own = {"XPYD_MPIRUN": str(program), "XPYD_PYTHON": "/site/python", "XPYD_LOG_DIR": str(tmp_path / "logs")}
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **own, **env}
-    done = subprocess.run(["launch/mpirun.sh", "--hosts", "a", "compare"], cwd=ROOT, env=env, **CAPTURED)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout, done.stderr
+    return outputs("launch/mpirun.sh", "--hosts", "a", "compare", code=code, **own, **env)
 
 
 FOR_EVER = "exec sleep 1000"
@@ -155,10 +158,8 @@ def test_a_launcher_that_outlasts_its_ranks_is_ended(tmp_path: Path, code: int) 
 
 def test_a_job_that_ends_is_left_alone(tmp_path: Path) -> None:
     """Its own code counts, and no word of a watch is in its output."""
-    assert launched(tmp_path, 'echo met >"$XPYD_WORLD"; sleep 4; echo ended 0 >"$XPYD_WORLD"', 0, XPYD_MEET_S="3") == (
-        "",
-        "",
-    )
+    slow = 'echo met >"$XPYD_WORLD"; sleep 4; echo ended 0 >"$XPYD_WORLD"'
+    assert launched(tmp_path, slow, 0, XPYD_MEET_S="3") == ("", "")
     assert "exit code 5" in launched(tmp_path, "exit 5", 5)[1]
 
 
