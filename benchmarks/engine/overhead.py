@@ -6,14 +6,19 @@ layers; the rest of a turn of the worker's loop is the overhead.
 
 A worker puts some of its work off, and does it for many steps at once. So times are taken over rounds of as many steps
 as it puts off at most: each holds its share of that, which a median over steps would leave out.
+
+Over TCP a token message cannot cost less than a system call. So rounds take turns with others in which a plain socket
+sends as many bytes in MPI's place: the limit.
 """
 
 from __future__ import annotations
 
 import gc
+import socket
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -36,8 +41,9 @@ from xpyd.streams import FOLDER
 from xpyd.worker.client import IDLE_SLEEP_S
 from xpyd.worker.desk import Desk
 from xpyd.worker.engine import Engine
+from xpyd.worker.line import Line
 from xpyd.worker.mailbox import Mailbox
-from xpyd.worker.messages import EndBlock
+from xpyd.worker.messages import EndBlock, Tokens
 from xpyd.worker.serving import ServingWorker
 from xpyd.worker.steady import MAX_STEPS
 
@@ -58,6 +64,7 @@ class Overhead:
     step_s: float
     beside_s: float
     share: float
+    bare_send_s: float | None  # what a plain socket's send of the tokens takes; None where they need no system call
 
 
 class _Stopwatch:
@@ -80,20 +87,38 @@ class _Stopwatch:
         return timed
 
 
-def listen(mailbox: Mailbox) -> None:
+def listen(mailbox: Mailbox, wire: socket.socket | None) -> None:
     """The client: take in what the worker tells, and sleep when there is nothing, until it says that it has ended."""
     while True:
         messages = list(mailbox.poll())
         if any(isinstance(message, EndBlock) for _, message in messages):
             return
         if not messages:
+            _empty(wire)
             time.sleep(IDLE_SLEEP_S)
 
 
+def _empty(wire: socket.socket | None) -> None:
+    """What a plain socket brought is of no use, and must not fill it."""
+    if wire is not None:
+        with suppress(BlockingIOError):
+            wire.recv(1 << 16)
+
+
 def measure(
-    runner: ModelRunner, mailbox: Mailbox, rank: int, client: str, batch: int, context: int, num_rounds: int
+    runner: ModelRunner,
+    mailbox: Mailbox,
+    rank: int,
+    client: str,
+    batch: int,
+    context: int,
+    num_rounds: int,
+    wire: socket.socket | None,
 ) -> Overhead:
-    """The worker ``rank``: decode ``batch`` requests behind ``context`` tokens, ``num_rounds`` times anew."""
+    """The worker ``rank``: decode ``batch`` requests behind ``context`` tokens, ``num_rounds`` times anew.
+
+    ``wire``: a plain socket to the client, for the limit.
+    """
     config = SchedulerConfig("chunked", batch, 4096, runner.cache.block_size, runner.cache.layout.num_blocks)
     model = _Stopwatch()
     hooks = _Stopwatch(within=model)
@@ -118,7 +143,15 @@ def measure(
         desk = Desk(rank, 0, mailbox, rows, Clock(), faults=faults, role=Role.COLOCATED)
         worker = ServingWorker(Engine(runner, ChunkedScheduler(config)), desk, drain_timeout_s=60.0)
         worker.on_layer = hooks.around(worker.on_layer)  # type: ignore[method-assign]
-        rounds = [_round(worker, batch, context, model) for _ in range(num_rounds)]
+        rounds, sends = [], []
+        tokens = bytes(Tokens.num_bytes(batch))
+        for _ in range(num_rounds):
+            rounds.append(_round(worker, batch, context, model))
+            if wire is not None:
+                send = _Stopwatch()
+                with patch.object(Line, "send", send.around(lambda _, wire=wire: wire.send(tokens))):
+                    _round(worker, batch, context, model)
+                sends.append(send.total_ns)
     return Overhead(
         model=runner.spec.name,
         client=client,
@@ -128,6 +161,7 @@ def measure(
         step_s=median(whole for whole, _ in rounds) / ROUND / 1e9,
         beside_s=median(whole - model for whole, model in rounds) / ROUND / 1e9,
         share=median(1 - model / whole for whole, model in rounds),
+        bare_send_s=median(sends) / ROUND / 1e9 if sends else None,
     )
 
 

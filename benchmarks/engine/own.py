@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +29,7 @@ from xpyd.worker.affinity import pin_cores, sharpen_sleeps
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.messages import EndBlock
 
-CLIENTS = {
+CLIENTS = {  # by name: what mpirun is told
     "shared memory": (),
     "TCP (loopback)": ("--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "lo"),
 }
@@ -66,10 +68,11 @@ def main(arguments: Sequence[str]) -> int:
     pin_cores(comm, True)
     sharpen_sleeps()
     mailbox = Mailbox(comm)
+    wire = _plain_socket(comm) if CLIENTS[order["client"]] else None
     if comm.rank == CLIENT_RANK:
-        overhead.listen(mailbox)
+        overhead.listen(mailbox, wire)
     else:
-        (folder / FOUND).write_text(json.dumps([asdict(each) for each in _work(mailbox, comm.rank, **order)]))
+        (folder / FOUND).write_text(json.dumps([asdict(each) for each in _work(mailbox, comm.rank, wire, **order)]))
         mailbox.send(CLIENT_RANK, EndBlock(abort=False))
         mailbox.drain()
     comm.Barrier()
@@ -77,13 +80,33 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _plain_socket(comm: Any) -> socket.socket:
+    """One between the two ranks; the client's end does not wait. Collective."""
+    if comm.rank != CLIENT_RANK:
+        wire = socket.create_connection(comm.bcast(None, root=CLIENT_RANK))
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return wire
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        comm.bcast(server.getsockname(), root=CLIENT_RANK)
+        wire, _ = server.accept()
+    wire.setblocking(False)
+    return wire
+
+
 def _work(
-    mailbox: Mailbox, rank: int, model: str, client: str, dtype: str, num_threads: int, num_rounds: int
+    mailbox: Mailbox,
+    rank: int,
+    wire: socket.socket | None,
+    model: str,
+    client: str,
+    dtype: str,
+    num_threads: int,
+    num_rounds: int,
 ) -> list[Overhead]:
     torch.set_num_threads(num_threads)
     longest = CONTEXT + overhead.MOST_OUTPUTS
     runner = EngineArm(spec_of(model, dtype), num_threads, (longest // BLOCK_SIZE + 2) * max(BATCHES)).runner
-    return [overhead.measure(runner, mailbox, rank, client, batch, CONTEXT, num_rounds) for batch in BATCHES]
+    return [overhead.measure(runner, mailbox, rank, client, batch, CONTEXT, num_rounds, wire) for batch in BATCHES]
 
 
 if __name__ == "__main__":

@@ -61,11 +61,28 @@ def overhead_table(found: Sequence[Overhead], labels: Sequence[str]) -> Table:
             f"{digits(100 * each.share)} %",
             f"{digits(100 * OVERHEAD_MOST)} %",
             "met" if each.share < OVERHEAD_MOST else "MISSED",
+            "-" if each.bare_send_s is None else format_s(each.bare_send_s),
+            "-" if each.bare_send_s is None else f"{digits(100 * each.bare_send_s / each.step_s)} %",
         )
         for each in found
     ]
-    columns = ("model", "client over", "step", "whole", "beside the model", "share", "target, below", "")
-    note = "Beside the model: scheduling, segments, packing, commit, rows, and the message with the tokens over MPI."
+    columns = (
+        "model",
+        "client over",
+        "step",
+        "whole",
+        "beside the model",
+        "share",
+        "target, below",
+        "",
+        "bare send",
+        "",
+    )
+    note = (
+        "Beside the model: scheduling, segments, packing, commit, rows, and the message with the tokens over MPI. Bare "
+        "send: a plain socket's send of as many bytes in MPI's place, in rounds that take turns with these; a worker "
+        "that tells its tokens after each step cannot do with less."
+    )
     return Table(titled("A worker's own work in a step", labels), columns, cells, [note], num_left=3)
 
 
