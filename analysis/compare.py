@@ -23,7 +23,14 @@ from analysis.compare_tables import (
 )
 from analysis.format import interval, sentence
 from analysis.guesses import guessing_tables
-from analysis.hybrid import decisions_table, hybrid_plot, hybrid_table, reckoning_table, three_arms_table
+from analysis.hybrid import (
+    decisions_table,
+    hybrid_plot,
+    hybrid_runs_table,
+    hybrid_table,
+    reckoning_table,
+    three_arms_table,
+)
 from analysis.invariance import check_invariance
 from analysis.ledger import OVERALL, ClassVerdict, Comparison
 from analysis.load import Run, differences
@@ -86,15 +93,18 @@ def overview(runs: Sequence[Run], results: Sequence[Results]) -> Results:
     """Runs that differ, one row each: the settings in which they do, and what came out."""
     keys = list(dict.fromkeys(key for run in runs[1:] for key in differences(runs[0], run)))[:MAX_CONFIG_COLUMNS]
     rows = []
-    for run in runs:
-        found = Comparison(run).verdicts[0]
+    comparisons = [Comparison(run) for run in runs]
+    for run, comparison in zip(runs, comparisons, strict=True):
+        found = comparison.verdicts[0]
         settings = (_setting(run, key) for key in keys)
         cells = (interval(found.lines[name].measured, "s") for name in ("bill_s", "win_s", "net_s"))
         rows.append((run.name, *settings, found.verdict.answer.value, *cells))
     columns = ("run", *keys, "split?", "bill", "win", "net")
     table = Table("Runs side by side, all lengths, measured", columns, rows, num_left=len(keys) + 2)
+    hybrid = [each for each in comparisons if each.pairs[HYBRID]]
+    tables = [table, *([hybrid_runs_table(hybrid)] if hybrid else [])]
     frame = pd.DataFrame([config_columns(run) for run in runs])
-    return Results("overview", "compare", f"{len(runs)} configurations.", "One row each above.", [table], frame)
+    return Results("overview", "compare", f"{len(runs)} configurations.", "One row each above.", tables, frame)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,6 +124,8 @@ def _setting(run: Run, key: str) -> str:
     found: object = run.config
     for part in key.split("."):
         found = found.get(part, "") if isinstance(found, dict) else ""
+    if isinstance(found, list) and all(isinstance(each, dict) and "name" in each for each in found):
+        return ", ".join(str(each["name"]) for each in found)  # request classes: all of one would fill the page
     return str(found)
 
 

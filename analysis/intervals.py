@@ -38,6 +38,21 @@ def bootstrap_mean(values: Any) -> Interval:
     return _interval(_resampled_means(known)[0], mid, len(known))
 
 
+def mean_among(values: Any, num_lines: int) -> Interval:
+    """As ``bootstrap_mean``, but wider: with those of ``num_lines`` lines it holds for all of them at once, at 95 %.
+
+    Bonferroni's inequality, on Student's t: the tails of so few resamples are not as thin as many lines need.
+    """
+    own = bootstrap_mean(values)
+    if not own.known or own.low == own.high:
+        return own
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    error = known.std(ddof=1) / np.sqrt(len(known))
+    half = float(stdtrit(len(known) - 1, 1 - (1 - CONFIDENCE) / (2 * num_lines)) * error)
+    return Interval(own.mid - half, own.mid, own.mid + half)
+
+
 def bootstrap_difference(values: Any, base: Any) -> Interval:
     """``mean(values) - mean(base)`` of two runs' blocks, which nothing pairs, and its 95 % interval.
 

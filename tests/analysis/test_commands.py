@@ -16,7 +16,7 @@ from analysis.load import load_run
 from analysis.statistics import num_workers
 from analysis.tables import placement_name
 from tests.analysis.synthetic import Way, block_rows, write_run
-from xpyd.records import EconomicsRow, GapRow, ReceiptRow, ReceivingGapRow, ScalingRow, TransferPointRow
+from xpyd.records import DecisionRow, EconomicsRow, GapRow, ReceiptRow, ReceivingGapRow, ScalingRow, TransferPointRow
 
 COLOCATED = Way(queue=10, prefill=20, gaps=(10, 10, 10))
 SPLIT = Way(queue=14, prefill=22, exposed=6, admission=2, gaps=(16, 6, 6), moved=True)
@@ -227,6 +227,19 @@ def test_runs_that_differ_get_one_table_each_and_an_overview(
     assert compare.main([str(folder), str(other), "--allow-mixed", "--format", "markdown"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"\| compare/s \| mpi \| split \|", text)
+
+
+def test_an_overview_names_request_classes_and_has_the_hybrid_arms(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = [{"name": name, "share": 0.5, "input_len": {"kind": "fixed", "tokens": 7}} for name in ("talk", "docs")]
+    rows = [*compare_rows(), *block_rows(90, 0, "hybrid", [(100, Way())])]
+    rows.append(DecisionRow(90, 0, 0, False, 1, 1, *[0.01] * 6, 0.06, 0.06, "staying costs less"))
+    other = write_run(tmp_path / "compare" / "s", rows, config={"workload": {"classes": classes}})
+    assert compare.main([str(folder), str(other), "--allow-mixed", "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    assert "| talk, docs |" in text
+    assert "Hybrid routing over all runs, measured" in text
 
 
 @pytest.mark.parametrize("program", [compare, report])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from analysis.compare import analyse
-from analysis.hybrid import better_arm, decided_frame, finding, saved_s
+from analysis.hybrid import better_arm, decided_frame, finding, hybrid_runs_table, saved_s
 from analysis.ledger import Comparison
 from analysis.load import load_run
 from analysis.results import Table
@@ -68,6 +68,26 @@ def test_where_it_loses_it_says_so(tmp_path: Path) -> None:
     rows = {row[0]: row for row in table(found, "Hybrid routing").rows}
     assert (*rows["513-2048"][1:3], rows["513-2048"][4]) == ("disaggregated", "WORSE", "-6 [-6, -6] ms")
     assert rows["1-128"][2] == "not worse"
+
+
+def test_many_runs_are_judged_at_once(tmp_path: Path) -> None:
+    """One loses for sure where prompts are long; another by so little that of four lines one may, by chance."""
+    sure = comparison(tmp_path / "sure", (STAYED, STAYED))
+    rows: list[Any] = []
+    for pair, lost in enumerate((1, 3, 2, 5, 1)):
+        arms = {"colocated": STAYED, "disaggregated": Way(queue=500, moved=True), "hybrid": Way(queue=10 + lost)}
+        for place, (arm, way) in enumerate(arms.items()):
+            rows += block_rows(3 * pair + place, pair, arm, [(SHORT, way)])
+        rows.append(decision(3 * pair + 2, 0, moves=False))
+    lucky = Comparison(load_run(write_run(tmp_path / "lucky", rows)))
+    assert finding(saved_s(lucky, "all", "colocated")) == "WORSE"
+    found = hybrid_runs_table([sure, lucky])
+    lines = {row[:2]: row[2:] for row in found.rows}
+    assert lines.keys() == {("r", "all"), ("r", "1-128"), ("r", "513-2048"), ("lucky", "all")}
+    assert lines["r", "513-2048"] == ("disaggregated 54 ms", "60 ms", *["-6 [-6, -6] ms"] * 2, "WORSE", "0 %")
+    assert lines["r", "1-128"][4] == lines["lucky", "all"][4] == "not worse"
+    assert "those of all 4 lines hold together" in found.notes[0]
+    assert found.notes[0].endswith("Found: 3.")  # the first run over all lengths, too
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from analysis import intervals
-from analysis.intervals import bootstrap_difference, bootstrap_mean, covers_zero
+from analysis.intervals import bootstrap_difference, bootstrap_mean, covers_zero, mean_among
 from xpyd.economics.verdict import Interval
 
 
@@ -17,6 +17,25 @@ def test_the_interval_of_no_difference_covers_zero_at_about_the_nominal_rate(num
     num_trials = 200
     covered = sum(covers_zero(bootstrap_mean(generator.normal(size=num_pairs))) is True for _ in range(num_trials))
     assert 0.87 <= covered / num_trials <= 0.99
+
+
+def test_the_intervals_of_many_lines_hold_at_once_at_about_the_nominal_rate() -> None:
+    generator = np.random.default_rng(7)
+    tables = [generator.normal(size=(14, 10)) for _ in range(200)]
+    alone = sum(all(covers_zero(bootstrap_mean(line)) for line in table) for table in tables)
+    at_once = sum(all(covers_zero(mean_among(line, 14)) for line in table) for table in tables)
+    assert alone / len(tables) < 0.65  # 0.95 ** 14 is a half
+    assert at_once / len(tables) >= 0.92
+
+
+def test_of_one_line_it_is_students_interval_and_of_more_it_is_wider() -> None:
+    values = np.random.default_rng(3).normal(loc=3, size=9)
+    one, ten = mean_among(values, 1), mean_among(values, 10)
+    low, high = stats.t.interval(0.95, 8, values.mean(), stats.sem(values))
+    assert (one.low, one.high) == pytest.approx((low, high))
+    assert ten.low < one.low < one.mid == ten.mid < one.high < ten.high
+    assert mean_among([2.0] * 6, 10) == Interval(2.0, 2.0, 2.0)
+    assert not mean_among([1.0, 2.0], 10).known
 
 
 def test_a_real_difference_is_found() -> None:
