@@ -7,7 +7,7 @@ setup(
         Extension(
             "xpyd.native._kernels",
             ["src/xpyd/native/kernels.c"],
-            depends=[f"src/xpyd/native/kernels_{part}.h" for part in ("body", "product", "chunk", "step")],
+            depends=[f"src/xpyd/native/kernels_{part}.h" for part in ("body", "product", "chunk", "step", "tell")],
             libraries=["m"],
             # Not for the linker: with -ffast-math it would change how the whole process rounds denormals.
             extra_compile_args=["-O3", "-ffast-math", "-fopenmp", "-Wno-psabi"],

@@ -18,8 +18,9 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter_ns
@@ -48,7 +49,7 @@ from xpyd.worker.serving import ServingWorker
 from xpyd.worker.steady import MAX_STEPS
 
 WARM_UP = 5
-ROUND = MAX_STEPS + 1  # steps: those of one stretch, and the one that begins it
+ROUND = MAX_STEPS + 1  # steps at least: those of one stretch, and the one that begins it
 MOST_OUTPUTS = WARM_UP + 2 * ROUND  # of a request, so that none ends within a round
 
 
@@ -85,6 +86,19 @@ class _Stopwatch:
             return result
 
         return timed
+
+
+def _stamped(follow: FollowOn, model: _Stopwatch) -> Callable[[int], int]:
+    """``follow.step``, with what its steps' own stamps say they took."""
+    step = follow.step
+
+    def timed(most: int) -> int:
+        num_steps = step(most)
+        stamps = follow.stamps[-2 * num_steps :]
+        model.total_ns += sum(stamps[1::2]) - sum(stamps[::2])
+        return num_steps
+
+    return timed
 
 
 def listen(mailbox: Mailbox, wire: socket.socket | None) -> None:
@@ -124,10 +138,10 @@ def measure(
     hooks = _Stopwatch(within=model)
 
     def follow_on(*arguments: Any) -> FollowOn:
-        follow = ModelRunner.follow_on(runner, *arguments)
+        follow = FollowOn(*arguments)
         *_, on_layer = arguments
-        if on_layer is None:  # one call of C; else its parts are timed, as those of any other step
-            follow.step = model.around(follow.step)
+        if on_layer is None:  # C runs and tells them; else the parts of a step are timed, as those of any other
+            follow.step = _stamped(follow, model)
         return follow
 
     with (
@@ -135,7 +149,7 @@ def measure(
         patch.object(runner, "_forward", model.around(runner._forward)),
         patch.object(CompiledSteps, "_advance_all", model.around(CompiledSteps._advance_all)),
         patch.object(CompiledSteps, "_draw", model.around(CompiledSteps._draw)),
-        patch.object(runner, "follow_on", follow_on),
+        patch("xpyd.worker.steady.FollowOn", follow_on),
         patch("xpyd.model.runner.sample", model.around(sample)),
     ):
         (Path(folder) / FOLDER).mkdir()
@@ -148,40 +162,71 @@ def measure(
         for _ in range(num_rounds):
             rounds.append(_round(worker, batch, context, model))
             if wire is not None:
-                send = _Stopwatch()
-                with patch.object(Line, "send", send.around(lambda _, wire=wire: wire.send(tokens))):
-                    _round(worker, batch, context, model)
-                sends.append(send.total_ns)
+                sends.append(_bare_send(worker, batch, context, model, partial(wire.send, tokens)))
     return Overhead(
         model=runner.spec.name,
         client=client,
         batch=batch,
         context=context,
         num_steps=num_rounds * ROUND,
-        step_s=median(whole for whole, _ in rounds) / ROUND / 1e9,
-        beside_s=median(whole - model for whole, model in rounds) / ROUND / 1e9,
+        step_s=median(whole for whole, _ in rounds) / 1e9,
+        beside_s=median(whole - model for whole, model in rounds) / 1e9,
         share=median(1 - model / whole for whole, model in rounds),
-        bare_send_s=median(sends) / ROUND / 1e9 if sends else None,
+        bare_send_s=median(sends) / 1e9 if sends else None,
     )
 
 
-def _round(worker: ServingWorker, batch: int, context: int, model: _Stopwatch) -> tuple[int, int]:
-    """Ns of ``ROUND`` steps, and of the model in them. What the prompts' KV says does not matter."""
+def _round(worker: ServingWorker, batch: int, context: int, model: _Stopwatch) -> tuple[float, float]:
+    """Ns of a step, and of the model in it, over ``ROUND`` steps or a few more. What the KV says does not matter."""
     scheduler, size = worker.engine.scheduler, worker.engine.scheduler.config.block_size
     for i in range(batch):
-        table = scheduler.reserve(-(-context // size))
+        length = context + i % size  # so that their blocks begin in different steps
+        table = scheduler.reserve(-(-length // size))
         assert table is not None, "the pool is too small"
-        prompt = [(i + j) % worker.engine.runner.spec.vocab_size for j in range(context)]
-        scheduler.admit(Sequence(i, prompt, MOST_OUTPUTS, [i], context, table))
+        prompt = [(i + j) % worker.engine.runner.spec.vocab_size for j in range(length)]
+        scheduler.admit(Sequence(i, prompt, MOST_OUTPUTS, [i], length, table))
     gc.disable()
-    for _ in range(WARM_UP):
-        worker.turn()
+    _play(worker, WARM_UP)
     begin, model_ns = perf_counter_ns(), model.total_ns
-    for _ in range(ROUND):
-        worker.turn()
+    num_steps = _play(worker, ROUND)
     whole = perf_counter_ns() - begin
     gc.enable()
     worker.settle()
     for i in range(batch):
         scheduler.abort(i)
-    return whole, model.total_ns - model_ns
+    return whole / num_steps, (model.total_ns - model_ns) / num_steps
+
+
+def _play(worker: ServingWorker, least: int) -> int:
+    """So many steps, or more: a turn of the worker's loop may be several. How many they were."""
+    first = num_steps = _num_steps(worker)
+    while num_steps - first < least:
+        worker.turn()
+        num_steps = _num_steps(worker)
+    return num_steps - first
+
+
+def _num_steps(worker: ServingWorker) -> int:
+    """That every sequence has behind it, those that a stretch will say of them included."""
+    of_stretch = worker._steady.stretch.num_steps if worker._steady is not None else 0
+    return len(worker.engine.scheduler._running[0].outputs) + of_stretch
+
+
+def _bare_send(worker: ServingWorker, batch: int, context: int, model: _Stopwatch, send: Callable[[], Any]) -> float:
+    """Ns that ``send`` takes in place of MPI's, over such a round."""
+    watch = _Stopwatch()
+    timed = watch.around(send)
+    num_sent = 0
+
+    def count(_: Line) -> None:
+        nonlocal num_sent
+        num_sent += 1
+        timed()
+
+    lines = worker.desk.mailbox._lines.values()
+    with ExitStack() as patches:
+        for line in lines:
+            patches.enter_context(patch.object(line, "tell", None))
+        patches.enter_context(patch.object(Line, "send", count))
+        _round(worker, batch, context, model)
+    return watch.total_ns / num_sent

@@ -104,7 +104,7 @@ def _work(
     num_rounds: int,
 ) -> list[Overhead]:
     torch.set_num_threads(num_threads)
-    longest = CONTEXT + overhead.MOST_OUTPUTS
+    longest = CONTEXT + BLOCK_SIZE + overhead.MOST_OUTPUTS
     runner = EngineArm(spec_of(model, dtype), num_threads, (longest // BLOCK_SIZE + 2) * max(BATCHES)).runner
     return [overhead.measure(runner, mailbox, rank, client, batch, CONTEXT, num_rounds, wire) for batch in BATCHES]
 

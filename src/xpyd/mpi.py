@@ -6,9 +6,11 @@ serves both, and only the newer one can (ucxx fails with an undefined symbol oth
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,6 +37,13 @@ PROCESS_FAILED = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)  # raised by
 def survives_ends() -> bool:
     """Whether this job goes on when a rank ends: Open MPI's launcher says so to ranks started ``--with-ft ulfm``."""
     return os.environ.get("OMPI_MCA_mpi_ft_enable") == "1"  # noqa: SIM112 - its name is Open MPI's
+
+
+@cache
+def address_of(function: str) -> int | None:
+    """Where a function of MPI is, for those who call it from C; None where it cannot be found by mpi4py's file."""
+    found = getattr(ctypes.CDLL(MPI.__file__), function, None)
+    return ctypes.cast(found, ctypes.c_void_p).value if found is not None else None
 
 
 def meet() -> None:
@@ -80,4 +89,4 @@ def leave_job() -> NoReturn:
     raise AssertionError("a process outlived SIGKILL")
 
 
-__all__ = ["MPI", "PROCESS_FAILED", "leave_job", "leave_together", "meet", "survives_ends"]
+__all__ = ["MPI", "PROCESS_FAILED", "address_of", "leave_job", "leave_together", "meet", "survives_ends"]

@@ -49,13 +49,15 @@ def test_every_carrier_is_measured_on_loopback(mpirun: Run, tmp_path: Path, num_
 
 
 @pytest.mark.mpi
-def test_a_workers_own_work_is_measured_between_two_ranks(mpirun: Run, tmp_path: Path) -> None:
-    """Every batch, on an MPI as runs have it; no figure is checked here."""
+@pytest.mark.parametrize("client", own.CLIENTS)
+def test_a_workers_own_work_is_measured_between_two_ranks(mpirun: Run, tmp_path: Path, client: str) -> None:
+    """Every batch, on an MPI as runs have it; over TCP beside a plain socket. No figure is checked here."""
     (tmp_path / own.ORDER).write_text(
-        json.dumps({"model": "tiny", "client": "any", "dtype": "float32", "num_threads": 1, "num_rounds": 1})
+        json.dumps({"model": "tiny", "client": client, "dtype": "float32", "num_threads": 1, "num_rounds": 1})
     )
     done = mpirun(2, ["-m", "mpi4py", "-m", "benchmarks.engine.own", "--run-folder", str(tmp_path)], 120)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / own.FOUND).read_text())
     assert [row["batch"] for row in rows] == list(own.BATCHES)
     assert all(0 < row["beside_s"] < row["step_s"] for row in rows)
+    assert all((row["bare_send_s"] is not None) == client.startswith("TCP") for row in rows)

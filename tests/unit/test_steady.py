@@ -43,16 +43,53 @@ class PlanningScheduler(ChunkedScheduler):
     plans_again = False
 
 
+START = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+TEST = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int), ctypes.c_void_p)
+
+
 class Line:
-    """As ``worker.line.Line``, to a list."""
+    """As ``worker.line.Line``, to a list; C sends by functions that stand in for MPI's."""
 
     def __init__(self, post: Post, message: Message) -> None:
         self._post, self._data = post, bytearray(encode(message))
         self.num_bytes = len(self._data)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
+        self.tell = self._for_c() if post.by_c else None
 
-    def free(self) -> bool:
-        return self._post.line_free
+    def room(self, most: int) -> int:
+        return most if self._post.line_free else 0
+
+    def _for_c(self) -> tuple[int, int]:
+        copy = ctypes.create_string_buffer(self.num_bytes)
+
+        def start(request: int) -> int:
+            assert request == 7
+            self._post.num_by_line += 1
+            self._post.sent.append(decode(bytes(copy)))
+            return 0
+
+        def test(request: int, come: Any, status: int) -> int:
+            assert (request, status) == (8, 9)
+            self._post.num_looks += 1
+            come[0] = len(self._post.sent) in self._post.inbox
+            return 0
+
+        functions, page = (START(start), TEST(test)), ctypes.c_void_p(ctypes.addressof(copy))
+        request = ctypes.c_void_p(7)
+        inbox = native.Inbox(test=_address(functions[1]), request=8, status=9)
+        line = native.Line(
+            inbox=ctypes.pointer(inbox),
+            start=_address(functions[0]),
+            page=self.address,
+            copies=ctypes.addressof(page),
+            requests=ctypes.addressof(request),
+            num_bytes=self.num_bytes,
+            num_copies=1,
+        )
+        self._kept = (functions, copy, page, request, inbox, line)
+        kernels = native.kernels()
+        assert kernels is not None
+        return _address(kernels.xpyd_tell), ctypes.addressof(line)
 
     def send(self) -> None:
         self._post.num_by_line += 1
@@ -62,11 +99,13 @@ class Line:
 class Post:
     """A mailbox: ``inbox`` is what comes, by the number of messages that were sent before it."""
 
-    def __init__(self, inbox: dict[int, list[Message]]) -> None:
+    def __init__(self, inbox: dict[int, list[Message]], by_c: bool) -> None:
         self.inbox = inbox
+        self.by_c = by_c
         self.sent: list[AnyMessage] = []
         self.ended: set[int] = set()
         self.num_by_line = 0
+        self.num_looks = 0  # by C
         self.line_free = True
 
     def send_all(self, ranks: Iterable[int], message: Message) -> None:
@@ -122,8 +161,9 @@ def worker_of(
     kind: type[ChunkedScheduler] = ChunkedScheduler,
     num_blocks: int = 60,
     sampling: SamplingConfig | None = None,
+    by_c: bool = False,
 ) -> tuple[ServingWorker, Post, Rows]:
-    post, rows = Post(inbox), Rows()
+    post, rows = Post(inbox, by_c), Rows()
     # Beats by the clock would be messages too.
     faults = FaultConfig(detect_s=4e6, beat_interval_s=1e6)
     desk: Any = Desk(1, 0, *_any(post, rows), Clock(), faults=faults, role=Role.COLOCATED)
@@ -132,16 +172,22 @@ def worker_of(
     return ServingWorker(engine, desk, 1.0), post, rows
 
 
+def _address(function: Any) -> int:
+    found = ctypes.cast(function, ctypes.c_void_p).value
+    assert found is not None
+    return found
+
+
 def _any(*values: Any) -> tuple[Any, ...]:
     return values
 
 
-def play(worker: ServingWorker) -> None:
-    """Until nothing is left."""
+def play(worker: ServingWorker) -> int:
+    """Until nothing is left: the turns that it took."""
     for turn in range(1000):
         worker.turn()
         if turn > 3 and worker.quiet:
-            return
+            return turn
     raise AssertionError(worker.unfinished())
 
 
@@ -162,19 +208,26 @@ def shape(rows: Rows) -> list[tuple[int, ...]]:
     ]
 
 
+@pytest.mark.parametrize("by_c", [False, True])
 @pytest.mark.parametrize(("num_blocks", "max_steps"), [(60, 64), (19, 64), (60, 5)])
 def test_tokens_rows_and_blocks_are_those_of_planned_steps(
-    num_blocks: int, max_steps: int, monkeypatch: pytest.MonkeyPatch
+    num_blocks: int, max_steps: int, by_c: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests come while others decode, and where there are 19 blocks some are preempted."""
+    """Requests come while others decode, and where there are 19 blocks some are preempted.
+
+    ``by_c``: the steps of half a minute at once, if nothing comes.
+    """
     monkeypatch.setattr("xpyd.worker.base.MAX_STEPS", max_steps)
+    monkeypatch.setattr("xpyd.worker.base.AT_ONCE_NS", 30_000_000_000)
+    monkeypatch.setattr("xpyd.worker.base.STRETCH_NS", 30_000_000_000)
     inbox = {1: submits(0, 1), 21: submits(2), 30: [Cancel(1, 0)]}
     planned, steady = (
-        worker_of({k: list(v) for k, v in inbox.items()}, kind, num_blocks)
+        worker_of({k: list(v) for k, v in inbox.items()}, kind, num_blocks, by_c=by_c)
         for kind in (PlanningScheduler, ChunkedScheduler)
     )
+    turns = []
     for worker, _, _ in (planned, steady):
-        play(worker)
+        turns.append(play(worker))
         assert worker.engine.scheduler.num_free_blocks == num_blocks
     assert steady[1].tokens == planned[1].tokens
     assert [type(message) for message in steady[1].sent] == [type(message) for message in planned[1].sent]
@@ -184,6 +237,8 @@ def test_tokens_rows_and_blocks_are_those_of_planned_steps(
     assert steady[1].num_by_line > len(steady[2].steps) / 2
     stages = [[(r.request_id, r.stage) for r in rows if isinstance(r, StageRow)] for _, _, rows in (planned, steady)]
     assert stages[0] == stages[1]
+    assert (turns[1] < turns[0] / 2) == by_c  # else a step is a turn
+    assert (steady[1].num_looks > 10) == by_c
 
 
 def test_stamps_follow_on_one_another_and_are_those_of_the_messages() -> None:

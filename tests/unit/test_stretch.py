@@ -31,7 +31,7 @@ class Played:
     def step(self) -> list[tuple[int, int]]:
         """(request, index) of every token that it yields."""
         if self._stretch is not None:
-            if self._stretch.take() is not None:
+            if self._stretch.take():
                 self.num_taken += 1
                 made = [(s.request_id, len(s.outputs) + self._num_steps) for s in self._stretch.sequences]
                 self._tokens += [100 * request + index for request, index in made]
@@ -121,15 +121,16 @@ def test_a_stretch_ends_with_the_first_sequence_or_its_bound() -> None:
     scheduler = scheduler_of()
     stretch = begin_stretch(scheduler, decoding(scheduler, 7, 20), 64)
     assert stretch is not None
-    taken = []
+    grown = []
     while not stretch.over:
-        taken.append(stretch.take())
-    assert taken == [[0, 1], [], [], [], [0, 1]]  # 4 tokens of each have KV: the next one begins a block
+        assert stretch.take() == 1
+        grown.append(stretch.grown)
+    assert grown == [[0, 1], [], [], [], [0, 1]]  # 4 tokens of each have KV: the next one begins a block
     assert [s.request_id for s in stretch.commit([1, 2] * 5)] == [0]
     assert [len(s.outputs) for s in scheduler.running] == [7]
     bounded = begin_stretch(scheduler_two := scheduler_of(), decoding(scheduler_two, 20), 2)
     assert bounded is not None
-    assert [bounded.take(), bounded.take(), bounded.over, bounded.take()] == [[0], [], True, None]
+    assert [bounded.take(), bounded.over, bounded.take(), bounded.over, bounded.take()] == [1, False, 1, True, 0]
 
 
 @pytest.mark.parametrize("change", ["add", "reserve", "unreserve", "abort", "halt"])
@@ -139,7 +140,7 @@ def test_whatever_comes_or_goes_ends_a_stretch(change: str) -> None:
     assert table is not None
     stretch = begin_stretch(scheduler, decoding(scheduler, 20, 20), 64)
     assert stretch is not None
-    assert stretch.take() == [0, 1]
+    assert (stretch.take(), stretch.grown) == (1, [0, 1])
     match change:
         case "add":
             scheduler.add(Sequence(9, [7], 2))
@@ -151,7 +152,37 @@ def test_whatever_comes_or_goes_ends_a_stretch(change: str) -> None:
             assert scheduler.abort(1)
         case _:
             scheduler.halt(scheduler.running[0])
-    assert stretch.take() is None
+    assert stretch.take() == 0
+
+
+def test_steps_that_are_taken_at_once_and_not_run_leave_no_trace() -> None:
+    one, many = scheduler_of(), scheduler_of()
+    ours, theirs = (begin_stretch(each, decoding(each, 30, 30), 64) for each in (many, one))
+    assert ours is not None
+    assert theirs is not None
+    assert ours.take(7) == 7
+    assert ours.grown == [0, 1, 0, 1]
+    ours.give_back(4)
+    assert [theirs.take() for _ in range(3)] == [1, 1, 1]
+    for steps in (3, 9):
+        assert ours.num_steps == theirs.num_steps == steps
+        assert ours.num_free_blocks == theirs.num_free_blocks
+        assert many.num_free_blocks == one.num_free_blocks
+        assert [len(s.block_table) for s in ours.sequences] == [len(s.block_table) for s in theirs.sequences]
+        assert ours.take(6) == 6
+        assert [theirs.take() for _ in range(6)] == [1] * 6
+
+
+def test_steps_are_taken_as_far_as_there_are_blocks_and_room_in_tables() -> None:
+    scheduler = SCHEDULERS["chunked"](SchedulerConfig("chunked", 4, 16, BLOCK_SIZE, 3))
+    stretch = begin_stretch(scheduler, decoding(scheduler, 9, 9), 64)
+    assert stretch is not None
+    assert stretch.take(8) == 0, "both begin a block, and one is left"
+    assert (scheduler.num_free_blocks, stretch.grown, stretch.over) == (1, [], False)
+    wide = begin_stretch(scheduler_two := scheduler_of(), decoding(scheduler_two, 30), 64)
+    assert wide is not None
+    assert [wide.take(8, 1), wide.take(8, 2), wide.take(8, 2), wide.take(8, 3)] == [0, 4, 0, 4]
+    assert len(wide.sequences[0].block_table) == 3
 
 
 def test_no_stretch_follows_where_the_next_step_may_be_another() -> None:

@@ -68,13 +68,13 @@ class BlockTables:
         del self._held[len(tables) :]
         return stay
 
-    def lengthen(self, row: int, table: list[int]) -> bool:
-        """``table``, of row ``row``, ends with one more number than it did; False where there is no room for it."""
-        if len(table) > self.width:
-            return False
-        self.rows[row * self.width + len(table) - 1] = table[-1]
-        self._held[row].append(table[-1])
-        return True
+    def resize(self, row: int, table: list[int]) -> None:
+        """``table``, of row ``row``, has got longer or shorter at its end; it may have ``width`` numbers."""
+        held = self._held[row]
+        del held[len(table) :]
+        begin = row * self.width
+        self.rows[begin + len(held) : begin + len(table)] = array("q", table[len(held) :])
+        held += table[len(held) :]
 
 
 class CompiledSteps:

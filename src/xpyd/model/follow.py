@@ -19,7 +19,10 @@ class FollowOn:
     """At most ``num_steps``, of ``compiled``, whose last step was one of decodes; no other step may come in between.
 
     ``message``: the address of the stamp and the records (``struct emitted``) that are written after each step.
-    ``clock``: its stamps are this one's. ``on_layer`` is called as in any other step; without one, a step is one call.
+    ``tell``: a function of C that is called after each step, and what it takes (``xpyd_again``).
+    ``clock``: its stamps are this one's. ``on_layer`` is called as in any other step, and nothing is told then.
+
+    ``step`` takes a number of steps to run, at most, and returns how many were; -1: ``out_of_memory``.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class FollowOn:
         num_rows: int,
         num_steps: int,
         message: int,
+        tell: tuple[int, int] | None,
         clock: Clock,
         on_layer: Callable[[int], None] | None,
     ) -> None:
@@ -38,21 +42,28 @@ class FollowOn:
         self._stamps = array("q", bytes(16 * num_steps))
         self._ledger = compiled.ledger(self._history, self._stamps, message, clock.offset_ns)
         self._at = ctypes.c_void_p(ctypes.addressof(self._ledger))
-        again = partial(compiled.kernels.xpyd_again, self._at)
-        self.step: Callable[[], int] = again if on_layer is None else self._by_layers  # not 0: ``out_of_memory``
+        self.tells = tell is not None and on_layer is None
+        again = partial(compiled.kernels.xpyd_again, self._at, *(tell or (None, None)))
+        self.step: Callable[[int], int] = again if on_layer is None else self._by_layers
         self.out_of_memory = compiled.out_of_memory
         compiled.kernels.xpyd_follow(self._at)
 
-    def _by_layers(self) -> int:
+    def _by_layers(self, most: int) -> int:
+        """One step, whatever ``most`` is."""
         assert self._on_layer is not None
         begin_ns = self._clock.now_ns()
         self._compiled.run_again(self._on_layer)
         self._compiled.kernels.xpyd_book(self._at, begin_ns, self._clock.now_ns())
-        return 0
+        return 1
 
-    def lengthen(self, row: int, table: list[int]) -> bool:
-        """The block table of a sequence has grown; False where it has become too wide to stay in its place."""
-        return self._compiled.tables.lengthen(row, table)
+    @property
+    def widest(self) -> int:
+        """What a block table may grow to."""
+        return self._compiled.tables.width
+
+    def resize(self, row: int, table: list[int]) -> None:
+        """The block table of a sequence has got longer, or shorter."""
+        self._compiled.tables.resize(row, table)
 
     def restart(self) -> None:
         """Forget the steps that were booked: ``num_steps`` more may follow."""

@@ -8,13 +8,11 @@ from itertools import takewhile
 
 import torch
 
-from xpyd.clock import Clock
 from xpyd.kv.cache import KVCache
 from xpyd.kv.layout import PoolOrder
 from xpyd.model.batch import Batch, ChunkView, DecodeGroup, causal_mask
 from xpyd.model.checkpoint_config import resolve_spec
 from xpyd.model.compiled import CompiledSteps, compiled_steps
-from xpyd.model.follow import FollowOn
 from xpyd.model.graphs import CudaRecorder, DecodeGraphs, Recorder
 from xpyd.model.parallel import Reducer
 from xpyd.model.rope import Rope
@@ -109,12 +107,11 @@ class ModelRunner:
         """Whether steps of decodes can follow on one another as ``FollowOn`` has it."""
         return self._compiled is not None and not self._sampling.temperature
 
-    def follow_on(
-        self, num_rows: int, num_steps: int, message: int, clock: Clock, on_layer: Callable[[int], None] | None
-    ) -> FollowOn:
-        """What follows on the last step, of ``num_rows`` decodes alone; only where it ``follows``."""
+    @property
+    def compiled(self) -> CompiledSteps:
+        """Its whole steps in C; only where it ``follows``."""
         assert self._compiled is not None, "steps follow on compiled ones"
-        return FollowOn(self._compiled, num_rows, num_steps, message, clock, on_layer)
+        return self._compiled
 
     def logits(self, segments: Sequence[Segment], on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """Run one step; the logits of the segments that sample, in the order given, [num_samples, vocab_size].

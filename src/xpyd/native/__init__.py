@@ -36,7 +36,8 @@ _ARGUMENTS = {
     "xpyd_run": (_ADDRESS, _ADDRESS),
     "xpyd_follow": (_ADDRESS,),
     "xpyd_book": (_ADDRESS, _NUMBER, _NUMBER),
-    "xpyd_again": (_ADDRESS,),
+    "xpyd_again": (_ADDRESS, _ADDRESS, _ADDRESS, _NUMBER),
+    "xpyd_tell": (_ADDRESS, ctypes.c_int),
 }
 
 
@@ -99,6 +100,25 @@ class Ledger(ctypes.Structure):
         ("num_rows", _NUMBER),
         *((name, _ADDRESS) for name in ("drawn", "margins", "tokens", "segments", "history", "stamps", "message")),
         *((name, _NUMBER) for name in ("num_steps", "offset_ns")),
+    )
+
+
+class Inbox(ctypes.Structure):
+    """This and what follows: see ``kernels_tell.h``."""
+
+    _fields_ = (
+        *((name, _ADDRESS) for name in ("test", "request", "status")),
+        ("come", ctypes.c_int),
+        ("error", ctypes.c_int),
+    )
+
+
+class Line(ctypes.Structure):
+    _fields_ = (
+        ("inbox", ctypes.POINTER(Inbox)),
+        *((name, _ADDRESS) for name in ("start", "page", "copies", "requests")),
+        *((name, _NUMBER) for name in ("num_bytes", "num_copies", "num_sent")),
+        ("error", ctypes.c_int),
     )
 
 

@@ -163,6 +163,7 @@ static int64_t attend_room(int64_t num_tokens, const struct paging *p)
 #include "kernels_product.h"
 #include "kernels_chunk.h"
 #include "kernels_step.h"
+#include "kernels_tell.h"
 
 /* What else Python calls. `half`: numbers are bfloat16, not float. */
 

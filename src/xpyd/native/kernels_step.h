@@ -235,8 +235,8 @@ void xpyd_book(struct ledger *l, int64_t begin_ns, int64_t end_ns)
     xpyd_follow(l);
 }
 
-/* The step to come, all of it. */
-int xpyd_again(struct ledger *l)
+/* The step to come, all of it. Returns 1 when memory ran out, else 0. */
+static int again(struct ledger *l)
 {
     const int64_t begin_ns = now_ns(l), size = l->decoder->head.num_out;
     if (xpyd_run(l->decoder, l->step)) return 1;
@@ -244,4 +244,15 @@ int xpyd_again(struct ledger *l)
         largest(l->step->logits + row * size, size, l->drawn + row, l->margins + row);
     xpyd_book(l, begin_ns, now_ns(l));
     return 0;
+}
+
+/* The next `most` steps, each told by `tell`, if there is one: fewer where that says that somebody has to see to
+ * something; it has to look for that before the next step, not behind the last. Returns the number of steps that were
+ * run, or -1 when memory ran out. */
+int xpyd_again(struct ledger *l, int (*tell)(void *message, int looks), void *message, int64_t most)
+{
+    for (int num = 1;; num++) {
+        if (again(l)) return -1;
+        if ((tell && tell(message, num < most)) || num >= most) return num;
+    }
 }

@@ -390,6 +390,10 @@ class Scheduler(ABC):
         sequence.block_table.extend(self._blocks.allocate(missing))
         return True
 
+    def _shrink(self, sequence: Sequence) -> None:
+        """Free the last block."""
+        self._blocks.free([sequence.block_table.pop()])
+
     def _preempt_youngest(self) -> Sequence:
         """Take the youngest running sequence's blocks; it computes all its known tokens again, before anyone new."""
         victim = self._running.pop()

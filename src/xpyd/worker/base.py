@@ -19,6 +19,7 @@ from xpyd.worker.pulse import Outcast, Pulse
 from xpyd.worker.steady import MAX_STEPS, Steady, begin_steady
 
 STRETCH_NS = 500_000_000  # of a stretch of steps, at most: its rows wait until it ends
+AT_ONCE_NS = 50_000_000  # of the steps of one that C runs at once: a signal waits so long
 IDLE_SLEEP_S = 50e-6  # an idle worker leaves its core to others, and adds at most this to a latency
 
 
@@ -256,7 +257,8 @@ class Worker(ABC):
         num_steps = min(MAX_STEPS, STRETCH_NS // step_ns)
         self._step_ns, self._looks = step_ns, self.looks_between_layers(step_ns)
         on_layer = self.on_layer if self._looks or not self._pulse.outlasts(step_ns) else None
-        return begin_steady(self.engine, self.desk, plan, outputs, num_steps, on_layer)
+        most = max(1, AT_ONCE_NS // step_ns) if self._pulse.outlasts(AT_ONCE_NS) else 1
+        return begin_steady(self.engine, self.desk, plan, outputs, num_steps, most, on_layer)
 
     def _flush(self) -> None:
         if self._steady is not None:

@@ -39,7 +39,7 @@ class Engine:
 
     @property
     def repeats(self) -> bool:
-        """Whether steps of decodes can follow on one another without this engine (``ModelRunner.follow_on``)."""
+        """Whether steps of decodes can follow on one another without this engine (``FollowOn``)."""
         return self.speculator is None and self.runner.follows
 
     def settle(self) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from xpyd.mpi import MPI, PROCESS_FAILED
+from xpyd import native
+from xpyd.mpi import MPI, PROCESS_FAILED, address_of
 from xpyd.worker.line import Line, has_left
 from xpyd.worker.messages import AnyMessage, Message, decode, encode
 from xpyd.worker.pieces import PIECE_BYTES, Pieces, cut
@@ -37,6 +38,7 @@ class Mailbox:
         self._inbox = bytearray(PIECE_BYTES)
         self._posted = self._comm.Recv_init([self._inbox, MPI.BYTE], source=ANYBODY, tag=TAG)
         self._status = MPI.Status()
+        self._by_c = self._for_c()
         self._pieces = Pieces()
         self._lost: set[int] = set()  # so that a stopped rank which comes back, blocks later, disturbs nobody
         self.ended: set[int] = set()
@@ -62,10 +64,10 @@ class Mailbox:
             return None
         data = encode(message)
         if (rank, len(data)) not in self._lines:
-            self._lines[rank, len(data)] = Line(self._comm, rank, TAG, data, self._note)
+            self._lines[rank, len(data)] = Line(self._comm, rank, TAG, data, self._note, self._by_c)
         line = self._lines[rank, len(data)]
         line.load(data)
-        return line if line.free() else None
+        return line if line.room() else None
 
     def poll(self) -> Iterable[tuple[int, AnyMessage]]:
         """Every message that is here now, with its sender, in the order of arrival."""
@@ -126,11 +128,28 @@ class Mailbox:
 
     def _has_come(self) -> bool:
         """Whether a piece is in the inbox; ``_status`` says whose."""
+        if self._by_c is not None and (self._by_c.come or self._by_c.error):
+            return self._saw(self._by_c)
         try:
             return bool(self._posted.Test(self._status))
         except MPI.Exception as error:  # a rank has ended, which any source might have been: take note, and go on
             self._note(error)
             return self._has_come()
+
+    def _for_c(self) -> native.Inbox | None:
+        """For looks from C, which ``xpyd_tell`` takes; None where MPI's function is not found."""
+        test = address_of("MPI_Test")
+        if test is None:
+            return None
+        return native.Inbox(test=test, request=MPI._addressof(self._posted), status=MPI._addressof(self._status))
+
+    def _saw(self, inbox: native.Inbox) -> bool:
+        """What a look from C has found; of an error it is made again."""
+        come, error = inbox.come, inbox.error
+        inbox.come = inbox.error = 0
+        if error:
+            self._note(MPI.Exception(error))
+        return bool(come) or self._has_come()
 
     def _note(self, error: MPI.Exception) -> None:
         """Learn which ranks have ended. Raises ``error`` again where it says something else."""

@@ -2,7 +2,8 @@
 
 After a step of the model nothing of the worker is in the processor's caches, so that each object that is touched costs
 a read from memory; what a step is made of is therefore kept from one to the next. Tokens leave after every step, as
-from any other; sequences and rows are brought up to date later, many steps at once.
+from any other, and messages are looked at; as long as none comes, steps follow on one another in C, some milliseconds
+at once. Sequences and rows are brought up to date later, many steps at once.
 """
 
 from __future__ import annotations
@@ -24,29 +25,42 @@ MAX_STEPS = 128  # bringing so many up to date at once takes less than a step
 
 
 class Steady:
-    """``step`` until it returns False or the stretch is over, then ``end``; ``rows`` at any time."""
+    """``step`` until it returns False or the stretch is over, then ``end``; ``rows`` at any time.
 
-    def __init__(self, stretch: Stretch, follow: FollowOn, line: Line, columns: tuple[int, int, str]) -> None:
+    ``most``: steps at once, where C tells their tokens.
+    """
+
+    def __init__(
+        self, stretch: Stretch, follow: FollowOn, line: Line, columns: tuple[int, int, str], most: int
+    ) -> None:
         self.stretch, self._follow, self._line = stretch, follow, line
         self._run = follow.step
+        self._most = most if follow.tells else 1
+        self._widest = follow.widest
         self._columns = columns
         self._num_rows = 0  # made so far
 
     def step(self) -> bool:
-        """One more step; False where the next one is another, and nothing was run."""
-        if not self._line.free():
+        """More steps, at least one; False where the next one is another, and nothing was run."""
+        stretch = self.stretch
+        num_taken = stretch.take(self._line.room(self._most), self._widest)
+        if not num_taken:
             return False
-        grown = self.stretch.take()
-        if grown is None or (grown and not self._lengthen(grown)):
-            return False
-        if self._run():
+        grown = stretch.grown
+        self._resize(grown)
+        num_steps = self._run(num_taken)
+        if num_steps < 0:
             self._follow.out_of_memory()
-        self._line.send()
+        if not self._follow.tells:
+            self._line.send()
+        if num_steps < num_taken:
+            stretch.give_back(num_taken - num_steps)
+            self._resize(grown)
         return True
 
-    def _lengthen(self, rows: list[int]) -> bool:
-        sequences = self.stretch.sequences
-        return all(self._follow.lengthen(row, sequences[row].block_table) for row in rows)
+    def _resize(self, rows: list[int]) -> None:
+        for row in rows:
+            self._follow.resize(row, self.stretch.sequences[row].block_table)
 
     def end(self) -> list[Sequence]:
         """Bring the sequences up to date; returns those that are finished."""
@@ -77,11 +91,17 @@ class Steady:
 
 
 def begin_steady(
-    engine: Engine, desk: Desk, plan: StepPlan, outputs: list[Output], num_steps: int, on_layer: OnLayer | None
+    engine: Engine,
+    desk: Desk,
+    plan: StepPlan,
+    outputs: list[Output],
+    num_steps: int,
+    most: int,
+    on_layer: OnLayer | None,
 ) -> Steady | None:
     """What follows on a step that was just committed; None where the next one may be another, or C runs none of it.
 
-    ``on_layer`` is called in each step as in any other.
+    ``most`` steps at once; ``on_layer`` is called in each step as in any other.
     """
     if not engine.repeats or desk.followers:
         return None
@@ -92,5 +112,6 @@ def begin_steady(
     if line is None:
         return None
     message = line.address + line.num_bytes - Tokens.num_bytes(len(outputs))  # it ends with what C writes
-    follow = engine.runner.follow_on(len(outputs), num_steps, message, desk.clock, on_layer)
-    return Steady(stretch, follow, line, desk.step_columns)
+    compiled = engine.runner.compiled
+    follow = FollowOn(compiled, len(outputs), num_steps, message, line.tell, desk.clock, on_layer)
+    return Steady(stretch, follow, line, desk.step_columns, most)
