@@ -74,25 +74,27 @@ def hybrid_table(comparison: Comparison) -> Table:
 
 def hybrid_runs_table(comparisons: Sequence[Comparison]) -> Table:
     """Runs that differ, every length class of each: whether hybrid routing is worse in any, judged all at once."""
-    lines = [(each, length) for each in comparisons for length in _told_apart(each)]
+    num_lines = sum(len(_told_apart(each)) for each in comparisons)
     rows, num_worse = [], 0
-    for comparison, length in lines:
-        better = better_arm(comparison, length)
-        alone = saved_s(comparison, length, better)
-        among = mean_among(_saved(comparison, length, better), len(lines))
-        num_worse += finding(alone) == "WORSE"
-        sides = comparison.sides_of(length, better, HYBRID)
-        theirs, ours = (number(float(side["e2e_s mean"].mean()), "s") for side in (sides.colocated, sides.other))
-        moved = _moved(_decided_in(decided_frame(comparison), length))
+    for comparison in comparisons:
+        decided = decided_frame(comparison)
         name = comparison.run.name.rpartition("/")[-1]
-        intervals = (interval(found, "s") for found in (alone, among))
-        rows.append((name, length, f"{better} {theirs}", ours, *intervals, finding(among), moved))
+        for length in _told_apart(comparison):
+            better = better_arm(comparison, length)
+            alone = saved_s(comparison, length, better)
+            among = mean_among(_saved(comparison, length, better), num_lines)
+            num_worse += finding(alone) == "WORSE"
+            sides = comparison.sides_of(length, better, HYBRID)
+            theirs, ours = (number(float(side["e2e_s mean"].mean()), "s") for side in (sides.colocated, sides.other))
+            moved = _moved(_decided_in(decided, length))
+            intervals = (interval(found, "s") for found in (alone, among))
+            rows.append((name, length, f"{better} {theirs}", ours, *intervals, finding(among), moved))
     columns = ("run", "input tokens", "better pure arm", "hybrid", "saved, alone", "all at once", "hybrid is", "moved")
     notes = [
         "Mean end-to-end time per request, and what hybrid routing saves of it against the better pure arm (negative: "
         "it loses). Alone: the 95 % interval of the line. All at once: wider, so that those of all "
-        f"{len(lines)} lines hold together at 95 % (Bonferroni, Student's t); by these it is judged. Were it never "
-        f"worse, 2.5 % of such lines would still be so alone: {len(lines) / 40:.1f} of these. Found: {num_worse}."
+        f"{num_lines} lines hold together at 95 % (Bonferroni, Student's t); by these it is judged. Were it never "
+        f"worse, 2.5 % of such lines would still be so alone: {num_lines / 40:.1f} of these. Found: {num_worse}."
     ]
     return Table("Hybrid routing over all runs, measured", columns, rows, notes, num_left=3)
 

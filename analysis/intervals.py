@@ -26,8 +26,7 @@ def bootstrap_mean(values: Any) -> Interval:
 
     Fewer than five pairs carry no interval: low and high are NaN. All pairs equal: the interval is that value.
     """
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
+    known = _known(values)
     if not len(known):
         return Interval(np.nan, np.nan, np.nan)
     mid = float(known.mean())
@@ -46,8 +45,7 @@ def mean_among(values: Any, num_lines: int) -> Interval:
     own = bootstrap_mean(values)
     if not own.known or own.low == own.high:
         return own
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
+    known = _known(values)
     error = known.std(ddof=1) / np.sqrt(len(known))
     half = float(stdtrit(len(known) - 1, 1 - (1 - CONFIDENCE) / (2 * num_lines)) * error)
     return Interval(own.mid - half, own.mid, own.mid + half)
@@ -58,8 +56,7 @@ def bootstrap_difference(values: Any, base: Any) -> Interval:
 
     Fewer than five blocks on either side carry no interval.
     """
-    ours, theirs = (np.asarray(side, dtype=np.float64) for side in (values, base))
-    ours, theirs = ours[~np.isnan(ours)], theirs[~np.isnan(theirs)]
+    ours, theirs = _known(values), _known(base)
     if not len(ours) or not len(theirs):
         return Interval(np.nan, np.nan, np.nan)
     mid = float(ours.mean() - theirs.mean())
@@ -77,6 +74,12 @@ def covers_zero(interval: Interval) -> bool | None:
     if not interval.known:
         return None
     return bool(interval.low <= 0 <= interval.high)
+
+
+def _known(values: Any) -> NDArray[np.float64]:
+    """Those that are no NaN."""
+    found = np.asarray(values, dtype=np.float64)
+    return found[~np.isnan(found)]
 
 
 def _resampled_means(*samples: NDArray[np.float64]) -> list[NDArray[np.float64]]:
