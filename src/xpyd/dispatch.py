@@ -33,7 +33,12 @@ class Way:
 
 
 class Dispatch(Protocol):
-    """``sent`` follows ``route``; then ``token`` for the ``num_seen``-th token of this attempt, and ``ended`` once."""
+    """``sent`` follows ``route``; then ``token`` for the ``num_seen``-th token of this attempt, and ``ended`` once.
+
+    ``prepare`` is told beforehand what will come: what can be found out by then delays no request.
+    """
+
+    def prepare(self, requests: Sequence[Request]) -> None: ...
 
     def route(self, request: Request, pool: Pool, now_s: float) -> Way: ...
 
@@ -55,10 +60,15 @@ class KvMap:
         self._block_size = block_size
         self._blocks = SentBlocks(num_blocks)
         self._nodes = nodes
+        self._keys: dict[int, list[bytes]] = {}  # of each request's full blocks
+
+    def prepare(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._keys_of(request)
 
     def to_compute(self, request: Request, ranks: Sequence[int]) -> list[int]:
         """Prompt tokens that each rank would have to compute."""
-        keys = self._keys(request)
+        keys = self._keys_of(request)
         return [request.input_len - self._blocks.num_hits(rank, keys) * self._block_size for rank in ranks]
 
     def to_move(self, request: Request, source: int, ranks: Sequence[int]) -> list[int]:
@@ -70,10 +80,14 @@ class KvMap:
     def sent(self, request: Request, ranks: Collection[int]) -> None:
         """Its prompt's full blocks will be on these ranks."""
         for rank in ranks:
-            self._blocks.sent(rank, self._keys(request))
+            self._blocks.sent(rank, self._keys_of(request))
 
-    def _keys(self, request: Request) -> list[bytes]:
-        return block_keys(request.prompt(self._vocab_size).tolist(), self._block_size, [])
+    def _keys_of(self, request: Request) -> list[bytes]:
+        known = self._keys.get(request.request_id)
+        if known is None:
+            known = block_keys(request.prompt(self._vocab_size).tolist(), self._block_size, [])
+            self._keys[request.request_id] = known
+        return known
 
 
 class PoolDispatch:
@@ -86,6 +100,10 @@ class PoolDispatch:
         self._kv_map = kv_map
         self._load: dict[int, int] = {}  # outstanding tokens by rank
         self._prompts: dict[int, int] = {}  # of them, those of each prompt without a token yet: what is to be computed
+
+    def prepare(self, requests: Sequence[Request]) -> None:
+        if self._kv_map is not None:
+            self._kv_map.prepare(requests)
 
     def route(self, request: Request, pool: Pool, now_s: float) -> Way:
         ranks = pool(Role.COLOCATED, Role.PREFILL, Role.HYBRID)
@@ -130,6 +148,10 @@ class HybridDispatch:
     def __init__(self, policy: HybridPolicy, colocated: PoolDispatch) -> None:
         self._policy = policy
         self._colocated = colocated
+
+    def prepare(self, requests: Sequence[Request]) -> None:
+        self._colocated.prepare(requests)
+        self._policy.prepare(request.input_len for request in requests)
 
     def route(self, request: Request, pool: Pool, now_s: float) -> Way:
         home = self._colocated.route(request, pool, now_s).prefill_rank

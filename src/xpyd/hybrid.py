@@ -28,7 +28,7 @@ and were measured to choose worse ones (docs/hybrid.md).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Annotated, Literal
@@ -37,7 +37,8 @@ from annotated_types import Ge
 
 from xpyd.economics.batch import DecodeBatch
 from xpyd.economics.cost import ComputeModel, LinkModel, effective_transfer_s
-from xpyd.economics.predict import colocated_batch, overlap, predict, prefill_s, split_batch, stolen_s
+from xpyd.economics.predict import colocated_batch, predict, split_batch, stolen_s
+from xpyd.economics.prompt_cost import PromptCost, prompt_cost
 from xpyd.economics.scenario import Calibration, RequestClass, Scenario
 from xpyd.records import DecisionRow
 from xpyd.request import Request
@@ -158,6 +159,23 @@ class RankLoad:
         return seconds is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """What a request would take on each rank that is there, those whose turn it is first.
+
+    ``prompts``: its queue, its prefill, and what the decodes there lose by it; ``decodes``: its decoding, and what the
+    others there lose by it.
+    """
+
+    cost: PromptCost
+    prompts: Mapping[int, tuple[float, float, float]]
+    decodes: Mapping[int, tuple[float, float]]
+
+    def stay(self, rank: int) -> Reckoning:
+        (queue_s, own_s, stolen_s), (decode_s, beside_s) = self.prompts[rank], self.decodes[rank]
+        return Reckoning(rank, rank, queue_s, own_s, 0.0, 0.0, decode_s, stolen_s + beside_s)
+
+
 class HybridPolicy:
     """Decides, and keeps the loads that it decides by. ``sent``, ``first_token``, ``landed`` and ``ended`` tell it.
 
@@ -181,7 +199,9 @@ class HybridPolicy:
         loads = expected_loads(calibration, scenario, config.policy)
         self._expected = {rank: loads[i] for i, pool in enumerate(pools) for rank in pool}
         self._alike = loads[0] == loads[1]
-        self.loads: Mapping[int, RankLoad] = {rank: RankLoad() for rank in self._expected}
+        self._ranks = sorted(self._expected)
+        self.loads: Mapping[int, RankLoad] = {rank: RankLoad() for rank in self._ranks}
+        self._prompt_costs: dict[int, PromptCost] = {}  # by prompt length
         self._flying: Counter[tuple[int, int]] = Counter()  # moves sent and not landed, by (source, destination)
         context_len = scenario.mean([cls.context_len for cls in scenario.classes])
         self._next = 0  # whose turn it is among equals, as a place among the sorted ranks
@@ -189,15 +209,20 @@ class HybridPolicy:
         longest = max(cls.input_len for cls in scenario.classes)
         self._chunk_s = self._compute.chunk_s(min(longest, scenario.chunk_tokens or longest))
 
+    def prepare(self, input_lens: Iterable[int]) -> None:
+        """Reckon beforehand what prompts of these lengths cost whatever the load: a request waits for its decision."""
+        for input_len in set(input_lens):
+            self._prompt_cost(input_len)
+
     def decide(self, input_len: int, output_len: int, present: Collection[int], now_s: float, home: int) -> Decision:
         """Where a request goes. ``present``: ranks that are not lost; ``home``: the colocated arm's choice of them."""
-        cls = RequestClass(1.0, input_len, output_len)
-        stays = {rank: self._stay(cls, rank, now_s) for rank in self._in_turn() if rank in present}
+        ways = self.ways(input_len, output_len, present, now_s)
+        stays = {rank: ways.stay(rank) for rank in ways.prompts}
         cheapest = min(stays.values(), key=lambda way: way.total_s)
         stay = stays[home] if self._alike else cheapest
         if output_len < 2:
             return Decision(stay, stay, None, "nothing to decode")
-        moves = [self._move(cls, *pair, now_s) for pair in self._pairs(cls, present, now_s)]
+        moves = self.moves(ways, now_s)
         if not moves:
             return Decision(stay, stay, None, "no free way to another rank")
         move = min(moves, key=lambda way: way.total_s)
@@ -208,13 +233,25 @@ class HybridPolicy:
             return Decision(move, stay, move, "moving costs less")
         return Decision(stay, stay, move, "staying costs less" if saved_s <= 0 else "a move saves less than the margin")
 
+    def ways(self, input_len: int, output_len: int, present: Collection[int], now_s: float) -> Ways:
+        """What a request of these lengths would take on each rank of ``present``."""
+        cost, ranks = self._prompt_cost(input_len), [rank for rank in self._in_turn() if rank in present]
+        prompts = {rank: self._prompt(cost, rank, now_s) for rank in ranks}
+        cls = RequestClass(1.0, input_len, output_len)
+        decode_s = self._compute.decode_s(1, cls.context_len)
+        return Ways(cost, prompts, {rank: self._decodes(cls.num_gaps, decode_s, rank) for rank in ranks})
+
+    def moves(self, ways: Ways, now_s: float) -> list[Reckoning]:
+        """The moves that may be made, from the cheapest sources to the cheapest destinations."""
+        return [self._move(ways, *pair, now_s) for pair in self._pairs(ways)]
+
     def sent(self, request_id: int, input_len: int, way: Reckoning, now_s: float) -> None:
         source = self.loads[way.prefill_rank]
         if not source.prompts:
             source.front_since_s = now_s
-        source.add(request_id, prefill_s(self._compute, self._scenario, RequestClass(1.0, input_len, 1), 0.0))
+        source.add(request_id, self._prompt_cost(input_len).alone_s)
         self.loads[way.decode_rank].decodes.add(request_id)
-        self._next = (sorted(self.loads).index(way.prefill_rank) + 1) % len(self.loads)
+        self._next = (self._ranks.index(way.prefill_rank) + 1) % len(self._ranks)
         if way.moves:
             self._flying[way.prefill_rank, way.decode_rank] += 1
 
@@ -233,44 +270,43 @@ class HybridPolicy:
         self.first_token(request_id, way, now_s)
         self.loads[way.decode_rank].decodes.discard(request_id)
 
+    def _prompt_cost(self, input_len: int) -> PromptCost:
+        known = self._prompt_costs.get(input_len)
+        if known is None:
+            known = self._prompt_costs[input_len] = prompt_cost(self._compute, self._scenario, input_len)
+        return known
+
     def _in_turn(self) -> list[int]:
         """All ranks, the one behind the last that got a prompt first: of equals the first is taken."""
-        ranks = sorted(self.loads)
-        return ranks[self._next :] + ranks[: self._next]
+        return self._ranks[self._next :] + self._ranks[: self._next]
 
-    def _stay(self, cls: RequestClass, rank: int, now_s: float) -> Reckoning:
-        queue_s, own_s, imposed_s = self._prompt(cls, rank, now_s)
-        decode_s = cls.num_gaps * self._gap_s(cls, rank)
-        return Reckoning(rank, rank, queue_s, own_s, 0.0, 0.0, decode_s, imposed_s + self._beside_s(cls, rank))
-
-    def _move(self, cls: RequestClass, source: int, destination: int, now_s: float) -> Reckoning:
-        queue_s, own_s, imposed_s = self._prompt(cls, source, now_s)
+    def _move(self, ways: Ways, source: int, destination: int, now_s: float) -> Reckoning:
+        (queue_s, own_s, stolen_s), (decode_s, beside_s) = ways.prompts[source], ways.decodes[destination]
+        cost = ways.cost
         num_flying = sum(count for pair, count in self._flying.items() if pair[1] == destination)
-        num_bytes, pieces = self._scenario.transfer_bytes(cls.input_len), self._scenario.num_descriptors(cls.input_len)
-        wire_s = self._link.wire_s(num_bytes, pieces, 1 + num_flying)
-        exposed_s = effective_transfer_s(self._link.alpha_s, wire_s, *overlap(self._compute, self._scenario, cls))
+        wire_s = self._link.wire_s(cost.num_bytes, cost.num_pieces, 1 + num_flying)
+        exposed_s = effective_transfer_s(self._link.alpha_s, wire_s, cost.num_parts, cost.window_s)
         admission_s = self._step_s(destination) / 2
         ready_s = queue_s + own_s + exposed_s + admission_s
         stall_s = max(0.0, self.loads[destination].backlog_s(now_s) - ready_s)
-        decode_s = cls.num_gaps * self._gap_s(cls, destination) + stall_s
-        imposed_s += self._beside_s(cls, destination)
-        return Reckoning(source, destination, queue_s, own_s, exposed_s, admission_s, decode_s, imposed_s)
+        imposed_s = stolen_s + beside_s
+        return Reckoning(source, destination, queue_s, own_s, exposed_s, admission_s, decode_s + stall_s, imposed_s)
 
-    def _prompt(self, cls: RequestClass, rank: int, now_s: float) -> tuple[float, float, float]:
+    def _prompt(self, cost: PromptCost, rank: int, now_s: float) -> tuple[float, float, float]:
         """Queue and prefill seconds on a rank, and what the decodes there lose by the prompt."""
         num_decodes = self._num_decodes(rank)
         queue_s = self.loads[rank].backlog_s(now_s) + (self._step_s(rank) / 2 if num_decodes else 0.0)
-        own_s = prefill_s(self._compute, self._scenario, cls, num_decodes * self._seq_s)
-        return queue_s, own_s, num_decodes * stolen_s(self._compute, self._scenario, cls)
+        return queue_s, cost.prefill_s(num_decodes * self._seq_s), num_decodes * cost.stolen_s
 
-    def _gap_s(self, cls: RequestClass, rank: int) -> float:
-        step_s = self._compute.base_s + self._compute.decode_s(1, cls.context_len)
-        step_s += self._num_decodes(rank) * self._seq_s
-        return min(step_s / (1 - self._expected[rank].prefill_share), step_s + self._chunk_s)
+    def _decodes(self, num_gaps: float, decode_s: float, rank: int) -> tuple[float, float]:
+        """Seconds that a request decodes on a rank, and what the other decodes there lose by one more beside them.
 
-    def _beside_s(self, cls: RequestClass, rank: int) -> float:
-        """What the other decodes on a rank lose by one more beside them."""
-        return cls.num_gaps * self._compute.decode_s(1, cls.context_len) * self._num_decodes(rank)
+        ``decode_s``: what it adds to a step.
+        """
+        num_decodes = self._num_decodes(rank)
+        step_s = self._compute.base_s + decode_s + num_decodes * self._seq_s
+        gap_s = min(step_s / (1 - self._expected[rank].prefill_share), step_s + self._chunk_s)
+        return num_gaps * gap_s, num_gaps * decode_s * num_decodes
 
     def _num_decodes(self, rank: int) -> float:
         return max(self._expected[rank].num_decodes, len(self.loads[rank].decodes))
@@ -278,21 +314,12 @@ class HybridPolicy:
     def _step_s(self, rank: int) -> float:
         return self._compute.base_s + self._num_decodes(rank) * self._seq_s
 
-    def _pairs(self, cls: RequestClass, present: Collection[int], now_s: float) -> list[tuple[int, int]]:
-        """Ways to move, from the cheapest sources to the cheapest destinations, those that close a ring left out."""
-
-        def source_s(rank: int) -> float:
-            return sum(self._prompt(cls, rank, now_s))
-
-        def destination_s(rank: int) -> float:
-            return cls.num_gaps * self._gap_s(cls, rank) + self._beside_s(cls, rank)
-
+    def _pairs(self, ways: Ways) -> list[tuple[int, int]]:
+        """Sources and destinations of moves, those that would close a ring left out."""
         found = []
         one_way = self._config.policy == "move"  # as the split arm does
         for ours, theirs in (self._pools,) if one_way else (self._pools, self._pools[::-1]):
-            turn = [rank for rank in self._in_turn() if rank in present]
-            sources = sorted((rank for rank in turn if rank in ours), key=source_s)[:MAX_CANDIDATES]
-            ends = sorted((rank for rank in turn if rank in theirs), key=destination_s)[:MAX_CANDIDATES]
+            sources, ends = _cheapest(ways.prompts, ours), _cheapest(ways.decodes, theirs)
             found += [(p, d) for p in sources for d in ends if not self._reaches(d, p)]
         return found
 
@@ -305,6 +332,11 @@ class HybridPolicy:
             seen |= nexts
             todo += nexts
         return end in seen
+
+
+def _cheapest(seconds: Mapping[int, tuple[float, ...]], pool: Collection[int]) -> list[int]:
+    """The ranks of a pool on which these add up to least, of equals the first."""
+    return sorted((rank for rank in seconds if rank in pool), key=lambda rank: sum(seconds[rank]))[:MAX_CANDIDATES]
 
 
 def decision_row(block: int, attempt: int, request: Request, decision: Decision) -> DecisionRow:

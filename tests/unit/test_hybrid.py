@@ -7,15 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xpyd.dispatch import HybridDispatch, PoolDispatch
+from xpyd import dispatch as dispatch_module
+from xpyd import hybrid
+from xpyd.dispatch import HybridDispatch, KvMap, PoolDispatch, Way
 from xpyd.economics.cost import ComputeFit, ComputeModel, LinkFit, LinkModel
 from xpyd.economics.nnls import Score
 from xpyd.economics.scenario import Calibration, RequestClass, Scenario
-from xpyd.hybrid import Decision, Expected, HybridConfig, HybridPolicy, decision_row, expected_loads
+from xpyd.hybrid import Decision, Expected, HybridConfig, HybridPolicy, Reckoning, decision_row, expected_loads
 from xpyd.model.spec import ModelSpec
 from xpyd.placement import PlacementConfig, Role, make_hybrid, place
 from xpyd.request import Request
-from xpyd.router import LeastOutstanding
+from xpyd.router import KvAware, LeastOutstanding
 
 MS = 1e-3
 SPEC = ModelSpec("test", 2, 32, 4, 2, 8, 64, 128)  # 2 layers; K and V, 2 heads of 8 in 4 bytes: 256 B a token
@@ -73,24 +75,24 @@ def test_decodes_beside_a_prompt_are_a_cost_of_it() -> None:
     """Two requests stay on rank 1 and have their first token."""
     made = policy()
     for number in range(2):
-        way = made._stay(RequestClass(1.0, 100, 11), 1, 0.0)
+        way = made.ways(100, 11, EVERYBODY, 0.0).stay(1)
         made.sent(number, 100, way, 0.0)
         made.first_token(number, way, 0.0)
-    there = made._stay(RequestClass(1.0, 100, 11), 1, 0.0)
+    there = made.ways(100, 11, EVERYBODY, 0.0).stay(1)
     assert there.queue_s == pytest.approx(3 * MS), "half a step of 4 + 2"
     assert there.decode_s == pytest.approx(10 * (4 + 1 + 2) * MS)
     assert there.imposed_s == pytest.approx((2 * 14 + 10 * 2) * MS), "2 wait for the prompt, and for 10 longer steps"
-    assert made._stay(RequestClass(1.0, 100, 11), 2, 0.0).total_s < there.total_s
+    assert made.ways(100, 11, EVERYBODY, 0.0).stay(2).total_s < there.total_s
 
 
 def test_a_queue_counts_until_it_is_worked_off() -> None:
     made = policy()
     for number in range(2):
-        made.sent(number, 100, made._stay(RequestClass(1.0, 100, 11), 1, 0.0), 0.0)
+        made.sent(number, 100, made.ways(100, 11, EVERYBODY, 0.0).stay(1), 0.0)
     assert made.loads[1].backlog_s(0.0) == pytest.approx(28 * MS)
     assert made.loads[1].backlog_s(0.010) == pytest.approx(18 * MS)
     assert made.loads[1].backlog_s(9.0) == pytest.approx(14 * MS), "the one behind has not begun"
-    first = made._stay(RequestClass(1.0, 100, 11), 1, 0.0)
+    first = made.ways(100, 11, EVERYBODY, 0.0).stay(1)
     made.first_token(0, first, 9.0)
     assert made.loads[1].backlog_s(9.0) == pytest.approx(14 * MS)
     made.ended(1, first, 9.0)
@@ -100,7 +102,7 @@ def test_a_queue_counts_until_it_is_worked_off() -> None:
 def test_among_alike_ranks_those_that_stay_go_where_the_colocated_arm_sends_them() -> None:
     """Rank 1 decodes a hundred and rank 2 none. A move has to cost less than staying on either."""
     made = policy(link=LinkModel(0.0, 0.0, 1e12))
-    way = made._stay(RequestClass(1.0, 100, 11), 1, 0.0)
+    way = made.ways(100, 11, EVERYBODY, 0.0).stay(1)
     for number in range(100):
         made.sent(number, 100, way, 0.0)
         made.first_token(number, way, 0.0)
@@ -176,14 +178,18 @@ def test_one_token_never_moves_and_a_lost_rank_gets_nothing() -> None:
 def test_no_ring_of_ranks_that_wait_for_each_other() -> None:
     """1 -> 3 and 2 -> 4 under way, then 3 -> 2: now 4 -> 1 would close the ring 1 3 2 4, until one has landed."""
     made = policy(scenario=replace(SCENARIO, num_prefill=2, num_decode=2), pools=((1, 2), (3, 4)))
-    cls = RequestClass(1.0, 100, 11)
-    ways = {pair: made._move(cls, *pair, 0.0) for pair in ((1, 3), (2, 4), (3, 2))}
-    for number, way in enumerate(ways.values()):
-        made.sent(number, 100, way, 0.0)
     everybody = (1, 2, 3, 4)
-    assert set(made._pairs(cls, everybody, 0.0)) == {(1, 3), (1, 4), (2, 4), (3, 2)}
+
+    def moves() -> dict[tuple[int, int], Reckoning]:
+        found = made.moves(made.ways(100, 11, everybody, 0.0), 0.0)
+        return {(way.prefill_rank, way.decode_rank): way for way in found}
+
+    ways = moves()
+    for number, pair in enumerate(((1, 3), (2, 4), (3, 2))):
+        made.sent(number, 100, ways[pair], 0.0)
+    assert set(moves()) == {(1, 3), (1, 4), (2, 4), (3, 2)}
     made.landed(ways[3, 2])
-    assert set(made._pairs(cls, everybody, 0.0)) == {(1, 3), (1, 4), (2, 3), (2, 4), (3, 2), (4, 1)}
+    assert set(moves()) == {(1, 3), (1, 4), (2, 3), (2, 4), (3, 2), (4, 1)}
 
 
 def test_nothing_but_moves_tells_the_arm_from_the_colocated_one() -> None:
@@ -216,13 +222,31 @@ def test_the_dispatch_keeps_the_policy_informed() -> None:
         way = dispatch.route(request, lambda *roles: (1, 2) if Role.HYBRID in roles else (), 0.0)
         assert (way.prefill_rank, way.decode_rank, way.peer) == (1, 2, 2)
         dispatch.sent(request, way, 0.0)
-        assert not made._pairs(RequestClass(1.0, 9, 9), EVERYBODY, 0.0) or made._config.policy == "move"
         for seen in range(1, num_seen + 1):
             dispatch.token(request, way, seen, 0.0)
         assert made._flying[1, 2] == (1 if num_seen < 2 else 0)
         dispatch.ended(request, way, num_seen, 1.0)
         assert made._flying[1, 2] == 0
         assert not any(load.prompts or load.decodes for load in made.loads.values())
+
+
+def test_what_is_known_beforehand_is_not_reckoned_while_a_request_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request(number, 0, 20 + number, 11) for number in range(3)]
+    kv_maps = [KvMap(SPEC.vocab_size, 4, 100, ["a"] * 3) for _ in range(2)]
+    late, early = (HybridDispatch(policy(), PoolDispatch(KvAware(), None, kv_map)) for kv_map in kv_maps)
+
+    def ways(dispatch: HybridDispatch) -> list[Way]:
+        found = []
+        for request in requests:
+            found.append(dispatch.route(request, lambda *roles: EVERYBODY, 0.0))
+            dispatch.sent(request, found[-1], 0.0)
+        return found
+
+    expected = ways(late)
+    early.prepare(requests)
+    monkeypatch.setattr(hybrid, "prompt_cost", None)
+    monkeypatch.setattr(dispatch_module, "block_keys", None)
+    assert ways(early) == expected
 
 
 def test_a_pool_is_loaded_with_what_is_outstanding() -> None:
@@ -260,6 +284,6 @@ def test_the_hybrid_placement_has_the_instances_of_the_split_one() -> None:
 def test_a_rank_counts_as_having_at_least_what_is_expected_there() -> None:
     made = policy()
     made._expected[1] = Expected(3.0, 0.5)
-    there = made._stay(RequestClass(1.0, 100, 11), 1, 0.0)
+    there = made.ways(100, 11, EVERYBODY, 0.0).stay(1)
     assert there.imposed_s == pytest.approx((3 * 14 + 10 * 3) * MS)
     assert there.decode_s == pytest.approx(10 * 2 * (4 + 1 + 3) * MS), "half of the time prompts run instead"

@@ -96,10 +96,13 @@ def stolen_s(compute: ComputeModel, scenario: Scenario, cls: RequestClass) -> fl
 
 def prefill_s(compute: ComputeModel, scenario: Scenario, cls: RequestClass, beside_s: float) -> float:
     """PREFILL_BEGIN to PREFILL_END; ``beside_s`` is what decodes add to each chunk's step (none run beside a whole)."""
-    if scenario.chunk_tokens is None:
-        return compute.prefill_s(round(cls.input_len))
-    num_steps = -(-round(cls.input_len) // scenario.chunk_tokens)
-    return compute.prefill_s(round(cls.input_len), scenario.chunk_tokens) + num_steps * beside_s
+    alone_s = compute.prefill_s(round(cls.input_len), scenario.chunk_tokens)
+    return alone_s + num_mixed_steps(scenario, cls) * beside_s
+
+
+def num_mixed_steps(scenario: Scenario, cls: RequestClass) -> int:
+    """The steps of a prompt that decodes run beside: its chunks, or none where prompts run whole."""
+    return 0 if scenario.chunk_tokens is None else -(-round(cls.input_len) // scenario.chunk_tokens)
 
 
 def _exposed_s(compute: ComputeModel, link: LinkModel, scenario: Scenario, rate_rps: float) -> list[float]:
@@ -121,7 +124,7 @@ def overlap(compute: ComputeModel, scenario: Scenario, cls: RequestClass) -> tup
     if scenario.mode == "layerwise":
         return scenario.spec.num_layers, _last_step_s(compute, scenario, cls)
     if scenario.mode == "chunkwise" and scenario.chunk_tokens is not None:
-        return -(-round(cls.input_len) // scenario.chunk_tokens), prefill_s(compute, scenario, cls, 0.0)
+        return num_mixed_steps(scenario, cls), prefill_s(compute, scenario, cls, 0.0)
     return 1, 0.0
 
 

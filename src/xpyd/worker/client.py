@@ -86,6 +86,7 @@ class Client:
 
     def _play(self, requests: Sequence[Request], concurrency: int | None) -> Played:
         prompts = {r.request_id: pack_prompt(r.prompt(self._vocab_size)) for r in requests}
+        self._dispatch.prepare(requests)
         todo = deque(sorted(requests, key=lambda r: (r.arrival_offset_ns, r.request_id)))
         begin_ns = self._desk.clock.now_ns() + LEAD_NS
         deadline_ns: int | None = None
@@ -136,9 +137,9 @@ class Client:
 
     def _submit(self, flight: Flight) -> None:
         r, way = flight.request, flight.way
-        self._dispatch.sent(r, way, time.monotonic())
         submit = Submit(r.request_id, flight.prompt, r.output_len, r.seed, way.peer, flight.attempt, r.priority)
         self._desk.mailbox.send(way.prefill_rank, submit)
+        self._dispatch.sent(r, way, time.monotonic())  # once it is on its way: it does not wait for our books
         if way.decision is not None:
             self._desk.rows.write(decision_row(self._desk.block, flight.attempt, r, way.decision))
 

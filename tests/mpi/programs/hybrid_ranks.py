@@ -41,9 +41,8 @@ class Drawn(HybridPolicy):
     generator = np.random.default_rng(0)
 
     def decide(self, input_len: int, output_len: int, present: Collection[int], now_s: float, home: int) -> Decision:
-        cls = RequestClass(1.0, input_len, output_len)
-        moves = [self._move(cls, *pair, now_s) for pair in self._pairs(cls, present, now_s)]
-        ways = [self._stay(cls, rank, now_s) for rank in present] + (moves if output_len > 1 else [])
+        found = self.ways(input_len, output_len, present, now_s)
+        ways = [found.stay(rank) for rank in present] + (self.moves(found, now_s) if output_len > 1 else [])
         chosen = ways[self.generator.integers(len(ways))]
         return Decision(chosen, chosen, None, "drawn")
 
