@@ -65,6 +65,7 @@ class DestinationEnd(UndoingDestination):
 
     def _offered(self, incoming: Incoming) -> None:
         """Queue an offer; one that the pool can never take fails, and rests until the client has cancelled it."""
+        self.expects = True  # where KV has come, more may
         self._incoming[incoming.offer.request_id] = incoming
         if self._can_fit(incoming.offer):
             self._offers.append(incoming)

@@ -10,7 +10,12 @@ from xpyd.worker.mover import Mover
 
 
 class End(ABC):
-    """One end of the hand-off on a rank: a part of its worker, which tells it of messages, steps and cancels."""
+    """One end of the hand-off on a rank: a part of its worker, which tells it of messages, steps and cancels.
+
+    ``expects``: quiet as it is, it may be sent something that should not wait for a long step to end.
+    """
+
+    expects = False
 
     def __init__(self, engine: Engine, mover: Mover) -> None:
         self.engine = engine

@@ -76,6 +76,8 @@ class Putting:
 class PoolEnd(End):
     """``fetch``: whether fetching is the cheaper (``kv.tiers``)."""
 
+    expects = True  # any rank may ask at any time
+
     def __init__(self, engine: Engine, mover: Mover, lent: Lent, fetch: Fetch | None) -> None:
         super().__init__(engine, mover)
         scheduler = engine.scheduler.config

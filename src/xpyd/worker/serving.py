@@ -48,6 +48,7 @@ class ServingWorker(Worker):
         self._ends: list[End] = [end for end in (source, destination, pool) if end is not None]
         # Whether an end may have something open. Messages and prompts open it: the steps of a stretch need not ask.
         self._open = False
+        self._expects = any(end.expects for end in self._ends)
         self._look_due_s = 0.0  # when messages are to be looked at within a step
 
     def handle(self, source: int, message: AnyMessage) -> None:
@@ -59,6 +60,8 @@ class ServingWorker(Worker):
             assert getattr(message, "request_id", None) in cancelled, (
                 f"rank {source} sent {type(message).__name__} of a hand-off that {self.desk.who} does not know"
             )
+        else:
+            self._expects = any(end.expects for end in self._ends)
 
     def _take(self, submit: Submit) -> None:
         """Queue a prompt; it moves on where a peer decodes it, and there is anything to decode."""
@@ -92,7 +95,7 @@ class ServingWorker(Worker):
 
     def looks_between_layers(self, step_ns: int) -> bool:
         """While a hand-off is open; with none a message may wait for a short step, of which a look is a part."""
-        return self._open or (step_ns > SHORT_STEP_NS and bool(self._ends))
+        return self._open or (step_ns > SHORT_STEP_NS and self._expects)
 
     def before_run(self, plan: StepPlan) -> None:
         self._put_look_off()
@@ -109,8 +112,11 @@ class ServingWorker(Worker):
         self.between_layers()
 
     def between_layers(self) -> None:
-        """Messages and KV move, and a long step is no silence. With nothing open a message may wait a little."""
-        if not self._ends or (not self._open and time.monotonic() < self._look_due_s):
+        """Messages and KV move, and a long step is no silence. With nothing open a message may wait.
+
+        A while where one is expected, else for the step to end: a look takes 60 us, as nothing of it is in the caches.
+        """
+        if not self._open and (not self._expects or time.monotonic() < self._look_due_s):
             super().between_layers()
             return
         self._put_look_off()
