@@ -226,8 +226,9 @@ class Worker(ABC):
         self.between_layers()
 
     def between_layers(self) -> None:
-        """Called between the layers of the model, and of a draft."""
-        self._pulse.beat()  # a long step is no silence
+        """Called between the layers of the model, and of a draft: a long step is no silence, and no deafness."""
+        if time.monotonic() >= self._pulse.due_s:
+            self.receive()
 
     def _lose(self, ranks: list[int]) -> None:
         if self.desk.rank in ranks:
