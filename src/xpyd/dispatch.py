@@ -35,10 +35,10 @@ class Way:
 class Dispatch(Protocol):
     """``sent`` follows ``route``; then ``token`` for the ``num_seen``-th token of this attempt, and ``ended`` once.
 
-    ``prepare`` is told beforehand what will come: what can be found out by then delays no request.
+    ``prepare`` is told beforehand of each that will come: what can be found out by then delays no request.
     """
 
-    def prepare(self, requests: Sequence[Request]) -> None: ...
+    def prepare(self, request: Request) -> None: ...
 
     def route(self, request: Request, pool: Pool, now_s: float) -> Way: ...
 
@@ -62,9 +62,8 @@ class KvMap:
         self._nodes = nodes
         self._keys: dict[int, list[bytes]] = {}  # of each request's full blocks
 
-    def prepare(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            self._keys_of(request)
+    def prepare(self, request: Request) -> None:
+        self._keys_of(request)
 
     def to_compute(self, request: Request, ranks: Sequence[int]) -> list[int]:
         """Prompt tokens that each rank would have to compute."""
@@ -101,9 +100,9 @@ class PoolDispatch:
         self._load: dict[int, int] = {}  # outstanding tokens by rank
         self._prompts: dict[int, int] = {}  # of them, those of each prompt without a token yet: what is to be computed
 
-    def prepare(self, requests: Sequence[Request]) -> None:
+    def prepare(self, request: Request) -> None:
         if self._kv_map is not None:
-            self._kv_map.prepare(requests)
+            self._kv_map.prepare(request)
 
     def route(self, request: Request, pool: Pool, now_s: float) -> Way:
         ranks = pool(Role.COLOCATED, Role.PREFILL, Role.HYBRID)
@@ -149,9 +148,9 @@ class HybridDispatch:
         self._policy = policy
         self._colocated = colocated
 
-    def prepare(self, requests: Sequence[Request]) -> None:
-        self._colocated.prepare(requests)
-        self._policy.prepare(request.input_len for request in requests)
+    def prepare(self, request: Request) -> None:
+        self._colocated.prepare(request)
+        self._policy.prepare(request.input_len)
 
     def route(self, request: Request, pool: Pool, now_s: float) -> Way:
         home = self._colocated.route(request, pool, now_s).prefill_rank

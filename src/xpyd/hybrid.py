@@ -28,7 +28,7 @@ and were measured to choose worse ones (docs/hybrid.md).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Annotated, Literal
@@ -209,10 +209,9 @@ class HybridPolicy:
         longest = max(cls.input_len for cls in scenario.classes)
         self._chunk_s = self._compute.chunk_s(min(longest, scenario.chunk_tokens or longest))
 
-    def prepare(self, input_lens: Iterable[int]) -> None:
-        """Reckon beforehand what prompts of these lengths cost whatever the load: a request waits for its decision."""
-        for input_len in set(input_lens):
-            self._prompt_cost(input_len)
+    def prepare(self, input_len: int) -> None:
+        """Reckon beforehand what a prompt costs whatever the load: a request waits for its decision."""
+        self._prompt_cost(input_len)
 
     def decide(self, input_len: int, output_len: int, present: Collection[int], now_s: float, home: int) -> Decision:
         """Where a request goes. ``present``: ranks that are not lost; ``home``: the colocated arm's choice of them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +18,11 @@ from xpyd.request import Request, Stage
 from xpyd.router import RoundRobin
 from xpyd.worker.client import Client
 from xpyd.worker.desk import Desk
-from xpyd.worker.messages import Emitted, Submit, Tokens
+from xpyd.worker.messages import Beat, Emitted, Submit, Tokens
 
 PREFILL, DECODE = 1, 2
 OUTPUT_LEN = 4
+PLACEMENT = place(PlacementConfig(num_prefill=1, num_decode=1, allow_shared_node=True), ["n"] * 3)
 
 
 class Post:
@@ -29,6 +32,7 @@ class Post:
         self._order = order
         self._inbox: list[tuple[int, Tokens]] = []
         self.ended: set[int] = set()
+        self.told_s: defaultdict[type, list[float]] = defaultdict(list)  # when all were told, by kind of message
 
     def send(self, rank: int, message: object) -> None:
         if isinstance(message, Submit):
@@ -37,9 +41,10 @@ class Post:
                 self._inbox.append((source, Tokens.of(0, tokens)))
 
     def send_all(self, ranks: object, message: object) -> None:
-        pass
+        self.told_s[type(message)].append(time.monotonic())
 
-    def poll(self) -> Iterator[tuple[int, Tokens]]:
+    def poll(self) -> Iterator[tuple[int, Tokens | Beat]]:
+        yield from ((rank, Beat()) for rank in (PREFILL, DECODE))
         while self._inbox:
             yield self._inbox.pop(0)
 
@@ -70,9 +75,8 @@ def test_tokens_of_two_ranks_may_overtake_each_other(order: list[tuple[int, int]
     """Each is recorded once, and the request ends with the last that comes."""
     post, rows = Post(order), Rows()
     desk = Desk(0, 0, *_any(post, rows), Clock())
-    placement = place(PlacementConfig(num_prefill=1, num_decode=1, allow_shared_node=True), ["n"] * 3)
     dispatch = PoolDispatch(RoundRobin(), RoundRobin())
-    client = Client(desk, placement, dispatch, 100, 2.0, lambda: False, FaultConfig(), {})
+    client = Client(desk, PLACEMENT, dispatch, 100, 2.0, lambda: False, FaultConfig(), {})
     played = client.play([Request(7, 0, 3, OUTPUT_LEN)])
     assert played.unfinished == ()
     tokens = [row for row in rows.written if isinstance(row, TokenRow)]
@@ -84,6 +88,25 @@ def test_tokens_of_two_ranks_may_overtake_each_other(order: list[tuple[int, int]
     ]
     ends = [row.stage for row in rows.written if isinstance(row, StageRow)]
     assert ends[-1] == Stage.FINISHED
+
+
+def test_workers_hear_of_a_client_that_prepares_for_longer_than_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty seconds of hashing prompts, say, before the first request is due."""
+    now_s = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+
+    class Slow(PoolDispatch):
+        def prepare(self, request: Request) -> None:
+            now_s[0] += 1.0
+
+    post = Post([(PREFILL, 0), (DECODE, 1), (DECODE, 2), (DECODE, 3)])
+    desk = Desk(0, 0, *_any(post, Rows()), Clock())
+    faults = FaultConfig(detect_s=5.0, beat_interval_s=0.5)
+    client = Client(desk, PLACEMENT, Slow(RoundRobin(), RoundRobin()), 100, 2.0, lambda: False, faults, {})
+    played = client.play([Request(i, 0, 3, OUTPUT_LEN) for i in range(20)])
+    assert (played.unfinished, now_s[0]) == ((), 20.0)
+    beats_s = post.told_s[Beat]
+    assert beats_s[:20] == [1.0 + i for i in range(20)]
 
 
 def _any(*values: Any) -> tuple[Any, ...]:

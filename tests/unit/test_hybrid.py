@@ -243,7 +243,8 @@ def test_what_is_known_beforehand_is_not_reckoned_while_a_request_waits(monkeypa
         return found
 
     expected = ways(late)
-    early.prepare(requests)
+    for request in requests:
+        early.prepare(request)
     monkeypatch.setattr(hybrid, "prompt_cost", None)
     monkeypatch.setattr(dispatch_module, "block_keys", None)
     assert ways(early) == expected

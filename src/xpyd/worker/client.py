@@ -80,13 +80,12 @@ class Client:
         return self._rescue.verdict
 
     def attend(self) -> None:
-        """Every request has ended, and the workers end the block: go on watching them until all have said so."""
+        """With no request under way: watch the workers, and let them hear of the client."""
         self._collect()
         self._rescue.tend({})
 
     def _play(self, requests: Sequence[Request], concurrency: int | None) -> Played:
-        prompts = {r.request_id: pack_prompt(r.prompt(self._vocab_size)) for r in requests}
-        self._dispatch.prepare(requests)
+        prompts = self._prepare(requests)
         todo = deque(sorted(requests, key=lambda r: (r.arrival_offset_ns, r.request_id)))
         begin_ns = self._desk.clock.now_ns() + LEAD_NS
         deadline_ns: int | None = None
@@ -120,6 +119,15 @@ class Client:
         self._desk.mailbox.send_all(self._rescue.pool(*Role), end)
         end_ns = self._desk.clock.now_ns()
         return Played(begin_ns, end_ns, unfinished, stopped, self._num_failed, self._times)
+
+    def _prepare(self, requests: Sequence[Request]) -> dict[int, bytes]:
+        """Their prompts. Of a long trace this takes longer than ``faults.detect_s``: be heard meanwhile."""
+        prompts = {}
+        for request in requests:
+            prompts[request.request_id] = pack_prompt(request.prompt(self._vocab_size))
+            self._dispatch.prepare(request)
+            self.attend()
+        return prompts
 
     def _due(self, request: Request, begin_ns: int, now_ns: int, concurrency: int | None) -> bool:
         if concurrency is not None:
