@@ -60,7 +60,7 @@ class KvMap:
         self._block_size = block_size
         self._blocks = SentBlocks(num_blocks)
         self._nodes = nodes
-        self._keys: dict[int, list[bytes]] = {}  # of each request's full blocks
+        self._keys: dict[int, list[bytes]] = {}  # of the full blocks of each request that was not sent yet
 
     def prepare(self, request: Request) -> None:
         self._keys_of(request)
@@ -78,8 +78,10 @@ class KvMap:
 
     def sent(self, request: Request, ranks: Collection[int]) -> None:
         """Its prompt's full blocks will be on these ranks."""
+        keys = self._keys_of(request)
         for rank in ranks:
-            self._blocks.sent(rank, self._keys_of(request))
+            self._blocks.sent(rank, keys)
+        del self._keys[request.request_id]  # of a retry they are made again
 
     def _keys_of(self, request: Request) -> list[bytes]:
         known = self._keys.get(request.request_id)
