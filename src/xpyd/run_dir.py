@@ -11,6 +11,8 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from datetime import datetime
 from importlib.abc import MetaPathFinder
@@ -26,6 +28,7 @@ from xpyd.records import SCHEMA_VERSION, TABLES
 from xpyd.streams import FOLDER, arrow_schema, attempts, completed_blocks, merge, stream_name, write_parquet
 
 FLUSH_INTERVAL_S = 2.0
+SYNC_LOOK_S = 1e-3
 
 
 class RunFolderError(ValueError):
@@ -160,17 +163,29 @@ class RowWriter:
         if time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
             self.flush()
 
-    def flush(self, durable: bool = False) -> None:
-        """Hand all rows to the file system; ``durable``: also wait until they would survive this node's end."""
+    def flush(self) -> None:
+        """Hand all rows to the file system."""
         for table, row_type in TABLES.items():
             rows, self._pending[row_type] = self._pending[row_type], []
             if rows:
                 self._stream(table).write_batch(_batch(table, rows))
         for file, _ in self._streams.values():
             file.flush()
-            if durable:
-                os.fsync(file.fileno())
         self._flushed_at = time.monotonic()
+
+    def sync(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Flush, and wait until all rows would survive this node's end.
+
+        That may take a shared file system many seconds, in which a rank must not be silent: ``meanwhile`` is called
+        again and again. Raises OSError, and what ``meanwhile`` raises.
+        """
+        self.flush()
+        numbers = [file.fileno() for file, _ in self._streams.values()]
+        with ThreadPoolExecutor(1) as pool:
+            synced = pool.submit(_sync, numbers)
+            while not wait([synced], SYNC_LOOK_S).done:
+                meanwhile()
+        synced.result()
 
     def close(self) -> None:
         self.flush()
@@ -192,6 +207,11 @@ class RowWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _sync(file_numbers: list[int]) -> None:
+    for number in file_numbers:
+        os.fsync(number)
 
 
 class _Hidden(MetaPathFinder):

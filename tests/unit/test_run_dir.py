@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,6 +73,30 @@ def test_a_full_disk_is_said_and_a_fault_of_the_code_keeps_its_traceback(tmp_pat
     assert said.startswith(f"No space left on device: {run_dir.path} cannot be written")
     assert said.endswith("run.name=mine run.resume=true")
     assert without_traceback(FileNotFoundError(errno.ENOENT, "no such file"), run_dir) is None
+
+
+def test_a_rank_does_other_things_while_a_slow_file_system_takes_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, looks = threading.Event(), list[bool]()
+    monkeypatch.setattr("os.fsync", lambda number: synced.wait(30))
+
+    def meanwhile() -> None:
+        looks.append(synced.is_set())
+        if len(looks) == 3:
+            synced.set()
+
+    with RowWriter(RunDir.create(tmp_path, "serve", "slow"), 1) as rows:
+        rows.write(stage(7))
+        rows.sync(meanwhile)
+        assert looks[:3] == [False] * 3
+
+        def full(number: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            rows.sync()
 
 
 def test_muted_rows_are_dropped(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ class Session:
         workers are heard: who is lost after the last token is found, and named, like any other.
         """
         after = self._bytes()
-        self.rows.flush(durable=True)  # before the block's row says that all of them are there
+        self.rows.sync(part.attend)  # before the block's row says that all of them are there
         ledger_bytes = 0 if isinstance(part, Client) else part.ledger_bytes
         mine = (ledger_bytes, after[0] - before[0], after[1] - before[1], self.clock.error_ns)
         counts = [each or (0, 0, 0, 0) for each in self.crew.gather(mine, part.attend) or []]
@@ -272,7 +272,7 @@ class Session:
                     interface_bytes=self._interface_sum([c[2] for c in counts]),
                 )
             )
-        self.rows.flush(durable=True)
+        self.rows.sync()
         self._meet()
 
     def _meet(self) -> None:
