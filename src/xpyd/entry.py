@@ -111,21 +111,34 @@ def _main_front(config: Experiment, overrides: list[str], phases: Phases, points
         points.append(submit(config, overrides))
         return 0
     if isinstance(config, Ranked) and config.launch.dry_run:
+        _check_timeout(config, num_done=0)
         print(shell_script(_command(config, Path(config.run.root) / config.experiment / (run_name(config) or "RUN"))))
         return 0
     run_dir = open_run(config)
     if run_dir.done:
         print(f"skipped: {run_dir.path} is done (run.resume=false measures again)", file=sys.stderr, flush=True)
         return 0
-    if isinstance(config, Ranked):
-        return _start_ranks(config, run_dir, overrides)
     try:
+        if isinstance(config, Ranked):
+            _check_timeout(config, len(run_dir.completed_blocks()))
+            return _start_ranks(config, run_dir, overrides)
         phases(Job(config, RunDir(run_dir.path, run_dir.next_attempt())))
     except ConfigError:
         run_dir.drop_if_empty()
         raise
     run_dir.finish()
     return report(run_dir, config)
+
+
+def _check_timeout(config: Ranked, num_done: int) -> None:
+    """Raises ConfigError where the ranks would be ended before the last request is due."""
+    least_s = config.least_s(num_done)
+    if least_s > config.launch.timeout_s:
+        raise ConfigError(
+            f"launch.timeout_s={config.launch.timeout_s:g}: the requests of {config.planned_blocks - num_done} blocks "
+            f"take about {least_s:.0f} s to arrive, so the ranks would be ended before; set it well above that, or "
+            "play fewer blocks or requests, or a higher rate"
+        )
 
 
 def _start_ranks(config: Ranked, run_dir: RunDir, overrides: list[str]) -> int:

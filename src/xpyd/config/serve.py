@@ -97,6 +97,9 @@ class Serve(Ranked):
     def planned_blocks(self) -> int:
         return self.num_blocks
 
+    def least_s(self, num_done: int) -> float:
+        return (self.planned_blocks - num_done) * self.workload.arrivals_s
+
     @property
     def colocated_fingerprint(self) -> dict[str, str]:
         """What the settings of a colocated rival are tuned on."""

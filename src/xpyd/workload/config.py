@@ -101,6 +101,12 @@ class WorkloadConfig:
         """Requests under way at once in a closed loop; None in an open one."""
         return self.arrival.concurrency if self.arrival else None
 
+    @property
+    def arrivals_s(self) -> float:
+        """Seconds in which a block's requests arrive, on average; 0 in a closed loop. Reads the trace: TraceError."""
+        rate_rps = self.summary().rate_rps
+        return self.num_requests / rate_rps if rate_rps else 0.0
+
     def build(self, pair: int, first_id: int = 0, begin_ns: int = 0) -> list[Request]:
         """The requests of one block, in arrival order; the same for every block of ``pair``, whenever it begins.
 
