@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from datetime import datetime
 from importlib.abc import MetaPathFinder
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -234,5 +235,6 @@ def _make_first_array() -> None:
 
 def _batch(table: str, rows: list[Any]) -> pa.RecordBatch:
     schema = arrow_schema(table)
-    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
-    return pa.record_batch(columns, schema=schema)
+    columns = zip(*map(attrgetter(*schema.names), rows), strict=True)  # each row once: no cache holds them all
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.record_batch(arrays, schema=schema)
