@@ -82,10 +82,6 @@ class Experiment:
         """Comparison blocks from begin to end, by which a run is resumed; 0: none, or known only when it ends."""
         return 0
 
-    def least_s(self, num_done: int) -> float:
-        """Seconds that the blocks behind ``num_done`` take by their arrivals alone, on average; 0: unknown."""
-        return 0.0
-
 
 @dataclass(frozen=True)
 class Ranked(Experiment):
@@ -97,3 +93,7 @@ class Ranked(Experiment):
     @property
     def world_size(self) -> int:
         return self.placement.world_size
+
+    def least_s(self, num_done: int) -> float:
+        """Seconds that the blocks behind ``num_done`` take by their arrivals alone, on average; 0: unknown."""
+        return 0.0

@@ -48,7 +48,6 @@ class ServingWorker(Worker):
         self._ends: list[End] = [end for end in (source, destination, pool) if end is not None]
         # Whether an end may have something open. Messages and prompts open it: the steps of a stretch need not ask.
         self._open = False
-        self._expects = any(end.expects for end in self._ends)
         self._look_due_s = 0.0  # when messages are to be looked at within a step
 
     def handle(self, source: int, message: AnyMessage) -> None:
@@ -60,8 +59,6 @@ class ServingWorker(Worker):
             assert getattr(message, "request_id", None) in cancelled, (
                 f"rank {source} sent {type(message).__name__} of a hand-off that {self.desk.who} does not know"
             )
-        else:
-            self._expects = any(end.expects for end in self._ends)
 
     def _take(self, submit: Submit) -> None:
         """Queue a prompt; it moves on where a peer decodes it, and there is anything to decode."""
@@ -178,6 +175,11 @@ class ServingWorker(Worker):
 
     def unfinished(self) -> str:
         return ", ".join([super().unfinished(), *(end.unfinished() for end in self._ends)])
+
+    @property
+    def _expects(self) -> bool:
+        """Whether a message may come that should not wait for a long step to end."""
+        return any(end.expects for end in self._ends)
 
     def _put_look_off(self) -> None:
         self._look_due_s = time.monotonic() + LOOK_NS / NS_PER_S
