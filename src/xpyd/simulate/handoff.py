@@ -22,8 +22,6 @@ from xpyd.simulate.pool import tally
 if TYPE_CHECKING:
     from xpyd.simulate.cluster import Cluster
 
-LAYER_BEFORE_KV = 0.2  # of a layer's time; queries, keys and values are its first product (16 to 18 % of weights)
-
 
 @mypyc_attr(acyclic=True)
 class Moving(Event):
@@ -111,11 +109,13 @@ class Handoffs:
                 self._final(flight, full / moving.num_blocks, now_ps)
 
     def computed(self, flight: Flight, now_ps: int) -> None:
-        """The prompt is computed: all of its KV may leave."""
+        """The prompt is computed: all of its KV may leave.
+
+        Pulled whole it was offered two layers before (``worker.source``), and a peer that has room has answered by now.
+        """
         moving = flight.moving
         assert moving is not None
-        moving.computed_ps = now_ps
-        leaves_ps = now_ps if moving.offered else now_ps + self._answer_ps(flight, now_ps)
+        moving.computed_ps = leaves_ps = now_ps
         self._offer(flight, now_ps)
         encode_ps, _ = self._setup.codec_ps(moving.num_blocks)
         if encode_ps:
@@ -127,21 +127,6 @@ class Handoffs:
             self._final(flight, 1.0, now_ps)
         if self._config.first_token == "prefill":
             self._cluster.first_token(flight, self._cluster.instances[flight.prefill], now_ps)
-
-    def _answer_ps(self, flight: Flight, now_ps: int) -> int:
-        """How long an offer that is made when its prompt is computed takes to be answered, by a peer that has room.
-
-        The peer sees it at its next look, and the source the answer at its own: where prompts wait it computes the next
-        one by then, and looks when a layer's KV is in the pool. Layers take about what those of the step before did.
-        """
-        source, destination = self._cluster.instances[flight.prefill], self._cluster.instances[flight.decode]
-        num_layers = self._setup.spec.num_layers
-        seen_ps = destination.until_look_ps(now_ps, num_layers)
-        if not source.scheduler.num_waiting and not source.scheduler.num_running:
-            return seen_ps
-        layer_ps = max(1, source.last_ps // num_layers)
-        first_ps = max(1, round(LAYER_BEFORE_KV * layer_ps))
-        return first_ps + max(0, -(-(seen_ps - first_ps) // layer_ps)) * layer_ps
 
     def take_offers(self, instance: Instance, now_ps: int) -> None:
         """Accept what fits, first come first served."""

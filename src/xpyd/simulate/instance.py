@@ -57,7 +57,6 @@ class Instance(Event):
         self.landed.clear()
         self.offers.clear()
         self.cancels.clear()
-        self.last_ps = 0  # what the last step took that has ended
         self._busy_ps = 0  # an idle worker does something else until then
         self._owed_ps = 0  # what it has to do beside steps when the stretch has ended
         self._done = 0  # steps of the stretch that have ended, as far as the scheduler was told
@@ -196,7 +195,6 @@ class Instance(Event):
         """
         stretch, plan = self.stretch, self.plan
         assert stretch is not None
-        self.last_ps = stretch.step_ps(stretch.num_steps - 1)
         self._account(stretch.num_steps)
         if self._done < stretch.num_steps - 1:
             self._advance(stretch.num_steps - 1)
@@ -212,15 +210,6 @@ class Instance(Event):
         for sequence in decoded:
             self._leave(self.flights[sequence.request_id])
         return sampled, decoded
-
-    def until_look_ps(self, now_ps: int, num_layers: int) -> int:
-        """A worker looks at its messages between two layers of the running step, and all the time where it is idle."""
-        stretch = self.stretch
-        if stretch is None:
-            return 0
-        index = stretch.ended_before(now_ps)
-        layer_ps = max(1, stretch.step_ps(index) // num_layers)
-        return -(now_ps - stretch.begin_ps - stretch.after(index)) % layer_ps
 
     def join(self, flight: Flight) -> None:
         """A flight decodes from the next step on; its last token is out."""

@@ -106,6 +106,7 @@ class ServingWorker(Worker):
     def on_layer(self, layer: int) -> None:
         if self._source is not None:
             self._source.layer_done(layer)
+            self._open |= not self._source.quiet
         self.between_layers()
 
     def between_layers(self) -> None:

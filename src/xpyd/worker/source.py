@@ -31,6 +31,8 @@ from xpyd.worker.output import Output
 from xpyd.worker.staged import StagedSend
 from xpyd.worker.undo import UndoingSource
 
+LAYERS_AHEAD = 2  # of a prompt's end: the answer is here then, and no block of the destination waits for long
+
 
 class SourceEnd(UndoingSource):
     def __init__(self, engine: Engine, mover: Mover) -> None:
@@ -70,17 +72,25 @@ class SourceEnd(UndoingSource):
                 outgoing.dropped = True
 
     def before_run(self, plan: StepPlan) -> None:
-        """The step's chunks that will move are offered where the first part becomes final in it."""
+        """The step's chunks that will move are offered where the first part becomes final while it runs."""
         self._step = [c for c in plan.prefills if c.sequence.request_id in self._submits]
         for chunk in self._step:
             outgoing = self._outgoing.get(chunk.sequence.request_id)
             if outgoing is None and self._offered_before(chunk):
-                outgoing = self._offer(self._submits[chunk.sequence.request_id], len(chunk.sequence.prompt))
-            if outgoing is not None and outgoing.sequence is None:
+                self._offer_prompt(chunk.sequence)
+            elif outgoing is not None and outgoing.sequence is None:
                 self._has_blocks(outgoing, chunk.sequence)
 
     def layer_done(self, layer: int) -> None:
-        """A layer of the running step is in the pool: what it makes final may leave."""
+        """A layer of the running step is in the pool: what it makes final may leave.
+
+        Prompts that are computed with this step are offered before its last layers at the latest: asked for at its end,
+        the answer would be found within the next prompt, or behind it.
+        """
+        if layer == max(0, self._cache.layout.num_layers - LAYERS_AHEAD):
+            for chunk in self._step:
+                if chunk.samples and chunk.sequence.request_id not in self._outgoing:
+                    self._offer_prompt(chunk.sequence)
         for outgoing, num_parts in self._finals(layer):
             self._parts_done(outgoing, num_parts)
 
@@ -172,10 +182,7 @@ class SourceEnd(UndoingSource):
 
     def _computed(self, sequence: Sequence) -> None:
         """The prompt is computed: every part may leave."""
-        outgoing = self._outgoing.get(sequence.request_id)
-        if outgoing is None:
-            outgoing = self._offer(self._submits[sequence.request_id], len(sequence.prompt))
-            self._has_blocks(outgoing, sequence)
+        outgoing = self._outgoing[sequence.request_id]
         outgoing.computed_ns = time.perf_counter_ns()
         self._parts_done(outgoing, self._num_parts(outgoing))
 
@@ -190,6 +197,10 @@ class SourceEnd(UndoingSource):
         if self._one_sided_pull and num_parts > outgoing.parts_ready:
             self.desk.mailbox.send(outgoing.submit.peer, Ready(outgoing.submit.request_id, num_parts))
         outgoing.parts_done(num_parts)
+
+    def _offer_prompt(self, sequence: Sequence) -> None:
+        """Of a prompt that has its blocks."""
+        self._has_blocks(self._offer(self._submits[sequence.request_id], len(sequence.prompt)), sequence)
 
     def _offer(self, submit: Submit, input_len: int) -> Outgoing:
         """Ask for blocks; a pull tells its own in ``_has_blocks``, where they are known at the same moment."""
