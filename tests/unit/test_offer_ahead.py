@@ -75,7 +75,7 @@ class Bench:
         mover.blocks_per_part, mover.one_sided_pull, mover.one_sided_push, mover.cancelled = None, False, False, {}
         mover.plan, mover.check_time = lambda *_: plan, lambda *_: None
         self.end = SourceEnd(engine, mover)
-        self.end._flow = lambda *_: self.flow  # type: ignore[method-assign, assignment, return-value]
+        vars(self.end)["_flow"] = lambda *_: self.flow
         self.worker = ServingWorker(engine, desk, 1.0, mover, source=self.end)
         self.sequence = Sequence(7, [1] * 16, 1, block_table=[2])
         self.worker.handle(0, Submit(7, b"", 5, 0, PEER))
