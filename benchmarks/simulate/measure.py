@@ -59,7 +59,7 @@ def setup_of(point: Point) -> Setup:
         spec=ModelSpec("8b", 32, 4096, 32, 8, 128, 14336, 128256, dtype="bfloat16"),
         placement=PlacementConfig(num_prefill=half, num_decode=half),
         scheduler=SchedulerConfig("chunked", 256, 4096, 16, 20_000),
-        handover=Handover("layerwise", "pull", "prefill", 1 << 20),
+        handover=Handover("layerwise", "pull", "prefill", 1 << 20, 8),
         router=RouterConfig(point.router),  # type: ignore[arg-type]
         slo=SloConfig(1.0, 0.05),
         compute=ComputeModel(6e-3, 2.5e-5, 1e-9, 2e-5, 5.6e-8),

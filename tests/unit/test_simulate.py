@@ -39,7 +39,7 @@ SETUP = Setup(
     spec=ModelSpec("simulated", 8, 512, 8, 4, 64, 1536, 2048),
     placement=PlacementConfig(num_prefill=2, num_decode=2),
     scheduler=SchedulerConfig("chunked", 16, 256, 16, 96),
-    handover=Handover("layerwise", "pull", "prefill", 1 << 20),
+    handover=Handover("layerwise", "pull", "prefill", 1 << 20, 8),
     router=RouterConfig("least_outstanding"),
     slo=SloConfig(0.5, 0.02),
     compute=ComputeModel(2.5e-3, 110e-6, 30e-9, 0.3e-3, 1e-6),
@@ -77,9 +77,9 @@ SCATTERS = dict.fromkeys(("prefill", "decode"), Scatter((0.9, 1.0, 1.6), (0.8, 1
 MOVING = MovingModel(1e-3, 2e-9, 5e-4, 1e-9)
 CASES = {
     "layerwise": SETUP,
-    "whole": replace(SETUP, handover=Handover("whole", "pull", "decode", 1 << 14)),
-    "chunkwise": replace(SETUP, handover=Handover("chunkwise", "pull", "prefill", 1 << 20)),
-    "push": replace(SETUP, handover=Handover("layerwise", "push", "prefill", 1 << 20)),
+    "whole": replace(SETUP, handover=Handover("whole", "pull", "decode", 1 << 14, 8)),
+    "chunkwise": replace(SETUP, handover=Handover("chunkwise", "pull", "prefill", 1 << 20, 8)),
+    "push": replace(SETUP, handover=Handover("layerwise", "push", "prefill", 1 << 20, 8)),
     "round_robin": replace(SETUP, router=RouterConfig("round_robin")),
     "wide": replace(SETUP, placement=PlacementConfig(num_prefill=1, num_decode=1, prefill_tp=2, decode_tp=4)),
     "chunked": replace(SETUP, placement=COLOCATED),
@@ -87,7 +87,7 @@ CASES = {
     "static": replace(SETUP, placement=COLOCATED, scheduler=SchedulerConfig("static", 16, 256, 16, 96)),
     "codec": replace(SETUP, codec=CODEC),
     "moving": replace(SETUP, moving=MOVING),
-    "moving, push": replace(SETUP, moving=MOVING, handover=Handover("whole", "push", "decode", 1 << 14)),
+    "moving, push": replace(SETUP, moving=MOVING, handover=Handover("whole", "push", "decode", 1 << 14, 8)),
     "scatter": replace(SETUP, moving=MOVING, scatters=SCATTERS, seed=3),
     "moving, outages": replace(SETUP, moving=MOVING, options=OUTAGES),
     "one token left": replace(SETUP, placement=PlacementConfig(num_colocated=1), scheduler=ONE_LEFT),
@@ -159,6 +159,25 @@ def test_two_transfers_at_one_end_take_half_the_link_each(num_prefill: int, num_
     assert [row.end_ns - row.begin_ns - alpha_ns for row in shared] == [
         pytest.approx(2 / gain * (alone.end_ns - alone.begin_ns - alpha_ns), rel=1e-5)
     ] * 2
+
+
+@pytest.mark.parametrize(("pieces_in_flight", "in_order"), [(1 << 10, True), (1, False)])
+def test_transfers_between_the_same_ranks_go_in_order_where_a_window_holds_one(
+    pieces_in_flight: int, in_order: bool
+) -> None:
+    """The pieces of one are posted before any of the next; longer ones take turns, an equal share."""
+    handover = replace(CASES["whole"].handover, pieces_in_flight=pieces_in_flight)
+    one = replace(CASES["whole"], placement=PlacementConfig(num_prefill=1, num_decode=1), handover=handover)
+    alone = next(row for row in play(one, [Request(0, 0, 64, 2)])[0] if isinstance(row, TransferRow))
+    alpha_ns = 200_000
+    wire_ns = alone.end_ns - alone.begin_ns - alpha_ns
+    before = Request(3, 0, 64, 1)  # the others wait for it, and are computed in one step
+    rows = play(one, [before, *(Request(n, 1000, 64, 2) for n in range(3))])[0]
+    shared = sorted((row for row in rows if isinstance(row, TransferRow)), key=lambda row: row.end_ns)
+    assert len({row.begin_ns for row in shared}) == 1
+    assert [row.num_inflight for row in shared] == [0, 1, 2]
+    times = [row.end_ns - row.begin_ns - alpha_ns for row in shared]
+    assert times == [pytest.approx(n * wire_ns, rel=1e-5) for n in ((1, 2, 3) if in_order else (3, 3, 3))]
 
 
 @pytest.mark.parametrize("case", ["layerwise", "push", "chunked", "prefill_first"])

@@ -68,7 +68,7 @@ class Handoffs:
         self._cluster = cluster
         self._setup = setup
         self._config = setup.handover
-        self._links = Links(setup.link, cluster.agenda, self)
+        self._links = Links(setup.link, setup.handover.pieces_in_flight, cluster.agenda, self)
         self._push = self._config.direction == "push"
         self._sizes: dict[int, tuple[float, int]] = {}  # blocks -> bytes and descriptors of a hand-off
 

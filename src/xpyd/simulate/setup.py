@@ -31,6 +31,7 @@ class Handover:
     direction: Literal["pull", "push"]
     first_token: Literal["prefill", "decode"]
     max_piece_bytes: int
+    pieces_in_flight: int
 
 
 @dataclass(frozen=True)
