@@ -39,12 +39,12 @@ from xpyd.scheduler.chunked import ChunkedScheduler
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.scheduler.sequence import Sequence
 from xpyd.streams import FOLDER
-from xpyd.worker.client import IDLE_SLEEP_S
 from xpyd.worker.desk import Desk
 from xpyd.worker.engine import Engine
 from xpyd.worker.line import Line
 from xpyd.worker.mailbox import Mailbox
 from xpyd.worker.messages import EndBlock, Tokens
+from xpyd.worker.pace import Pace
 from xpyd.worker.serving import ServingWorker
 from xpyd.worker.steady import MAX_STEPS
 
@@ -103,13 +103,17 @@ def _stamped(follow: FollowOn, model: _Stopwatch) -> Callable[[int], int]:
 
 def listen(mailbox: Mailbox, wire: socket.socket | None) -> None:
     """The client: take in what the worker tells, and sleep when there is nothing, until it says that it has ended."""
+    pace = Pace()
     while True:
         messages = list(mailbox.poll())
+        for source, message in messages:
+            if isinstance(message, Tokens):
+                pace.heard(source, message.emitted_ns)
         if any(isinstance(message, EndBlock) for _, message in messages):
             return
         if not messages:
             _empty(wire)
-            time.sleep(IDLE_SLEEP_S)
+            time.sleep(pace.sleep_s())
 
 
 def _empty(wire: socket.socket | None) -> None:

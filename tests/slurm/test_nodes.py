@@ -84,7 +84,7 @@ def test_counters_see_the_bytes(cluster: VirtualCluster) -> None:
     after = cluster.status()
     for node, counter in (("n2", "sent_bytes"), ("n3", "received_bytes")):
         counted = after[node][counter] - before[node][counter]
-        # Headers, and what TCP sends again where the machine stalls: 2.2 % was seen. Each byte counted twice would be 100 %.
+        # Headers, and what TCP sends again where the machine stalls: 2.2 % once. Bytes counted twice: 100 %.
         assert 32 * MIB < counted < 1.5 * 32 * MIB, f"{counter} of {node}"
     assert after["n4"]["received_bytes"] - before["n4"]["received_bytes"] < MIB
     assert cluster.on("n3", "ls", "/sys/class/net").split() == ["eth0", "lo"]

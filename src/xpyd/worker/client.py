@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from xpyd.dispatch import Dispatch
 from xpyd.faults import FaultConfig
@@ -20,10 +21,10 @@ from xpyd.request import Request, Stage
 from xpyd.units import s_to_ns
 from xpyd.worker.desk import Desk
 from xpyd.worker.messages import Beat, Cancelled, EndBlock, Failed, PeerLost, Submit, Tokens, pack_prompt
+from xpyd.worker.pace import Pace
 from xpyd.worker.rescue import Flight, Rescue
 
 LEAD_NS = 20_000_000  # from "go" to the block's begin: every worker is in its loop by then
-IDLE_SLEEP_S = 50e-6
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Client:
         self._flights: dict[int, Flight] = {}
         self._times: dict[int, list[int]] = {}
         self._num_failed = 0
+        self._pace = Pace()
 
     def play(self, requests: Sequence[Request], concurrency: int | None = None) -> Played:
         """Send every request when it is due, then wait for the rest; ``concurrency`` makes the loop closed."""
@@ -113,7 +115,7 @@ class Client:
                 break
             if not busy:
                 self._desk.rows.flush_if_due()
-                time.sleep(IDLE_SLEEP_S)
+                time.sleep(self._pace.sleep_s(self._until_due_s(todo, begin_ns, concurrency)))
         unfinished = tuple(self._flights)
         end = EndBlock(abort=bool(unfinished or self.verdict))
         self._desk.mailbox.send_all(self._rescue.pool(*Role), end)
@@ -133,6 +135,12 @@ class Client:
         if concurrency is not None:
             return now_ns >= begin_ns and len(self._flights) < concurrency
         return now_ns >= begin_ns + request.arrival_offset_ns
+
+    def _until_due_s(self, todo: Sequence[Request], begin_ns: int, concurrency: int | None) -> float:
+        """What is left until a request has to leave, whatever comes in before that."""
+        if not todo or concurrency is not None:
+            return inf
+        return (begin_ns + todo[0].arrival_offset_ns - self._desk.clock.now_ns()) / 1e9
 
     def _send(self, request: Request, prompt: bytes, due_ns: int) -> None:
         now_s = time.monotonic()
@@ -162,6 +170,7 @@ class Client:
                 case PeerLost():
                     self._rescue.suspect(message.peer, message.reason)
                 case Tokens():
+                    self._pace.heard(source, message.emitted_ns)
                     self._take(source, message)
                 case Failed() if message.request_id in self._flights:
                     self._rescue.fail(self._flights[message.request_id], message.reason)
