@@ -19,6 +19,7 @@ from xpyd.router import RoundRobin
 from xpyd.worker.client import Client
 from xpyd.worker.desk import Desk
 from xpyd.worker.messages import Beat, Emitted, Submit, Tokens
+from xpyd.worker.pace import LOOKS_PER_STEP
 
 PREFILL, DECODE = 1, 2
 OUTPUT_LEN = 4
@@ -107,6 +108,67 @@ def test_workers_hear_of_a_client_that_prepares_for_longer_than_they_wait(monkey
     assert (played.unfinished, now_s[0]) == ((), 20.0)
     beats_s = post.told_s[Beat]
     assert beats_s[:20] == [1.0 + i for i in range(20)]
+
+
+class Told:
+    """A mailbox and a clock: rank ``DECODE`` tells of a token of every request whenever a step of 2 ms has ended."""
+
+    STEP_NS = 2_000_000
+
+    def __init__(self) -> None:
+        self.ns = 0
+        self.ended: set[int] = set()
+        self.sleeps_s: list[float] = []
+        self.sent_ns: list[int] = []
+        self._left: dict[int, int] = {}  # tokens to come, by request
+        self._told_ns = 0
+
+    def now_ns(self) -> int:
+        return self.ns
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0.0, "the client spins"
+        self.sleeps_s.append(seconds)
+        self.ns += round(seconds * 1e9)
+
+    def send(self, rank: int, message: object) -> None:
+        if isinstance(message, Submit):
+            self.sent_ns.append(self.ns)
+            self._left[message.request_id] = LONG
+            self._told_ns = self._told_ns or self.ns
+
+    def send_all(self, ranks: object, message: object) -> None:
+        pass
+
+    def poll(self) -> Iterator[tuple[int, Tokens]]:
+        while self._left and self._told_ns + self.STEP_NS <= self.ns:
+            self._told_ns += self.STEP_NS
+            yield DECODE, Tokens.of(self._told_ns, [Emitted(i, LONG - n, 1, 1.0) for i, n in self._left.items()])
+            self._left = {i: n - 1 for i, n in self._left.items() if n > 1}
+
+
+LONG = 30
+
+
+@pytest.mark.parametrize("concurrency", [None, 1])
+def test_a_client_looks_some_times_in_a_step_and_sends_when_it_is_due(
+    monkeypatch: pytest.MonkeyPatch, concurrency: int | None
+) -> None:
+    told = Told()
+    monkeypatch.setattr("xpyd.worker.client.time.sleep", told.sleep)
+    desk = Desk(0, 0, *_any(told, Rows(), told))
+    client = Client(
+        desk, PLACEMENT, PoolDispatch(RoundRobin(), RoundRobin()), 100, 2.0, lambda: False, FaultConfig(), {}
+    )
+    due_ns = [0, 31_234_567]
+    played = client.play([Request(i, due_ns[i], 3, LONG) for i in range(2)], concurrency)
+    assert played.unfinished == ()
+    known_s = told.sleeps_s[-60:]  # of the last seven steps
+    usual_s = told.STEP_NS / 1e9 / LOOKS_PER_STEP
+    assert max(known_s) <= 1.5 * usual_s
+    assert usual_s / 2 <= sorted(known_s)[10], "the shorter ones are cut off by a request that is due"
+    if concurrency is None:
+        assert [sent_ns - played.begin_ns for sent_ns in told.sent_ns] == pytest.approx(due_ns, abs=2)
 
 
 def _any(*values: Any) -> tuple[Any, ...]:
