@@ -40,6 +40,10 @@ WORDS = {
     "receive_byte_s": "a byte that lands in it",
     "send_step_s": "a prefill step while KV leaves",
     "send_byte_s": "a byte that leaves in it",
+    "submit_s": "due, until an idle worker begins",
+    "leave_s": "prompt computed, until its KV leaves whole",
+    "admit_s": "all KV there, until it decodes",
+    "tell_s": "step ended, until the client has its tokens",
 }
 
 
@@ -67,8 +71,8 @@ def analyse(run: Run) -> Results:
 def parts(content: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     """part -> coefficient -> value and interval; what a calibration lacks is left out."""
     engines = {f"engine, {role}": own for role, own in content.get("engine", {}).items()}
-    found = {name: content.get(name) or {} for name in ("compute", "link", "moving")}
-    return {"compute": found["compute"], **engines, "link": found["link"], "moving": found["moving"]}
+    found = {name: content.get(name) or {} for name in ("compute", "link", "moving", "delays")}
+    return {"compute": found.pop("compute"), **engines, **found}
 
 
 def coefficient_table(run: Run, rows: list[dict[str, Any]]) -> Table:
@@ -80,7 +84,8 @@ def coefficient_table(run: Run, rows: list[dict[str, Any]]) -> Table:
     notes = [
         "[low, high]: 95 % interval, a bootstrap over the repeats of every setting.",
         "compute: steps alone. engine: what becomes of them in a run, with a client and idle workers about.",
-        "moving: what is added to steps beside a hand-off. A file without it is older, or had no room for one.",
+        "moving: what is added to steps beside a hand-off. delays: what a request waits for messages, with the workers "
+        "to itself. A file without them is older, or had no room for a hand-off.",
     ]
     return Table(titled("Fitted costs, measured", run.labels), ("", "cost of", "value"), cells, notes, num_left=2)
 

@@ -1,8 +1,8 @@
 """The ``calibrate`` experiment: fits step times and link on the user's own ranks, and writes calibration.yaml.
 
 The fits are those that compare makes before it predicts (``worker.calibrate``, ``economics.cost``), from more rounds,
-with an interval for every coefficient. To them come what steps take in a run (``worker.played``), and what moving KV
-costs the steps beside it (``worker.beside``).
+with an interval for every coefficient. To them come what steps take in a run, and what requests wait for messages
+(``worker.played``), and what moving KV costs the steps beside it (``worker.beside``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from xpyd.calibration_points import FILE, Points, pooled, read_points
 from xpyd.config.base import ConfigError
 from xpyd.config.serve import Calibrate
 from xpyd.economics.cost import ComputeModel, ComputePoint, LinkPoint, fit_compute, fit_link, score_compute, score_link
+from xpyd.economics.delays import DelayPoint, fit_delays
 from xpyd.economics.engine import fit_engine, scatter, size_of, step_s
 from xpyd.economics.moving import BesidePoint, fit_moving
 from xpyd.entry import Job
@@ -30,17 +31,17 @@ from xpyd.trial import open_session
 from xpyd.worker.beside import measure_beside
 from xpyd.worker.block import warm_up_blocks
 from xpyd.worker.calibrate import calibrate
-from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, played_points
+from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, delay_points, played_points
 
 CALIBRATION = "calibration.yaml"
 # 1 had no `moving`, `engine`, `scatter` and `slowness`, and said no version; 2 did not say which blocks were played
-# within seconds of each other; 3 had one transfer at a time.
-VERSION = 4
+# within seconds of each other; 3 had one transfer at a time; 4 had no `delays`.
+VERSION = 5
 NUM_RESAMPLES = 200
 LEVEL = 0.95
 PREFILLING = (Role.PREFILL.value, Role.COLOCATED.value)
 
-Point = TypeVar("Point", ComputePoint, LinkPoint, BesidePoint)
+Point = TypeVar("Point", ComputePoint, LinkPoint, BesidePoint, DelayPoint)
 Timed = TypeVar("Timed", ComputePoint, LinkPoint)
 
 
@@ -68,7 +69,9 @@ def run_calibration(config: Calibrate, job: Job) -> None:
         job.say("hand-offs beside steps")
         own.beside += measure_beside(session, config.num_rounds) or []
     if job.rank == 0:
-        own.played = played_points(merge(job.run_dir.path, "steps").to_pylist(), config.num_rounds * BLOCKS_PER_ROUND)
+        steps, stages, tokens = (merge(job.run_dir.path, table).to_pylist() for table in ("steps", "stages", "tokens"))
+        own.played = played_points(steps, config.num_rounds * BLOCKS_PER_ROUND)
+        own.delays = delay_points(stages, tokens)
         content = {"version": VERSION, "conditions": {**holds_for, **circumstances(config, job)}}
         content |= fitted([*earlier, own])
         job.run_dir.write_json(FILE, own.content(holds_for))
@@ -80,23 +83,26 @@ def fitted(calibrations: Sequence[Points]) -> dict[str, Any]:
     """All models with intervals, how well they hold, and how well the sum of parts says what a mixed step takes.
 
     ``compute`` is of steps alone, ``engine`` makes steps of a role in a run of them, ``scatter`` says how these lie
-    about that. ``slowness``: of the steps of each block, relative to the fit of all, by calibration; of a lone one by
-    round. Raises ValueError where transfers show no bandwidth (``fit_link``).
+    about that. ``delays``: what requests wait for messages. ``slowness``: of the steps of each block, relative to the
+    fit of all, by calibration; of a lone one by round. Raises ValueError where transfers show no bandwidth
+    (``fit_link``).
     """
     points = pooled(calibrations)
-    steps, transfers, beside = points.steps, points.transfers, points.beside
+    steps, transfers, beside, delays = points.steps, points.transfers, points.beside, points.delays
     compute, link = fit_compute(middles(steps), hides=True), fit_link(middles(transfers))
     mixed = [point for point in steps if point.num_prefill_tokens and point.num_decode_seqs]
     apart = fit_compute([p for p in middles(steps) if not (p.num_prefill_tokens and p.num_decode_seqs)], hides=True)
     moving = with_intervals(
         asdict(fit_moving(beside)), beside, lambda drawn: asdict(fit_moving(drawn)), lambda point: point.setting
     )
+    waited = with_intervals(asdict(fit_delays(delays)), delays, lambda drawn: asdict(fit_delays(drawn)))
     return {
         "compute": with_intervals(
             asdict(compute.model), steps, lambda drawn: asdict(fit_compute(middles(drawn), hides=True).model)
         ),
         "link": with_intervals(asdict(link.model), transfers, lambda drawn: asdict(fit_link(middles(drawn)).model)),
         "moving": moving if beside else None,
+        "delays": waited if delays else None,
         **fitted_engine(compute.model, calibrations),
         "scores": {
             "compute": asdict(score_compute(compute.model, steps)),
@@ -176,7 +182,7 @@ def slowness(steps: Sequence[tuple[ComputeModel, ComputePoint]]) -> float:
     return median(point.seconds / step_s(model, point) for model, point in steps)
 
 
-def all_but_seconds(point: ComputePoint | LinkPoint | BesidePoint) -> Hashable:
+def all_but_seconds(point: ComputePoint | LinkPoint | BesidePoint | DelayPoint) -> Hashable:
     """What repeats of a point have in common, where nothing else was measured of them."""
     return tuple(value for name, value in vars(point).items() if name != "seconds")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xpyd.economics.cost import ComputePoint, LinkPoint
+from xpyd.economics.delays import DelayPoint
 from xpyd.economics.moving import BesidePoint
 
 FILE = "points.json"
@@ -23,12 +24,13 @@ SHARED = ("model", "dtype", "placement", "block_size", "transport", "fabric", "r
 
 @dataclass
 class Points:
-    """Timed steps by round, alone and as workers of each role played them; transfers, and hand-offs beside steps."""
+    """Timed steps by round, alone and as workers of each role played them; transfers, KV beside steps, delays."""
 
     rounds: list[list[ComputePoint]] = field(default_factory=list)
     played: list[dict[str, list[ComputePoint]]] = field(default_factory=list)  # by block and role
     transfers: list[LinkPoint] = field(default_factory=list)
     beside: list[BesidePoint] = field(default_factory=list)
+    delays: list[DelayPoint] = field(default_factory=list)
 
     @property
     def steps(self) -> list[ComputePoint]:
@@ -67,6 +69,7 @@ def read_points(folders: Sequence[str], conditions: Mapping[str, Any]) -> list[P
                 [{role: _steps(own) for role, own in each.items()} for each in content["played"]],
                 [LinkPoint(**point) for point in content["transfers"]],
                 [BesidePoint(**point) for point in content["beside"]],
+                [DelayPoint(**point) for point in content.get("delays", [])],  # none in files of before version 5
             )
         )
     return found

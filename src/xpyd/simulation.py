@@ -123,6 +123,7 @@ def setup_of(config: Simulate, arm: str, costs: Costs, seed: int = 0) -> Setup:
         compute=costs.compute,
         link=costs.link,
         moving=costs.moving,
+        delays=costs.delays,
         engines=costs.engines,
         scatters={} if config.simulate.scatter is False else costs.scatters,
         seed=seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,18 @@ def test_a_calibration_knows_steps_link_runs_and_what_moving_costs(
     assert done.returncode == 0, done.stderr
     folder = run_folder(tmp_path, "calibrate")
     content = yaml.safe_load((folder / "calibration.yaml").read_text())
-    assert content["version"] == 4
+    assert content["version"] == 5
     assert set(content["engine"]) == set(content["scatter"]) == {"colocated", "prefill", "decode"}
     assert [len(group) for group in content["slowness"]] == [4], "one for each short block of the round"
-    for part in (content["compute"], content["link"], content["moving"], *content["engine"].values()):
+    measured = [content[name] for name in ("compute", "link", "moving", "delays")]
+    for part in (*measured, *content["engine"].values()):
         assert all(each["low"] <= each["high"] for each in part.values())
         assert all(each["value"] >= 0 for name, each in part.items() if name != "hidden_s")
-    transfers = json.loads((folder / FILE).read_text())["transfers"]
+    points = json.loads((folder / FILE).read_text())
+    transfers, delays = points["transfers"], Counter(each["delay"] for each in points["delays"])
+    assert delays == {"submit": 18, "leave": 9, "admit": 9, "tell": 18 * 16}, "of nine requests in either arm"
+    assert content["delays"]["leave_s"]["value"] == 0, "KV leaves by layers"
+    assert 0 < content["delays"]["tell_s"]["value"] < 1
     assert {each["concurrency"] for each in transfers} == {1, 2, 4}
     assert {"gain_2", "gain_4"} < set(content["link"])
     costs = read_calibration(folder / "calibration.yaml", MICRO)
@@ -40,5 +46,5 @@ def test_a_calibration_knows_steps_link_runs_and_what_moving_costs(
     assert (folder / FILE).exists()
     assert calibrate.main([str(folder), "--format", "csv"]) == 0
     shown = capsys.readouterr().out
-    for word in ("engine, decode", "step_factor", "receive_byte_s", "send_step_s"):
+    for word in ("engine, decode", "step_factor", "receive_byte_s", "send_step_s", "admit_s"):
         assert word in shown

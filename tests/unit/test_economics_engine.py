@@ -10,8 +10,9 @@ import pytest
 
 from xpyd.calibration import alike
 from xpyd.economics.cost import ComputeModel, ComputePoint
+from xpyd.economics.delays import DelayPoint, Delays, fit_delays
 from xpyd.economics.engine import EngineModel, Scatter, fit_engine, scatter, step_s
-from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, played_points
+from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, delay_points, played_points
 
 ALONE = ComputeModel(3e-3, 1e-4, 2e-7, 5e-5, 1e-7)
 ENGINE = EngineModel(1.4, 0.9)
@@ -109,6 +110,43 @@ def test_a_step_lasts_until_the_next_one_begins() -> None:
         ]
     }, "two prompts in a step, and 64 tokens of one, are left out"
     assert others == [{}, {}, {"colocated": [ComputePoint(pytest.approx(0.00525), 0, 0, 2, 200)]}]
+
+
+def stamps(block: int, **ms: float) -> list[dict[str, Any]]:
+    """Stage rows of a request of ``block``, at so many ms."""
+    return [{"block": block, "request_id": 7, "stage": stage, "t_ns": round(at * 1e6)} for stage, at in ms.items()]
+
+
+def token(block: int, emitted: float, had: float) -> dict[str, Any]:
+    return {"block": block, "emitted_ns": round(emitted * 1e6), "t_ns": round(had * 1e6)}
+
+
+def test_waits_are_read_off_requests_that_had_the_workers_for_themselves() -> None:
+    whole = {"arrived": 1, "routed": 1.2, "prefill_begin": 1.5, "prefill_end": 9}
+    rows = stamps(0, **whole)
+    rows += stamps(1, **whole, transfer_begin=9.4, transfer_end=20, decode_admit=20.25)
+    rows += stamps(BLOCKS_PER_ROUND + 1, **whole, transfer_begin=5, transfer_end=8, decode_admit=9.75)
+    rows += stamps(2, **whole) + stamps(3, **whole, transfer_begin=9.4, transfer_end=20, decode_admit=20.25)
+    found = delay_points(rows, [token(0, 9, 9.5), token(BLOCKS_PER_ROUND, 3, 3.25), token(2, 3, 4), token(3, 5, 9)])
+    assert [(point.delay, round(point.seconds * 1e3, 6)) for point in found] == [
+        ("tell", 0.5),
+        ("tell", 0.25),
+        ("submit", 0.5),
+        ("submit", 0.5),
+        ("leave", 0.4),
+        ("admit", 0.25),
+        ("submit", 0.5),
+        ("leave", 0.0),  # by layers, before the prompt's end
+        ("admit", 0.75),  # which its first token waits for
+    ], "not of blocks 2 and 3, in which three requests are under way"
+    assert fit_delays(found) == Delays(
+        submit_s=pytest.approx(5e-4),
+        leave_s=pytest.approx(2e-4),
+        admit_s=pytest.approx(5e-4),
+        tell_s=pytest.approx(3.75e-4),
+    )
+    assert fit_delays([]) == Delays()
+    assert fit_delays([DelayPoint("tell", -1e-5)]).tell_s == 0, "clocks are right to some microseconds"
 
 
 def test_both_arms_are_played_lightly_and_less_so_in_every_round() -> None:

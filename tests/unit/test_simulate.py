@@ -12,6 +12,7 @@ import pytest
 
 from xpyd.economics.codecs import CodecTerm
 from xpyd.economics.cost import ComputeModel, LinkModel
+from xpyd.economics.delays import NO_DELAYS, Delays
 from xpyd.economics.engine import EngineModel, Scatter
 from xpyd.economics.moving import MovingModel
 from xpyd.hybrid import HybridConfig
@@ -75,6 +76,7 @@ CODEC = CodecTerm("halves", 0.5, 2.0, 3.0)
 OUTAGES = SimulateConfig(arms="serve", outages=(Outage(2, 0.3, 0.6), Outage(0, 0.5, 0.9)), speeds=(1.0, 0.7))
 SCATTERS = dict.fromkeys(("prefill", "decode"), Scatter((0.9, 1.0, 1.6), (0.8, 1.0, 3.0)))
 MOVING = MovingModel(1e-3, 2e-9, 5e-4, 1e-9)
+DELAYS = Delays(submit_s=4e-3, leave_s=2e-3, admit_s=3e-3, tell_s=1e-3)
 CASES = {
     "layerwise": SETUP,
     "whole": replace(SETUP, handover=Handover("whole", "pull", "decode", 1 << 14, 8)),
@@ -89,6 +91,10 @@ CASES = {
     "moving": replace(SETUP, moving=MOVING),
     "moving, push": replace(SETUP, moving=MOVING, handover=Handover("whole", "push", "decode", 1 << 14, 8)),
     "scatter": replace(SETUP, moving=MOVING, scatters=SCATTERS, seed=3),
+    "delays": replace(SETUP, delays=DELAYS, handover=Handover("whole", "pull", "decode", 1 << 14, 8)),
+    "delays, push": replace(SETUP, delays=DELAYS, handover=Handover("layerwise", "push", "prefill", 1 << 20, 8)),
+    "delays, outages": replace(SETUP, delays=DELAYS, options=OUTAGES),
+    "delays, failures": replace(SETUP, delays=DELAYS, options=OUTAGES, max_retries=0),
     "moving, outages": replace(SETUP, moving=MOVING, options=OUTAGES),
     "one token left": replace(SETUP, placement=PlacementConfig(num_colocated=1), scheduler=ONE_LEFT),
     "outages": replace(SETUP, options=OUTAGES),
@@ -142,6 +148,54 @@ def test_a_lone_request_takes_what_the_formulas_say() -> None:
     tokens = [row.t_ns for row in rows if isinstance(row, TokenRow)]
     assert tokens == [found["decode_admit"] + n for n in (0, 2_865_000, 2_865_000 + 2_866_000)]
     assert totals.itl.max_ps == 2_866_000_000
+
+
+@pytest.mark.parametrize("first_token", ["prefill", "decode"])
+def test_a_lone_request_waits_for_each_message_once(first_token: Any) -> None:
+    """4 ms until its prompt begins, 2 until its KV leaves whole, 3 until it decodes; the client hears 1 ms later."""
+    one = replace(SETUP, placement=PlacementConfig(num_prefill=1, num_decode=1))
+    one = replace(one, handover=replace(CASES["whole"].handover, first_token=first_token))
+    (plain_rows, plain), (rows, totals) = (
+        play(setup, [Request(0, 1000, 64, 3)]) for setup in (one, replace(one, delays=DELAYS))
+    )
+    before, found = stages(plain_rows, 0), stages(rows, 0)
+    later_ms = {
+        "arrived": 0,
+        "routed": 0,
+        "prefill_begin": 4,
+        "prefill_end": 4,
+        "transfer_begin": 6,
+        "transfer_end": 6,
+        "decode_admit": 9,
+        "finished": 10,
+    }
+    assert {stage: found[stage] - before[stage] for stage in before} == {s: ms * 10**6 for s, ms in later_ms.items()}
+    tokens, known = ([r for r in own if isinstance(r, TokenRow)] for own in (rows, plain_rows))
+    first_ms = 5 if first_token == "prefill" else 10
+    assert [(a.t_ns - b.t_ns) // 10**6 for a, b in zip(tokens, known, strict=True)] == [first_ms, 10, 10]
+    assert {row.t_ns - row.emitted_ns for row in tokens} == {10**6}
+    assert totals.ttft.max_ps - plain.ttft.max_ps == first_ms * 10**9
+    assert totals.e2e.max_ps - plain.e2e.max_ps == 10 * 10**9
+    by_layers = replace(one, delays=DELAYS, handover=replace(one.handover, mode="layerwise"))
+    found = stages(play(by_layers, [Request(0, 1000, 64, 3)])[0], 0)
+    assert found["transfer_begin"] < found["prefill_end"], "nothing waits that leaves by layers"
+
+
+def test_a_limit_is_met_or_missed_by_what_the_client_sees() -> None:
+    one = replace(SETUP, placement=PlacementConfig(num_colocated=1))
+    ttft_s = 9_602_400e-9  # of 64 tokens
+    for tell_s, num_met in ((0.0, 1), (1e-6, 0)):
+        setup = replace(one, delays=Delays(tell_s=tell_s), slo=SloConfig(ttft_s, 1.0))
+        assert play(setup, [Request(0, 0, 64, 2)])[1].num_met == num_met
+
+
+@pytest.mark.parametrize("delays", [NO_DELAYS, DELAYS])
+def test_a_closed_loop_of_one_sends_the_next_when_the_client_has_heard(delays: Delays) -> None:
+    setup = replace(SETUP, placement=PlacementConfig(num_colocated=1), delays=delays)
+    rows, totals = play(setup, [Request(number, 0, 64, 2) for number in range(3)], concurrency=1)
+    assert totals.num_finished == 3
+    for number in (1, 2):
+        assert stages(rows, number)["arrived"] == stages(rows, number - 1)["finished"]
 
 
 @pytest.mark.parametrize(("num_prefill", "num_decode"), [(2, 1), (1, 2)])
@@ -353,7 +407,7 @@ def test_two_prompts_of_one_step_are_taken_back_together() -> None:
     assert totals.num_finished == 4
 
 
-@pytest.mark.parametrize("case", ["layerwise", "push", "codec", "outages", "failures"])
+@pytest.mark.parametrize("case", ["layerwise", "push", "codec", "outages", "failures", "delays", "delays, outages"])
 def test_requests_that_end_leave_no_cycles_behind(case: str) -> None:
     """So memory stays flat though nothing is collected while a block is played."""
     cluster = Cluster(CASES[case], Account(0, SETUP.slo, None, with_steps=False, begin_ns=0), lambda request_id: False)

@@ -19,6 +19,7 @@ from xpyd.config.base import ConfigError
 from xpyd.config.load import dump_config, load_config
 from xpyd.config.modeled import Simulate
 from xpyd.economics.cost import ComputeModel, ComputePoint, LinkModel, LinkPoint
+from xpyd.economics.delays import NO_DELAYS, DelayPoint, Delays
 from xpyd.economics.moving import UNKNOWN, BesidePoint
 from xpyd.entry import Job
 from xpyd.model.spec import ModelSpec
@@ -129,7 +130,8 @@ def points() -> Points:
         for f in (0.99, 1.0, 1.01)
     ]
     played = [{"decode": [ComputePoint(1.25 * point.seconds, *astuple(point)[1:]) for point in own]} for own in rounds]
-    return Points(rounds, played, transfers, beside)
+    delays = [DelayPoint("admit", seconds) for seconds in (4e-4, 5e-4, 9e-3)] + [DelayPoint("tell", 2e-4)]
+    return Points(rounds, played, transfers, beside, delays)
 
 
 def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -144,6 +146,7 @@ def test_a_calibration_recovers_the_costs_and_comes_back_from_its_file(tmp_path:
     costs = read_calibration(path, TINY)
     assert costs.link.bytes_per_s == pytest.approx(1e9, rel=0.02)
     assert costs.moving.receive_byte_s == pytest.approx(2e-9, rel=0.02)
+    assert costs.delays == Delays(admit_s=5e-4, tell_s=2e-4), "medians, and 0 where nothing was measured"
     assert content["moving"]["receive_byte_s"]["low"] < 2e-9 < content["moving"]["receive_byte_s"]["high"]
     assert [each[0] for each in costs.slowness] == pytest.approx([0.99, 1.01], rel=1e-3), "a round is a group"
     assert costs.label == "calibrated"
@@ -184,11 +187,14 @@ def test_a_file_of_before_moving_was_measured_still_loads(tmp_path: Path) -> Non
     path.write_text(yaml.safe_dump(old))
     costs = read_calibration(path, TINY)
     assert (costs.moving, costs.engines, costs.scatters, costs.slowness) == (UNKNOWN, {}, {}, ())
-    assert costs.label == "calibrated, but for what moving KV costs the steps beside it"
+    assert costs.delays == NO_DELAYS
+    assert costs.label == "calibrated, but for what moving KV costs the steps beside it and what messages take"
     with pytest.raises(ConfigError, match="does not say how steps scatter; calibrate anew"):
         costs_of(load_config(composed(simulate={"calibration": str(path), "scatter": True})))
     path.write_text(yaml.safe_dump({**old, "moving": None, "slowness": [1.0]}))  # version 2, no room for a hand-off
     assert (read_calibration(path, TINY).moving, read_calibration(path, TINY).slowness) == (UNKNOWN, ())
+    path.write_text(yaml.safe_dump({"conditions": {"model": "tiny"}, **content, "delays": None}))  # version 4
+    assert read_calibration(path, TINY).label == "calibrated, but for what messages take"
 
 
 def test_a_calibrated_link_is_taken_to_the_rate_that_is_asked_for(tmp_path: Path) -> None:
@@ -229,6 +235,10 @@ def test_points_of_earlier_calibrations_come_back_where_they_were_made_of_the_sa
     assert earlier == [points(), points()]
     assert pooled(earlier).rounds == [*points().rounds, *points().rounds]
     assert pooled(earlier).beside == [*points().beside, *points().beside]
+    old = points().content(holds_for)
+    del old["delays"]
+    RunDir(tmp_path).write_json(POINTS_FILE, old)
+    assert read_points([str(tmp_path)], holds_for) == [replace(points(), delays=[])], "of before version 5"
     slowness = fitted([points(), *earlier])["slowness"]
     assert [len(group) for group in slowness] == [2, 2, 2], "of several calibrations each is a group"
     with pytest.raises(ValueError, match=r"was made with rate_gbps=same, here 0\.5; leave it out"):

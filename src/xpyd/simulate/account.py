@@ -187,6 +187,7 @@ class Account:
         self._ttft_ps, self._itl_ps = slo.ttft_s * PS_PER_S, slo.itl_s * PS_PER_S
         self._sink = sink
         self._begin_ns = begin_ns
+        self.tell_ps = 0  # until the client has a token
 
     def ns(self, time_ps: int) -> int:
         return self._begin_ns + to_ns(time_ps)
@@ -210,9 +211,9 @@ class Account:
         if flight.num_seen <= flight.num_tokens:
             return False
         if flight.recorded:
-            t_ns = self.ns(time_ps)
+            had_ns, emitted_ns = self.ns(time_ps + self.tell_ps), self.ns(time_ps)
             number, index = flight.request_id, flight.num_tokens
-            self.write(TokenRow(self.block, number, index, 0, t_ns, t_ns, rank, 1.0))
+            self.write(TokenRow(self.block, number, index, 0, had_ns, emitted_ns, rank, 1.0))
         flight.num_tokens += 1
         return True
 
@@ -222,7 +223,7 @@ class Account:
             return
         if flight.first_ps < 0:
             flight.first_ps = time_ps
-            self.totals.ttft.add(time_ps - flight.due_ps)
+            self.totals.ttft.add(time_ps + self.tell_ps - flight.due_ps)
         else:
             self.gap(flight, time_ps)
         flight.last_ps = time_ps
@@ -238,12 +239,13 @@ class Account:
         totals = self.totals
         totals.num_finished += 1
         totals.num_tokens += flight.output_len
-        totals.e2e.add(time_ps - flight.due_ps)
-        if flight.first_ps - flight.due_ps <= self._ttft_ps and flight.max_gap_ps <= self._itl_ps:
+        totals.e2e.add(time_ps + self.tell_ps - flight.due_ps)
+        ttft_ps = flight.first_ps + self.tell_ps - flight.due_ps
+        if ttft_ps <= self._ttft_ps and flight.max_gap_ps <= self._itl_ps:
             totals.num_met += 1
             totals.num_met_tokens += flight.output_len
         if flight.recorded:
-            self.stamp(flight, Stage.FINISHED, 0, time_ps)
+            self.stamp(flight, Stage.FINISHED, 0, time_ps + self.tell_ps)
 
     def failed(self, flight: Flight, time_ps: int, reason: str) -> None:
         self.totals.num_failed += 1

@@ -17,7 +17,7 @@ from xpyd.scheduler.sequence import Sequence
 from xpyd.simulate.account import Account, Flight
 from xpyd.simulate.agenda import STEP_END, Agenda, Event
 from xpyd.simulate.beside import Beside
-from xpyd.simulate.costs import PS_PER_NS, StepCosts
+from xpyd.simulate.costs import PS_PER_NS, StepCosts, to_ps
 from xpyd.simulate.fast import simulated_scheduler
 from xpyd.simulate.handoff import Handoffs
 from xpyd.simulate.hybrid import HybridRouting
@@ -34,12 +34,15 @@ class Cluster:
     def __init__(self, setup: Setup, account: Account, recorded: Callable[[int], bool]) -> None:
         self.setup = setup
         self.account = account
+        account.tell_ps = to_ps(setup.delays.tell_s)
+        self._submit_ps = to_ps(setup.delays.submit_s)
         self.flights: dict[int, Flight] = {}
         self._recorded = recorded
         self.agenda = Agenda()
         self._parked: deque[Flight] = deque()  # no instance is up to take them
         self._requests: Iterator[Request] = iter(())
         self._concurrency: int | None = None
+        self._num_unheard = 0  # in a closed loop: requests that have ended, which the client has yet to hear of
         self.instances: list[Instance] = []
         self.pools: list[list[Instance]] = []
         rank = 1
@@ -63,7 +66,7 @@ class Cluster:
         Outages(self).plan()
 
     def play(self, requests: Iterator[Request], concurrency: int | None = None) -> int:
-        """Play ``requests``, in arrival order, to their end; returns when the last one ended, in ps."""
+        """Play ``requests``, in arrival order, to their end; returns when the client heard of the last one's, in ps."""
         collects = gc.isenabled()
         gc.disable()  # a request that ends leaves no cycles behind, so a collector would look in vain
         try:
@@ -81,7 +84,7 @@ class Cluster:
             self.refill(0)
         agenda, flights, last_ps = self.agenda, self.flights, 0
         due_ps = upcoming.arrival_offset_ns * PS_PER_NS if upcoming is not None else 0
-        while upcoming is not None or flights:
+        while upcoming is not None or flights or self._num_unheard:
             if upcoming is not None and (not agenda or due_ps <= agenda.next_ps()):
                 self.arrive(upcoming, due_ps)
                 upcoming = next(requests, None)
@@ -90,7 +93,7 @@ class Cluster:
                 continue
             assert agenda, f"requests {list(flights)[:8]} wait for something that never comes"
             last_ps = agenda.happen()
-        return last_ps
+        return last_ps if concurrency is not None else last_ps + self.account.tell_ps
 
     def route(self, flight: Flight, now_ps: int) -> None:
         """Give a request to the instances that the routers pick; it waits where a whole pool is down."""
@@ -109,7 +112,11 @@ class Cluster:
         flight.num_seen, flight.begun = 0, False
         self.loads[0].add(source.index, flight.input_len)
         self.loads[-1].add(last.index, flight.output_len)
-        self._submit(flight, source, now_ps)
+        if self._submit_ps:
+            source.flights[flight.request_id] = flight  # an outage hits it on its way, too
+            self.agenda.plan(now_ps + self._submit_ps, _Submit(self, flight))
+        else:
+            self.submit(flight, now_ps)
 
     def unpark(self, now_ps: int) -> None:
         """An instance is up again."""
@@ -190,16 +197,23 @@ class Cluster:
             self.account.stamp(flight, Stage.ROUTED, 0, now_ps)
         self.route(flight, now_ps)
 
+    def heard(self, now_ps: int) -> None:
+        """Closed loop: the client knows of one more end."""
+        self._num_unheard -= 1
+        self.refill(now_ps)
+
     def refill(self, now_ps: int) -> None:
-        """Closed loop: the next request is due when one ends."""
+        """Closed loop: the next request is due when the client has heard that one ended."""
         while self._concurrency is not None and len(self.flights) < self._concurrency:
             request = next(self._requests, None)
             if request is None:
                 return
             self.arrive(request, now_ps)
 
-    def _submit(self, flight: Flight, instance: Instance, now_ps: int) -> None:
+    def submit(self, flight: Flight, now_ps: int) -> None:
+        """A request has come to its first instance."""
         request_id, stays = flight.request_id, flight.prefill == flight.decode
+        instance = self.instances[flight.prefill]
         num_output = flight.output_len if stays else 1
         try:
             self.pools[-1][0].scheduler.check_fits(request_id, flight.input_len, flight.output_len)
@@ -207,6 +221,7 @@ class Cluster:
                 self.expect_end(instance)
             instance.scheduler.add(Sequence(request_id, flight.prompt, num_output))
         except NeverFits as error:
+            instance.flights.pop(request_id, None)
             self.unload(flight)
             self.fail(flight, now_ps, str(error))
             return
@@ -278,7 +293,25 @@ class Cluster:
         if self.hybrid is not None:
             self.hybrid.ended(flight, now_ps)
         if self._concurrency is not None:
-            self.agenda.plan(now_ps, _Refill(self))
+            self._num_unheard += 1
+            self.agenda.plan(now_ps + self.account.tell_ps, _Refill(self))
+
+
+class _Submit(Event):
+    """A request is on its way to its first instance."""
+
+    __slots__ = ("attempt", "cluster", "flight")
+
+    def __init__(self, cluster: Cluster, flight: Flight) -> None:
+        super().__init__()
+        self.cluster = cluster
+        self.flight = flight
+        self.attempt = flight.attempt
+
+    def happen(self, now_ps: int) -> None:
+        flight = self.flight
+        if flight.attempt == self.attempt and flight.request_id in self.cluster.flights:
+            self.cluster.submit(flight, now_ps)
 
 
 class _Refill(Event):
@@ -289,4 +322,4 @@ class _Refill(Event):
         self.cluster = cluster
 
     def happen(self, now_ps: int) -> None:
-        self.cluster.refill(now_ps)
+        self.cluster.heard(now_ps)

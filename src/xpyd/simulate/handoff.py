@@ -1,7 +1,8 @@
 """Hand-offs in simulated time: offers and back-pressure, parts that become final, and what lands.
 
-As ``worker.source`` and ``worker.destination`` do it, without messages. Pull: an offer waits at the decode instance
-for a seat and blocks. Push: blocks are asked for when the request arrives, and what has landed may wait for a seat.
+As ``worker.source`` and ``worker.destination`` do it; messages are two delays. Pull: an offer waits at the decode
+instance for a seat and blocks. Push: blocks are asked for when the request arrives, and what has landed may wait for a
+seat.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from xpyd.request import Stage
 from xpyd.scheduler.sequence import Sequence, StepPlan
 from xpyd.simulate.account import Flight
 from xpyd.simulate.agenda import Event
+from xpyd.simulate.costs import to_ps
 from xpyd.simulate.instance import Instance
 from xpyd.simulate.links import Flow, Links
 from xpyd.simulate.pool import tally
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 class Moving(Event):
     """One request's hand-off. ``share`` of its KV, from the begin, is final at the source.
 
-    What happens to it as an event is that ``next_share`` is.
+    What happens to it as an event is that ``next_share`` is, or, once it has landed, that its destination knows.
     """
 
     __slots__ = (
@@ -59,7 +61,10 @@ class Moving(Event):
         self.landed = False
 
     def happen(self, now_ps: int) -> None:
-        self.handoffs.final(self, now_ps)
+        if self.landed:
+            self.handoffs.known(self, now_ps)
+        else:
+            self.handoffs.final(self, now_ps)
 
 
 class Handoffs:
@@ -70,6 +75,8 @@ class Handoffs:
         self._config = setup.handover
         self._links = Links(setup.link, setup.handover.pieces_in_flight, cluster.agenda, self)
         self._push = self._config.direction == "push"
+        self._leave_ps = to_ps(setup.delays.leave_s) if self._config.mode == "whole" else 0
+        self._admit_ps = to_ps(setup.delays.admit_s)
         self._sizes: dict[int, tuple[float, int]] = {}  # blocks -> bytes and descriptors of a hand-off
 
     def submitted(self, flight: Flight, now_ps: int) -> None:
@@ -115,7 +122,8 @@ class Handoffs:
         """
         moving = flight.moving
         assert moving is not None
-        moving.computed_ps = leaves_ps = now_ps
+        moving.computed_ps = now_ps
+        leaves_ps = now_ps + self._leave_ps
         self._offer(flight, now_ps)
         encode_ps, _ = self._setup.codec_ps(moving.num_blocks)
         if encode_ps:
@@ -261,6 +269,17 @@ class Handoffs:
                 self._cluster.boundary(source, now_ps)
             elif source.cut(now_ps):
                 self._cluster.expect_end(source)
+        if self._admit_ps:
+            self._cluster.agenda.plan(now_ps + self._admit_ps, moving)
+        else:
+            self.known(moving, now_ps)
+
+    def known(self, moving: Moving, now_ps: int) -> None:
+        """The destination has seen that all is there: it joins the batch at the next boundary."""
+        flight = moving.flight
+        destination = self._cluster.instances[flight.decode]
+        if flight.moving is not moving or not destination.up:
+            return
         destination.landed.append(flight)
         if destination.idle:
             self._cluster.boundary(destination, now_ps)

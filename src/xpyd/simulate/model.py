@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from xpyd.economics.cost import ComputeModel, ComputePoint, LinkModel, fit_compute
+from xpyd.economics.delays import NO_DELAYS, Delays
 from xpyd.economics.engine import EngineModel, Scatter
 from xpyd.economics.moving import UNKNOWN, MovingModel
 from xpyd.model.spec import ModelSpec
@@ -39,6 +40,7 @@ class Costs:
     link: LinkModel
     label: str
     moving: MovingModel = UNKNOWN
+    delays: Delays = NO_DELAYS
     slowness: tuple[tuple[float, ...], ...] = ()
     made_gbps: float | None = None
     calibrated_gbps: float | None = None
@@ -99,6 +101,8 @@ def read_calibration(path: Path, spec: ModelSpec) -> Costs:
         # Version 2 had one list of all blocks, from which no drift can be told.
         groups = [tuple(map(float, each)) for each in content.get("slowness", []) if isinstance(each, list)]
         moving = MovingModel(**{name: float(found["value"]) for name, found in (measured or {}).items()})
+        waited = content.get("delays")  # none in files of before version 5
+        delays = Delays(**{name: float(found["value"]) for name, found in (waited or {}).items()})
     except OSError as error:
         raise ValueError(
             f"simulate.calibration={path}: cannot be read ({error.strerror}); give the calibration.yaml of a run of "
@@ -113,5 +117,6 @@ def read_calibration(path: Path, spec: ModelSpec) -> Costs:
         raise ValueError(
             f"simulate.calibration={path}: made for model {made_for}, here {spec.name}; calibrate this one"
         )
-    label = "calibrated" if measured else "calibrated, but for what moving KV costs the steps beside it"
-    return Costs(compute, link, label, moving, tuple(groups), made_gbps, wire_gbps, engines, scatters)
+    lacks = ["what moving KV costs the steps beside it"] * (not measured) + ["what messages take"] * (not waited)
+    label = ", but for ".join(["calibrated", " and ".join(lacks)]) if lacks else "calibrated"
+    return Costs(compute, link, label, moving, delays, tuple(groups), made_gbps, wire_gbps, engines, scatters)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from xpyd.economics.codecs import CodecTerm
 from xpyd.economics.cost import ComputeModel, LinkModel, replication
+from xpyd.economics.delays import NO_DELAYS, Delays
 from xpyd.economics.engine import EngineModel, Scatter
 from xpyd.economics.moving import UNKNOWN, MovingModel
 from xpyd.model.shard import Shard
@@ -51,6 +52,7 @@ class Setup:
     detect_s: float
     fast: bool = True
     moving: MovingModel = UNKNOWN
+    delays: Delays = NO_DELAYS
     engines: Mapping[str, EngineModel] = field(default_factory=dict)  # by role; none: steps take what they do alone
     scatters: Mapping[str, Scatter] = field(default_factory=dict)  # likewise; draws follow from ``seed``
     seed: int = 0

@@ -14,8 +14,9 @@ from statistics import median
 from typing import Any
 
 from xpyd.economics.cost import ComputePoint
+from xpyd.economics.delays import DelayPoint
 from xpyd.records import COLOCATED, DISAGGREGATED
-from xpyd.request import Request
+from xpyd.request import Request, Stage
 from xpyd.units import NS_PER_S
 from xpyd.worker.block import Block
 
@@ -61,3 +62,32 @@ def played_points(steps: Iterable[Mapping[str, Any]], num_blocks: int) -> list[d
         point = ComputePoint(seconds, tokens, 0, row["num_decode_seqs"], row["num_context_tokens"])
         found[row["block"]].setdefault(role, []).append(point)
     return found
+
+
+def delay_points(stages: Iterable[Mapping[str, Any]], tokens: Iterable[Mapping[str, Any]]) -> list[DelayPoint]:
+    """What requests waited for messages and turns, from stage and token rows of the blocks with one at a time.
+
+    There nobody is queued, no other step runs, and no other KV moves.
+    """
+    stamps: defaultdict[tuple[int, int], dict[str, int]] = defaultdict(dict)
+    for row in stages:
+        if _one_at_a_time(row["block"]):
+            stamps[row["block"], row["request_id"]][row["stage"]] = row["t_ns"]
+    found = [
+        DelayPoint("tell", (row["t_ns"] - row["emitted_ns"]) / NS_PER_S)
+        for row in tokens
+        if _one_at_a_time(row["block"])
+    ]
+    for own in stamps.values():
+        if Stage.PREFILL_BEGIN in own:
+            found.append(DelayPoint("submit", (own[Stage.PREFILL_BEGIN] - own[Stage.ARRIVED]) / NS_PER_S))
+        if Stage.TRANSFER_END in own and Stage.DECODE_ADMIT in own:
+            computed_ns, there_ns = own[Stage.PREFILL_END], max(own[Stage.PREFILL_END], own[Stage.TRANSFER_END])
+            found.append(DelayPoint("leave", max(0, own[Stage.TRANSFER_BEGIN] - computed_ns) / NS_PER_S))
+            found.append(DelayPoint("admit", (own[Stage.DECODE_ADMIT] - there_ns) / NS_PER_S))
+    return found
+
+
+def _one_at_a_time(number: int) -> bool:
+    """Whether a block of ``calibration_blocks`` is of the lightest load."""
+    return number % BLOCKS_PER_ROUND < BLOCKS_PER_ROUND // len(CONCURRENCIES)
