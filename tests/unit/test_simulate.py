@@ -421,8 +421,10 @@ def test_requests_that_end_leave_no_cycles_behind(case: str) -> None:
         gc.enable()
 
 
-def test_a_closed_loop_keeps_its_number_under_way() -> None:
-    rows, totals = play(SETUP, [replace(request, arrival_offset_ns=0) for request in draw(30, 1.0)], concurrency=4)
+@pytest.mark.parametrize("delays", [NO_DELAYS, DELAYS])
+def test_a_closed_loop_keeps_its_number_under_way(delays: Delays) -> None:
+    requests = [replace(request, arrival_offset_ns=0) for request in draw(30, 1.0)]
+    rows, totals = play(replace(SETUP, delays=delays), requests, concurrency=4)
     ways = [stages(rows, number) for number in range(30)]
     moments = sorted(way["arrived"] for way in ways)
     assert max(sum(way["arrived"] <= now < way["finished"] for way in ways) for now in moments) == 4

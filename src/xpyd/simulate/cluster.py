@@ -204,7 +204,7 @@ class Cluster:
 
     def refill(self, now_ps: int) -> None:
         """Closed loop: the next request is due when the client has heard that one ended."""
-        while self._concurrency is not None and len(self.flights) < self._concurrency:
+        while self._concurrency is not None and len(self.flights) + self._num_unheard < self._concurrency:
             request = next(self._requests, None)
             if request is None:
                 return
