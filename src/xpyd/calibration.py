@@ -31,7 +31,7 @@ from xpyd.trial import open_session
 from xpyd.worker.beside import measure_beside
 from xpyd.worker.block import warm_up_blocks
 from xpyd.worker.calibrate import calibrate
-from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, delay_points, played_points
+from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, delay_points, is_lightest, played_points
 
 CALIBRATION = "calibration.yaml"
 # 1 had no `moving`, `engine`, `scatter` and `slowness`, and said no version; 2 did not say which blocks were played
@@ -71,7 +71,7 @@ def run_calibration(config: Calibrate, job: Job) -> None:
     if job.rank == 0:
         steps, stages, tokens = (merge(job.run_dir.path, table).to_pylist() for table in ("steps", "stages", "tokens"))
         own.played = played_points(steps, config.num_rounds * BLOCKS_PER_ROUND)
-        own.delays = delay_points(stages, tokens)
+        own.delays = delay_points(*([row for row in rows if is_lightest(row["block"])] for rows in (stages, tokens)))
         content = {"version": VERSION, "conditions": {**holds_for, **circumstances(config, job)}}
         content |= fitted([*earlier, own])
         job.run_dir.write_json(FILE, own.content(holds_for))

@@ -194,6 +194,7 @@ class HybridPolicy:
         self._config = config
         self._compute: ComputeModel = calibration.compute.model
         self._link: LinkModel = calibration.link.model
+        self._delays = calibration.delays
         self._scenario = scenario
         self._pools = pools
         loads = expected_loads(calibration, scenario, config.policy)
@@ -285,7 +286,8 @@ class HybridPolicy:
         num_flying = sum(count for pair, count in self._flying.items() if pair[1] == destination)
         wire_s = self._link.wire_s(cost.num_bytes, cost.num_pieces, 1 + num_flying)
         exposed_s = effective_transfer_s(self._link.alpha_s, wire_s, cost.num_parts, cost.window_s)
-        admission_s = self._step_s(destination) / 2
+        exposed_s += self._delays.leave_s
+        admission_s = self._step_s(destination) / 2 + self._delays.admit_s
         ready_s = queue_s + own_s + exposed_s + admission_s
         stall_s = max(0.0, self.loads[destination].backlog_s(now_s) - ready_s)
         imposed_s = stolen_s + beside_s

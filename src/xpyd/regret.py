@@ -14,6 +14,7 @@ from pathlib import Path
 
 from xpyd.config.regret import Regret
 from xpyd.economics.cost import ComputeFit, ComputeModel, LinkFit, LinkModel
+from xpyd.economics.delays import Delays
 from xpyd.economics.frozen import HASH, FrozenError
 from xpyd.economics.nnls import Score
 from xpyd.economics.scenario import Calibration
@@ -124,4 +125,4 @@ class _Player:
         """The plan's costs, where its copy is: at rank 0."""
         costs = self._job.run_dir.read_json(PLAN)["costs"]
         compute, link = ComputeModel(**costs["compute"]), LinkModel(**costs["link"])
-        return Calibration(ComputeFit(compute, EXACT), LinkFit(link, EXACT))
+        return Calibration(ComputeFit(compute, EXACT), LinkFit(link, EXACT), Delays(**costs.get("delays", {})))

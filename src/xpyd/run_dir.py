@@ -147,12 +147,15 @@ class RowWriter:
         self._pending: dict[type, list[Any]] = {row_type: [] for row_type in TABLES.values()}
         self._streams: dict[str, tuple[pa.OSFile, pa.RecordBatchStreamWriter]] = {}
         self._flushed_at = time.monotonic()
-        self.muted = False  # warm-up rows are not kept
+        self.muted = False  # warm-up rows are not written
+        self.overheard: list[Any] | None = None  # but kept here, where somebody wants them
         _make_first_array()  # not in a block, where it is a silence
 
     def write(self, row: Any) -> None:
         if not self.muted:
             self._pending[type(row)].append(row)
+        elif self.overheard is not None:
+            self.overheard.append(row)
 
     def write_all(self, rows: list[Any]) -> None:
         """Rows of one table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from statistics import median
@@ -12,6 +13,7 @@ from xpyd.compose import ROOT
 from xpyd.config.compare import Compare
 from xpyd.config.serve import Serve
 from xpyd.economics.cost import ComputePoint, LinkFit, LinkModel, LinkPoint, fit_compute, score_link
+from xpyd.economics.delays import fit_delays
 from xpyd.economics.predict import predict, to_json
 from xpyd.economics.scenario import Calibration, Scenario, calibration_from, classes_of, fit_calibration
 from xpyd.entry import Job, mpi_library
@@ -24,7 +26,7 @@ from xpyd.run_dir import RowWriter
 from xpyd.scheduler.config import SchedulerConfig
 from xpyd.units import NS_PER_S, gbps_to_bytes_per_s
 from xpyd.worker.block import Block, Setup, warm_up_blocks
-from xpyd.worker.calibrate import calibrate
+from xpyd.worker.calibrate import calibrate, time_messages
 from xpyd.worker.session import Session
 
 ENVIRONMENT = "environment.json"
@@ -149,19 +151,20 @@ def write_prediction(session: Session, config: Compare, job: Job) -> None:
     if why := _not_predicted(config):
         job.say(f"no prediction: {why}")
         return
-    job.say("calibrating: engine steps and link, each alone")
-    points = calibrate(session)
+    job.say("calibrating: engine steps, link and messages, each alone")
+    points, delays = calibrate(session), time_messages(session)
     if points is None:
         return
-    calibration = fit_points(*points, config.fabric.rate_gbps, job)
+    calibration = replace(fit_points(*points, config.fabric.rate_gbps, job), delays=fit_delays(delays))
     classes = to_json(predict(calibration, scenario_of(config, config.num_pairs, session.spec, config.scheduler)))
     if config.tuned is not None:
         tuned = predict(calibration, scenario_of(config, config.num_pairs, session.spec, config.tuned))
         for length, (colocated, _) in tuned.items():
             classes[length][COLOCATED_TUNED] = asdict(colocated)
     content = {"written_at": datetime.now().isoformat(), "calibration": asdict(calibration), "classes": classes}
-    timed = {"steps": [asdict(each) for each in points[0]], "transfers": [asdict(each) for each in points[1]]}
-    job.run_dir.write_json(PREDICTED, {**content, "points": timed})
+    timed: dict[str, Sequence[Any]] = {"steps": points[0], "transfers": points[1], "delays": delays}
+    listed = {name: [asdict(each) for each in own] for name, own in timed.items()}
+    job.run_dir.write_json(PREDICTED, {**content, "points": listed})
 
 
 def _not_predicted(config: Compare) -> str:

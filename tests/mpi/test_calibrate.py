@@ -37,8 +37,7 @@ def test_a_calibration_knows_steps_link_runs_and_what_moving_costs(
     points = json.loads((folder / FILE).read_text())
     transfers, delays = points["transfers"], Counter(each["delay"] for each in points["delays"])
     assert delays == {"submit": 18, "leave": 9, "admit": 9, "tell": 18 * 16}, "of nine requests in either arm"
-    assert content["delays"]["leave_s"]["value"] == 0, "KV leaves by layers"
-    assert 0 < content["delays"]["tell_s"]["value"] < 1
+    assert content["delays"]["submit_s"]["value"] > 0
     assert {each["concurrency"] for each in transfers} == {1, 2, 4}
     assert {"gain_2", "gain_4"} < set(content["link"])
     costs = read_calibration(folder / "calibration.yaml", MICRO)

@@ -189,7 +189,8 @@ def test_a_run_stopped_by_sigusr1_goes_on_at_its_next_block(tmp_path: Path) -> N
     folder = run_folder(tmp_path, "compare")
     assert not (folder / "DONE").exists()
     predicted = (folder / "predicted.json").read_bytes()
-    assert {key for key, timed in json.loads(predicted)["points"].items() if timed} == {"steps", "transfers"}
+    assert {key for key, timed in json.loads(predicted)["points"].items() if timed} == {"steps", "transfers", "delays"}
+    assert len(json.loads(predicted)["points"]["delays"]) == 9 * (1 + 4 + 2), "of nine requests with four tokens"
     with RunDir(folder).lock():
         joined = plain("compare", *SMALL, *mine)
     assert joined.returncode == 2

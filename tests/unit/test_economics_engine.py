@@ -12,7 +12,14 @@ from xpyd.calibration import alike
 from xpyd.economics.cost import ComputeModel, ComputePoint
 from xpyd.economics.delays import DelayPoint, Delays, fit_delays
 from xpyd.economics.engine import EngineModel, Scatter, fit_engine, scatter, step_s
-from xpyd.worker.played import BLOCKS_PER_ROUND, calibration_blocks, delay_points, played_points
+from xpyd.worker.played import (
+    BLOCKS_PER_ROUND,
+    calibration_blocks,
+    delay_points,
+    is_lightest,
+    lone_block,
+    played_points,
+)
 
 ALONE = ComputeModel(3e-3, 1e-4, 2e-7, 5e-5, 1e-7)
 ENGINE = EngineModel(1.4, 0.9)
@@ -126,8 +133,7 @@ def test_waits_are_read_off_requests_that_had_the_workers_for_themselves() -> No
     rows = stamps(0, **whole)
     rows += stamps(1, **whole, transfer_begin=9.4, transfer_end=20, decode_admit=20.25)
     rows += stamps(BLOCKS_PER_ROUND + 1, **whole, transfer_begin=5, transfer_end=8, decode_admit=9.75)
-    rows += stamps(2, **whole) + stamps(3, **whole, transfer_begin=9.4, transfer_end=20, decode_admit=20.25)
-    found = delay_points(rows, [token(0, 9, 9.5), token(BLOCKS_PER_ROUND, 3, 3.25), token(2, 3, 4), token(3, 5, 9)])
+    found = delay_points(rows, [token(0, 9, 9.5), token(BLOCKS_PER_ROUND, 3, 3.25)])
     assert [(point.delay, round(point.seconds * 1e3, 6)) for point in found] == [
         ("tell", 0.5),
         ("tell", 0.25),
@@ -138,7 +144,9 @@ def test_waits_are_read_off_requests_that_had_the_workers_for_themselves() -> No
         ("submit", 0.5),
         ("leave", 0.0),  # by layers, before the prompt's end
         ("admit", 0.75),  # which its first token waits for
-    ], "not of blocks 2 and 3, in which three requests are under way"
+    ]
+    assert [number for number in range(8) if is_lightest(number)] == [0, 1, 4, 5]
+    assert [calibration_blocks(1, 4096)[number].concurrency for number in (0, 1)] == [1, 1]
     assert fit_delays(found) == Delays(
         submit_s=pytest.approx(5e-4),
         leave_s=pytest.approx(2e-4),
@@ -162,3 +170,14 @@ def test_both_arms_are_played_lightly_and_less_so_in_every_round() -> None:
     assert {request.input_len for request in blocks[0].requests} == {48, 112, 176}
     assert {request.input_len for request in calibration_blocks(0, 128)[0].requests} == {48, 112}
     assert calibration_blocks(0, 32) == []
+
+
+def test_messages_are_timed_by_requests_that_fit() -> None:
+    block = lone_block(4096)
+    assert block is not None
+    assert (block.number, block.arm, block.concurrency) == (-1, "disaggregated", 1)
+    assert {(request.input_len, request.output_len) for request in block.requests} == {(176, 4)}
+    small = lone_block(120)
+    assert small is not None
+    assert {request.input_len for request in small.requests} == {112}
+    assert lone_block(50) is None

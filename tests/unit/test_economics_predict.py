@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import astuple, replace
+from dataclasses import asdict, astuple, replace
 from math import isfinite
 from typing import Any
 
@@ -21,10 +21,11 @@ from xpyd.economics.cost import (
     LinkPoint,
     effective_transfer_s,
 )
+from xpyd.economics.delays import Delays
 from xpyd.economics.ledger import make_ledger
 from xpyd.economics.nnls import Score
 from xpyd.economics.predict import predict, to_json
-from xpyd.economics.scenario import Calibration, RequestClass, Scenario, classes_of, fit_calibration
+from xpyd.economics.scenario import Calibration, RequestClass, Scenario, calibration_from, classes_of, fit_calibration
 from xpyd.placement import PlacementConfig
 from xpyd.records import StageRow, TokenRow
 from xpyd.request import Request, Stage
@@ -69,6 +70,17 @@ def test_an_idle_cluster_takes_the_bare_steps(mode: Any, policy: Any) -> None:
     exposed_s = effective_transfer_s(LINK.alpha_s, wire_s, SPEC.num_layers if mode == "layerwise" else 1, last_step_s)
     assert astuple(colocated) == pytest.approx((0, prefill_s, 0, 0, decode_s), abs=1e-7)
     assert astuple(disaggregated) == pytest.approx((0, prefill_s, exposed_s, 0, decode_s), abs=1e-7)
+
+
+def test_messages_delay_what_they_come_before() -> None:
+    delays = Delays(submit_s=1e-3, leave_s=2e-3, admit_s=4e-3, tell_s=8e-3)
+    scenario = replace(BASE, classes=(replace(CHAT, output_len=1), DOCUMENT), mode="whole")
+    plain, later = (predict(each, scenario) for each in (calibration(), replace(calibration(), delays=delays)))
+    for name, added in (("1-128", (1e-3, 0, 0, 0, 0)), ("513-2048", (1e-3, 0, 2e-3, 4e-3, 0))):
+        for before, found, waits in zip(plain[name], later[name], ((1e-3, 0, 0, 0, 0), added), strict=True):
+            assert np.subtract(astuple(found), astuple(before)) == pytest.approx(waits, abs=1e-12)
+    assert calibration_from(asdict(replace(calibration(), delays=delays))).delays == delays
+    assert calibration_from({key: asdict(calibration())[key] for key in ("compute", "link")}).delays == Delays()
 
 
 @pytest.mark.parametrize("policy", ["chunked", "prefill_first"])

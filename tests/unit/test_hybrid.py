@@ -11,6 +11,7 @@ from xpyd import dispatch as dispatch_module
 from xpyd import hybrid
 from xpyd.dispatch import HybridDispatch, KvMap, PoolDispatch, Way
 from xpyd.economics.cost import ComputeFit, ComputeModel, LinkFit, LinkModel
+from xpyd.economics.delays import Delays
 from xpyd.economics.nnls import Score
 from xpyd.economics.scenario import Calibration, RequestClass, Scenario
 from xpyd.hybrid import Decision, Expected, HybridConfig, HybridPolicy, Reckoning, decision_row, expected_loads
@@ -69,6 +70,19 @@ def test_both_ways_on_idle_ranks_cost_what_they_cost_alone() -> None:
     assert found.move.admission_s == pytest.approx(2 * MS)
     assert found.move.total_s == pytest.approx((14 + 50 + 1 + 25.6 + 2) * MS)
     assert (found.chosen, found.reason) == (found.stay, "staying costs less")
+
+
+def test_a_move_waits_for_messages_that_a_request_that_stays_does_not() -> None:
+    waits = replace(calibration(), delays=Delays(submit_s=7 * MS, leave_s=2 * MS, admit_s=3 * MS, tell_s=9 * MS))
+    plain, found = (
+        HybridPolicy(HybridConfig("cost"), each, SCENARIO, ((1,), (2,))).decide(100, 11, EVERYBODY, 0.0, 1)
+        for each in (calibration(), waits)
+    )
+    assert plain.move is not None
+    assert found.move is not None
+    assert found.stay.total_s == plain.stay.total_s
+    assert found.move.exposed_transfer_s - plain.move.exposed_transfer_s == pytest.approx(2 * MS)
+    assert found.move.total_s - plain.move.total_s == pytest.approx(5 * MS)
 
 
 def test_decodes_beside_a_prompt_are_a_cost_of_it() -> None:

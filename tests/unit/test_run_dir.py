@@ -99,11 +99,14 @@ def test_a_rank_does_other_things_while_a_slow_file_system_takes_its_rows(
             rows.sync()
 
 
-def test_muted_rows_are_dropped(tmp_path: Path) -> None:
+def test_muted_rows_are_dropped_or_kept_for_who_wants_them(tmp_path: Path) -> None:
     run_dir = RunDir.create(tmp_path, "compare", "r")
     with RowWriter(run_dir, 1) as rows:
         rows.muted = True
         rows.write(stage(1))
+        rows.overheard = []
+        rows.write(stage(2))
+        assert rows.overheard == [stage(2)]
     run_dir.finish()
     assert not (run_dir.path / "stages.parquet").exists()
 

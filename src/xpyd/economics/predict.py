@@ -1,7 +1,7 @@
 """The predicted ledger: every stage of a request's way, in both arms, before the first request is sent.
 
-Closed form: the calibrated step and link models, a decode batch from Little's law, and queueing waits for the pools.
-What it leaves out: preemption, prompts that share a step, and variety inside a length class.
+Closed form: the calibrated step and link models, what messages take, a decode batch from Little's law, and queueing
+waits for the pools. What it leaves out: preemption, prompts that share a step, and variety inside a length class.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from xpyd.economics.batch import DecodeBatch, decode_batch
 from xpyd.economics.cost import ComputeModel, LinkModel, effective_transfer_s
+from xpyd.economics.delays import Delays
 from xpyd.economics.ledger import ArmTimes, length_class
 from xpyd.economics.queueing import block_wait_s
 from xpyd.economics.scenario import Calibration, RequestClass, Scenario
@@ -22,9 +23,9 @@ BISECTIONS = 60
 
 def predict(calibration: Calibration, scenario: Scenario) -> Prediction:
     """Mean stage times of each length class in both arms, (colocated, disaggregated), shortest class first."""
-    compute, link = calibration.compute.model, calibration.link.model
-    colocated = _at_load(scenario, lambda rate: _colocated(compute, scenario, rate))
-    disaggregated = _at_load(scenario, lambda rate: _disaggregated(compute, link, scenario, rate))
+    compute, link, delays = calibration.compute.model, calibration.link.model, calibration.delays
+    colocated = _at_load(scenario, lambda rate: _colocated(compute, delays, scenario, rate))
+    disaggregated = _at_load(scenario, lambda rate: _disaggregated(compute, link, delays, scenario, rate))
     together: dict[str, list[int]] = {}
     for index, cls in sorted(enumerate(scenario.classes), key=lambda pair: pair[1].input_len):
         together.setdefault(length_class(round(cls.input_len)), []).append(index)
@@ -42,12 +43,12 @@ def to_json(prediction: Prediction) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def _colocated(compute: ComputeModel, scenario: Scenario, rate_rps: float) -> list[ArmTimes]:
+def _colocated(compute: ComputeModel, delays: Delays, scenario: Scenario, rate_rps: float) -> list[ArmTimes]:
     """All N ranks do both: prompts wait for prompts, and each prompt's compute stretches the decodes beside it."""
     num_ranks = scenario.num_colocated
     batch = colocated_batch(compute, scenario, rate_rps)
     prefill = [prefill_s(compute, scenario, cls, batch.others_s) for cls in scenario.classes]
-    queue_s = _wait_s(scenario, rate_rps, prefill, num_ranks) + batch.residual_step_s
+    queue_s = delays.submit_s + _wait_s(scenario, rate_rps, prefill, num_ranks) + batch.residual_step_s
     queue_s += _seat_wait_s(scenario, rate_rps, batch, num_ranks)
     return [
         ArmTimes(queue_s, own_s, 0.0, 0.0, cls.num_gaps * batch.gap_s(cls))
@@ -55,20 +56,24 @@ def _colocated(compute: ComputeModel, scenario: Scenario, rate_rps: float) -> li
     ]
 
 
-def _disaggregated(compute: ComputeModel, link: LinkModel, scenario: Scenario, rate_rps: float) -> list[ArmTimes]:
+def _disaggregated(
+    compute: ComputeModel, link: LinkModel, delays: Delays, scenario: Scenario, rate_rps: float
+) -> list[ArmTimes]:
     """x ranks prefill, y ranks decode, and the KV of every request crosses a link in between."""
     prefill = [prefill_s(compute, scenario, cls, 0.0) for cls in scenario.classes]
-    queue_s = _wait_s(scenario, rate_rps, prefill, scenario.num_prefill)
+    queue_s = delays.submit_s + _wait_s(scenario, rate_rps, prefill, scenario.num_prefill)
     batch = split_batch(compute, scenario, rate_rps)
     # A decode rank takes an offer only when it has a seat: waiting for one delays the transfer's end.
     seat_wait_s = _seat_wait_s(scenario, rate_rps, batch, scenario.num_decode)
     exposed = _exposed_s(compute, link, scenario, rate_rps)
     times = []
     for cls, own_s, exposed_s in zip(scenario.classes, prefill, exposed, strict=True):
-        moves = cls.output_len > 1
-        admission_s = batch.residual_step_s if moves else 0.0
         decode_s = cls.num_gaps * batch.gap_s(cls)
-        times.append(ArmTimes(queue_s, own_s, exposed_s + seat_wait_s if moves else 0.0, admission_s, decode_s))
+        if cls.output_len <= 1:  # never moves
+            times.append(ArmTimes(queue_s, own_s, 0.0, 0.0, decode_s))
+            continue
+        exposed_s += delays.leave_s + seat_wait_s
+        times.append(ArmTimes(queue_s, own_s, exposed_s, batch.residual_step_s + delays.admit_s, decode_s))
     return times
 
 

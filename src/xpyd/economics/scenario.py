@@ -18,6 +18,7 @@ from xpyd.economics.cost import (
     fit_compute,
     fit_link,
 )
+from xpyd.economics.delays import NO_DELAYS, Delays
 from xpyd.economics.ledger import length_class
 from xpyd.economics.nnls import Score
 from xpyd.model.spec import ModelSpec
@@ -55,10 +56,11 @@ def classes_of(requests: Iterable[Request]) -> tuple[RequestClass, ...]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The fitted step model and link; their points are never those that the prediction is scored on."""
+    """The fitted step model and link, and what messages take; no point is of what the prediction is scored on."""
 
     compute: ComputeFit
     link: LinkFit
+    delays: Delays = NO_DELAYS
 
 
 def fit_calibration(compute_points: Sequence[ComputePoint], link_points: Sequence[LinkPoint]) -> Calibration:
@@ -72,6 +74,7 @@ def calibration_from(content: Mapping[str, Any]) -> Calibration:
     return Calibration(
         ComputeFit(ComputeModel(**compute["model"]), Score(**compute["score"])),
         LinkFit(LinkModel(**link["model"]), Score(**link["score"])),
+        Delays(**content.get("delays", {})),  # none in runs of before messages were measured
     )
 
 

@@ -61,7 +61,7 @@ class HybridRouting:
     def __init__(self, hybrid: Hybrid, setup: Setup) -> None:
         num_prefill = setup.placement.num_prefill
         pools = range(num_prefill), range(num_prefill, num_prefill + setup.placement.num_decode)
-        calibration = Calibration(ComputeFit(setup.compute, EXACT), LinkFit(setup.link, EXACT))
+        calibration = Calibration(ComputeFit(setup.compute, EXACT), LinkFit(setup.link, EXACT), setup.delays)
         self._policy = HybridPolicy(hybrid.config, calibration, hybrid.scenario, pools)
         self._present = range(num_prefill + setup.placement.num_decode)
         self._ways: dict[int, Reckoning] = {}

@@ -7,6 +7,7 @@ fixed here and not the workload's: a prediction is never scored on the points th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from math import ceil
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
@@ -15,12 +16,15 @@ import numpy as np
 
 from xpyd.clock import wait_quietly
 from xpyd.economics.cost import ComputePoint, LinkPoint
+from xpyd.economics.delays import DelayPoint
 from xpyd.kv.codec.config import CodecConfig
 from xpyd.kv.layout import PoolLayout
 from xpyd.kv.plan import plan_request
 from xpyd.model.segment import Segment
 from xpyd.placement import Role
+from xpyd.records import StageRow, TokenRow
 from xpyd.units import NS_PER_S
+from xpyd.worker.played import delay_points, lone_block
 from xpyd.worker.session import Session
 from xpyd.worker.wire import receive_once, receive_together, send_once, send_together
 
@@ -50,6 +54,18 @@ def calibrate(session: Session) -> tuple[list[ComputePoint], list[LinkPoint]] | 
     if gathered is None:
         return None
     return [p for each, _ in gathered for p in each], [p for _, each in gathered for p in each]
+
+
+def time_messages(session: Session) -> list[DelayPoint]:
+    """What a few requests waited for messages, on rank 0; nothing elsewhere, nor where none fits the pool.
+
+    Collective.
+    """
+    scheduler = session.setup.scheduler
+    block = lone_block(scheduler.num_kv_blocks * scheduler.block_size)
+    rows = (session.rehearse(block) or []) if block is not None else []
+    stages, tokens = ([asdict(row) for row in rows if isinstance(row, kind)] for kind in (StageRow, TokenRow))
+    return delay_points(stages, tokens)
 
 
 def _time_steps(runner: ModelRunner, num_blocks: int) -> Iterator[ComputePoint]:

@@ -22,6 +22,7 @@ from xpyd.worker.block import Block
 
 INPUT_LENS = (48, 112, 176)  # no step has to part one where scheduler.max_num_batched_tokens is 180 or more
 OUTPUT_LEN = 16
+LONE_OUTPUT_LEN = 4  # of a block that is played for its messages
 NUM_REQUESTS = 9
 CONCURRENCIES = (1, 3)
 BLOCKS_PER_ROUND = 2 * len(CONCURRENCIES)
@@ -64,20 +65,32 @@ def played_points(steps: Iterable[Mapping[str, Any]], num_blocks: int) -> list[d
     return found
 
 
+def lone_block(num_tokens: int) -> Block | None:
+    """A few short requests one at a time across the link, for what messages take; None where ``num_tokens`` hold none.
+
+    A prediction has no time for more, and none for steps: it knows those from steps alone.
+    """
+    length = next((each for each in reversed(INPUT_LENS) if each + LONE_OUTPUT_LEN <= num_tokens), None)
+    if length is None:
+        return None
+    requests = [Request(i, 0, length, LONE_OUTPUT_LEN, seed=i) for i in range(NUM_REQUESTS)]
+    return Block(-1, -1, DISAGGREGATED, requests, concurrency=1, speculates=False)
+
+
+def is_lightest(number: int) -> bool:
+    """Whether a block of ``calibration_blocks`` has one request at a time."""
+    return number % BLOCKS_PER_ROUND < BLOCKS_PER_ROUND // len(CONCURRENCIES)
+
+
 def delay_points(stages: Iterable[Mapping[str, Any]], tokens: Iterable[Mapping[str, Any]]) -> list[DelayPoint]:
-    """What requests waited for messages and turns, from stage and token rows of the blocks with one at a time.
+    """What requests waited for messages and turns, from stage and token rows of blocks with one at a time.
 
     There nobody is queued, no other step runs, and no other KV moves.
     """
     stamps: defaultdict[tuple[int, int], dict[str, int]] = defaultdict(dict)
     for row in stages:
-        if _one_at_a_time(row["block"]):
-            stamps[row["block"], row["request_id"]][row["stage"]] = row["t_ns"]
-    found = [
-        DelayPoint("tell", (row["t_ns"] - row["emitted_ns"]) / NS_PER_S)
-        for row in tokens
-        if _one_at_a_time(row["block"])
-    ]
+        stamps[row["block"], row["request_id"]][row["stage"]] = row["t_ns"]
+    found = [DelayPoint("tell", (row["t_ns"] - row["emitted_ns"]) / NS_PER_S) for row in tokens]
     for own in stamps.values():
         if Stage.PREFILL_BEGIN in own:
             found.append(DelayPoint("submit", (own[Stage.PREFILL_BEGIN] - own[Stage.ARRIVED]) / NS_PER_S))
@@ -86,8 +99,3 @@ def delay_points(stages: Iterable[Mapping[str, Any]], tokens: Iterable[Mapping[s
             found.append(DelayPoint("leave", max(0, own[Stage.TRANSFER_BEGIN] - computed_ns) / NS_PER_S))
             found.append(DelayPoint("admit", (own[Stage.DECODE_ADMIT] - there_ns) / NS_PER_S))
     return found
-
-
-def _one_at_a_time(number: int) -> bool:
-    """Whether a block of ``calibration_blocks`` is of the lightest load."""
-    return number % BLOCKS_PER_ROUND < BLOCKS_PER_ROUND // len(CONCURRENCIES)

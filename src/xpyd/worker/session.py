@@ -149,6 +149,15 @@ class Session:
         self._close_block(block, part, played, before)
         return played
 
+    def rehearse(self, block: Block) -> list[Any] | None:
+        """Play a warm-up block; rank 0 gets the rows that the ranks would have written one by one. Collective."""
+        assert block.number < 0, "rows of others are written"
+        self.rows.overheard = []
+        self.play(block)
+        rows, self.rows.overheard = self.rows.overheard, None
+        gathered = self.crew.gather(rows)
+        return None if gathered is None else [row for each in gathered for row in each or []]
+
     def bcast(self, value: Any) -> Any:
         """The client's value, at every rank that is left."""
         return self.crew.bcast(value)
