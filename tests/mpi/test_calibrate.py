@@ -36,7 +36,7 @@ def test_a_calibration_knows_steps_link_runs_and_what_moving_costs(
         assert all(each["value"] >= 0 for name, each in part.items() if name != "hidden_s")
     points = json.loads((folder / FILE).read_text())
     transfers, delays = points["transfers"], Counter(each["delay"] for each in points["delays"])
-    assert delays == {"submit": 18, "leave": 9, "admit": 9, "tell": 18 * 16}, "of nine requests in either arm"
+    assert delays == {"submit": 18, "leave": 9, "admit": 9, "tell": 18 * 32}, "of nine requests in either arm"
     assert content["delays"]["submit_s"]["value"] > 0
     assert {each["concurrency"] for each in transfers} == {1, 2, 4}
     assert {"gain_2", "gain_4"} < set(content["link"])

@@ -168,8 +168,8 @@ def test_both_arms_are_played_lightly_and_less_so_in_every_round() -> None:
     assert [block.number for block in blocks] == [4, 5, 6, 7]
     assert {block.pair for block in blocks} == {1}
     assert {request.input_len for request in blocks[0].requests} == {48, 112, 176}
-    assert {request.input_len for request in calibration_blocks(0, 128)[0].requests} == {48, 112}
-    assert calibration_blocks(0, 32) == []
+    assert {request.input_len for request in calibration_blocks(0, 144)[0].requests} == {48, 112}
+    assert calibration_blocks(0, 79) == []
 
 
 def test_messages_are_timed_by_requests_that_fit() -> None:
